@@ -1,0 +1,51 @@
+"""Checks for TensorFlow Federated before the layers that need it are imported.
+
+TFF is an optional dependency: quantization, Keras layers and allocation work
+without it.  TFF 0.87.0 pins `jaxlib==0.4.14`, which the package index no longer
+has, so `pip install tensorflow-federated` fails with a message about jaxlib.  The
+error raised here names the two routes that do work instead.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import metadata
+
+_DISTRIBUTION = "tensorflow-federated"
+_MODULE = "tensorflow_federated"
+_RELEASE = "0.87"
+
+_FIX = (
+    "On Linux x86_64 with Python 3.9 to 3.11, in a clone of tff_fedmpq, run "
+    "`uv sync --extra federated` or `pip install --no-deps -r requirements.txt`; "
+    "plain `pip install tensorflow-federated` cannot work, because it pins a jaxlib "
+    "that the package index no longer has.\n"
+    "tff_fedmpq.quantization, tff_fedmpq.keras and tff_fedmpq.allocation work "
+    "without it."
+)
+
+
+def require_tff() -> None:
+    """Raises unless the release of TensorFlow Federated we are built on is there.
+
+    TFF itself is not imported (that takes seconds and can fail obscurely); only
+    its installed metadata is read.
+
+    Raises:
+      ImportError: TFF is missing or is not of the 0.87 series.
+    """
+    try:
+        found = metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        found = None
+    # The metadata may outlive the module, and a test may block the module alone.
+    if found is None or importlib.util.find_spec(_MODULE) is None:
+        problem = "it is not installed"
+    elif found.split(".")[:2] != _RELEASE.split("."):
+        problem = f"found {found}"
+    else:
+        return
+    raise ImportError(
+        f"tff_fedmpq expects TensorFlow Federated {_RELEASE}.x, but {problem}. {_FIX}",
+        name=_MODULE,
+    )

@@ -1,0 +1,122 @@
+"""One client's part of a round, as a TFF computation.
+
+    client_work: (<client_id=string, keys=int32[1], selected=MESSAGE*> -> ClientResult)
+
+(`tff.federated_select` takes a list of keys and gives a sequence; both hold one.)
+
+It reads the client's examples by its id, unpacks what it received, trains
+(`local_training`), and encodes the result for the way up (`uplink`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_fedmpq.federated import messages
+from tff_fedmpq.federated.aggregation import ClientResult
+from tff_fedmpq.federated.local_training import Augment, LocalTrainer
+from tff_fedmpq.federated.model_spec import ModelFn, ModelSpec
+from tff_fedmpq.federated.scheme import Scheme
+
+# More than any client holds: all of its examples come as one batch.
+_ALL_EXAMPLES = 2**31 - 1
+
+
+def build_client_work(
+    model_fn: ModelFn,
+    scheme: Scheme,
+    spec: ModelSpec,
+    client_data: tff.simulation.datasets.ClientData,
+    budgets: np.ndarray,
+    received_type: tff.Type,
+    loss: tf.keras.losses.Loss,
+    augment: Augment | None,
+    dtype_policy: str | None,
+) -> tff.Computation:
+    """Builds the computation.
+
+    Args:
+      model_fn: returns the float Keras model.
+      scheme: how to train and what to send.
+      spec: of the scheme's client model.
+      client_data: the examples; elements are (x, y) pairs.
+      budgets: float32[N], bits per weight of each client.
+      received_type: what the select function returns.
+      loss: of labels and logits.
+      augment: applied to every training batch.
+      dtype_policy: Keras policy of the layers, such as "mixed_bfloat16".
+    """
+    budgets = np.asarray(budgets, np.float32)
+
+    @tff.tensorflow.computation(
+        tff.TensorType(np.str_),
+        tff.TensorType(np.int32, [1]),
+        tff.SequenceType(received_type),
+    )
+    def client_work(client_id, keys, selected):
+        key, received = keys[0], selected.get_single_element()
+        examples = client_data.dataset_computation(client_id)
+        images, labels = read_all_examples(examples)
+        model = scheme.build_client_model(model_fn, dtype_policy)
+        trainer = LocalTrainer(model, scheme.training, loss, augment)
+
+        @tf.function
+        def run():
+            budget = tf.gather(budgets, key)
+            weights = messages.unpack_model(received, spec)
+            seeds = tf.random.split(received["seed"], 2)
+            trained, sums, densities = trainer.train(weights, images, labels, seeds[0])
+            message = scheme.uplink.encode(trained, weights, budget, seeds[1])
+            num_examples = tf.cast(tf.shape(images)[0], tf.float32)
+            weight = scheme.aggregation_weight(budget, num_examples)
+            return ClientResult(
+                key,
+                weight,
+                message,
+                trained.bit_widths,
+                sums,
+                densities,
+                scheme.uplink.count_bits(message, headers=[weight]),
+                messages.count_model_bits(received, headers=[received["seed"]]),
+            )
+
+        return run()
+
+    return client_work
+
+
+def read_all_examples(dataset: tf.data.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns all examples of a dataset as two tensors.
+
+    Args:
+      dataset: of pairs (x, y), or of mappings with the keys "x" and "y".
+
+    Returns:
+      x of shape [n, ...] and y of shape [n]; n may be 0.
+
+    Raises:
+      ValueError: if elements have another structure.
+    """
+    spec = dataset.element_spec
+    if isinstance(spec, Mapping) and set(spec) == {"x", "y"}:
+        dataset = dataset.map(lambda element: (element["x"], element["y"]))
+    elif not (isinstance(spec, tuple) and len(spec) == 2):
+        raise ValueError(
+            "Client data has to hold pairs (x, y), or mappings of 'x' and 'y'; found "
+            f"elements {spec}. Bring them into that form with "
+            "`client_data.preprocess(lambda dataset: dataset.map(...))`."
+        )
+
+    def nothing(element: tf.TensorSpec) -> tf.Tensor:
+        return tf.zeros([0, *element.shape], element.dtype)
+
+    # A dataset without elements has no batch either: then this one is the first.
+    empty = tf.data.Dataset.from_tensors(
+        tf.nest.map_structure(nothing, dataset.element_spec)
+    )
+    return dataset.batch(_ALL_EXAMPLES).concatenate(empty).take(1).get_single_element()

@@ -1,0 +1,103 @@
+"""FedMPQ: federated learning of mixed-precision quantized networks.
+
+Chen & Vikalo, "Mixed-Precision Quantization for Federated Learning on
+Resource-Constrained Heterogeneous Devices", CVPR 2024.
+
+    for each round t:
+      for each client n of the round:
+        G_n <- quantize(W, b_n)                                      Eq. 3, 14
+        for tau epochs: G_n <- integer update of the codes by
+            task loss + lambda sum_l M_l/M sum_i ||B_i||_2           Eq. 5-12
+        drop nearly empty top planes (density <= epsilon)            Eq. 13
+      W <- sum_n p_n dequantize(G_n),  p_n ~ v_n |D_n|               Eq. 15
+      b_n <- Pruning-Growing of sum_n p_n b_n to the budget v_n      Eq. 16, Alg. 2
+
+Paper symbols: W global weights, b_n `bit_widths`, v_n `budgets`, |D_n| number of
+examples, lambda `lasso`, epsilon `pruning_threshold`, tau `epochs`, eta `learning_rate`.
+
+Deviations, each an argument: the symmetric representation with magnitude planes and
+scales of least squared error (`representation`, `scale_rule`), saturating pruning
+(`saturate`), Pruning-Growing that uses the whole budget and never exceeds it
+(`allocation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow_federated as tff
+
+from tff_fedmpq.allocation.policies import AllocationPolicy, pruning_growing
+from tff_fedmpq.federated.local_training import LocalTrainingConfig
+from tff_fedmpq.federated.model_spec import ModelFn
+from tff_fedmpq.federated.process import build_process
+from tff_fedmpq.federated.scheme import (
+    AggregationWeight,
+    Scheme,
+    WeightQuantization,
+    weigh_by_budget_and_examples,
+)
+from tff_fedmpq.federated.uplink import ModelUplink
+from tff_fedmpq.quantization.representation import Representation, get_representation
+from tff_fedmpq.quantization.scales import ScaleRule, get_scale_rule
+
+
+def fedmpq_scheme(
+    *,
+    lasso: float = 0.01,
+    pruning_threshold: float | None = 0.03,
+    allocation: AllocationPolicy = pruning_growing,
+    activation_bits: int | None = 4,
+    representation: str | Representation = "sign_magnitude",
+    scale_rule: str | ScaleRule = "least_squares",
+    aggregation_weight: AggregationWeight = weigh_by_budget_and_examples,
+    **training: Any,
+) -> Scheme:
+    """Returns FedMPQ as a `Scheme`.
+
+    Args:
+      lasso: lambda; 0 leaves the Lasso out.
+      pruning_threshold: epsilon; None leaves MSB pruning out.
+      allocation: who decides the next bit-widths.
+      activation_bits: of ReLU outputs.
+      representation: what codes stand for.
+      scale_rule: how the server chooses scales.
+      aggregation_weight: p_n, before normalisation.
+      **training: other fields of `LocalTrainingConfig`.
+    """
+    representation = get_representation(representation)
+    return Scheme(
+        name="fedmpq",
+        weights=WeightQuantization(representation, get_scale_rule(scale_rule)),
+        activation_bits=activation_bits,
+        lasso=lasso,
+        training=LocalTrainingConfig(pruning_threshold=pruning_threshold, **training),
+        uplink=ModelUplink(representation),
+        aggregation_weight=aggregation_weight,
+        allocation=allocation,
+    )
+
+
+def build_fedmpq(
+    model_fn: ModelFn,
+    budgets: Mapping[str, float],
+    client_data: tff.simulation.datasets.ClientData,
+    *,
+    process: Mapping[str, Any] | None = None,
+    **scheme: Any,
+) -> tff.learning.templates.LearningProcess:
+    """Builds FedMPQ as a learning process whose rounds take client ids.
+
+    Args:
+      model_fn: returns a Sequential or functional float Keras model with logits as
+        output.
+      budgets: client id -> average bits per weight, 1 to 8.
+      client_data: holds the clients' examples, pairs (x, y).
+      process: further arguments of `build_process`: loss, augment, seed, dtype_policy.
+      **scheme: arguments of `fedmpq_scheme`, among them epochs, batch_size and
+        learning_rate.
+    """
+    return build_process(
+        model_fn, budgets, client_data, fedmpq_scheme(**scheme), **(process or {})
+    )

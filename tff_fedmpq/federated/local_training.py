@@ -1,0 +1,225 @@
+"""What a client does in a round: some epochs of SGD on its own examples, then pruning.
+
+Pure TensorFlow and Keras; `client_work` brings it into a federated computation. All
+randomness (order of the examples, augmentation, rounding) comes from the seed that the
+client receives, so a round is a function of its inputs.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Callable, NamedTuple
+
+import tensorflow as tf
+
+from tff_fedmpq.federated.messages import QuantizedWeights
+from tff_fedmpq.federated.model_spec import float_rest_variables
+from tff_fedmpq.keras.optimizer import IntegerSGD
+from tff_fedmpq.keras.quantized_kernel import quantized_kernels
+from tff_fedmpq.quantization import bit_planes
+
+# (batch of images, stateless seed int32[2]) -> batch of images
+Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTrainingConfig:
+    """How a client trains.
+
+    Attributes:
+      epochs: passes over the client's examples per round, the paper's tau.
+      batch_size: examples per step; the last step of an epoch may have fewer.
+      learning_rate: eta of the integer update of codes.
+      float_learning_rate: of the float rest; of all weights in a float model.
+      momentum: of SGD.
+      weight_decay: L2 coefficient.
+      code_update: name in `tff_fedmpq.keras.optimizer.CODE_UPDATES`.
+      pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
+      saturate: whether pruning saturates (see `bit_planes.prune_msb`).
+    """
+
+    epochs: int = 5
+    batch_size: int = 64
+    learning_rate: float = 1.0
+    float_learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    code_update: str = "integer"
+    pruning_threshold: float | None = None
+    saturate: bool = True
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                "epochs and batch_size have to be at least 1, found "
+                f"{self.epochs} and {self.batch_size}."
+            )
+        threshold = self.pruning_threshold
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(
+                f"pruning_threshold has to be None or from 0 to 1, found {threshold!r}."
+            )
+
+    def build_optimizer(self) -> IntegerSGD:
+        """Returns a fresh optimizer; a client starts every round without momentum."""
+        return IntegerSGD(
+            self.learning_rate,
+            self.float_learning_rate,
+            self.momentum,
+            self.weight_decay,
+            self.code_update,
+        )
+
+
+class TrainingSums(NamedTuple):
+    """Sums over all examples that a client trained on, in all epochs.
+
+    Attributes:
+      loss: float32[], of the task loss before each step.
+      correct: float32[], how many were classified rightly.
+      count: float32[], how many examples.
+    """
+
+    loss: tf.Tensor
+    correct: tf.Tensor
+    count: tf.Tensor
+
+    @classmethod
+    def zero(cls) -> TrainingSums:
+        """Returns the sums over no examples."""
+        return cls(*(tf.constant(0.0) for _ in cls._fields))
+
+    def as_dict(self) -> Mapping[str, tf.Tensor]:
+        """Returns the sums by name."""
+        return collections.OrderedDict(self._asdict())
+
+
+class LocalTrainer:
+    """Owns a Keras model and its optimizer, and trains it from given weights.
+
+    Its variables are created by the constructor, which has to be called outside of any
+    `tf.function`; `train` is one, and serves every bit-width and number of examples.
+    """
+
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        config: LocalTrainingConfig,
+        loss: tf.keras.losses.Loss,
+        augment: Augment | None = None,
+    ):
+        """Initializes the trainer.
+
+        Args:
+          model: a compiled or uncompiled Keras model that returns logits.
+          config: how to train it.
+          loss: of labels and logits, averaged over a batch.
+          augment: applied to every batch of training images.
+        """
+        self._model = model
+        self._config = config
+        self._loss = loss
+        self._augment = augment
+        self._kernels = quantized_kernels(model)
+        self._rest = float_rest_variables(model)
+        self._optimizer = config.build_optimizer()
+        self._optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def train(
+        self,
+        weights: QuantizedWeights,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> tuple[QuantizedWeights, TrainingSums, tf.Tensor]:
+        """Trains for the configured epochs, then prunes.
+
+        Args:
+          weights: to start from.
+          images: [n, ...], all of the client's; n may be 0, which trains nothing.
+          labels: int[n].
+          seed: int32[2].
+
+        Returns:
+          The trained weights; sums of the training's metrics; and each layer's
+          top-plane density before pruning, float32[L].
+        """
+        self._assign(weights)
+        seeds = tf.random.split(seed, 2)
+        self._optimizer.rounding_seed.assign(seeds[0])
+        sums = self._run_epochs(images, labels, seeds[1])
+        densities = [
+            bit_planes.top_plane_density(k.representation, k.codes, k.bit_width)
+            for k in self._kernels
+        ]
+        densities = tf.stack(densities) if densities else tf.zeros([0])
+        return self._pruned_weights(), sums, densities
+
+    def _run_epochs(
+        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> TrainingSums:
+        count, batch_size = tf.shape(images)[0], self._config.batch_size
+        steps_per_epoch = (count + batch_size - 1) // batch_size
+        order = tf.range(count)
+        sums = TrainingSums.zero()
+        for step in tf.range(self._config.epochs * steps_per_epoch):
+            begin = (step % steps_per_epoch) * batch_size
+            step_seed = tf.random.fold_in(seed, step)
+            if begin == 0:
+                order = tf.random.experimental.stateless_shuffle(
+                    tf.range(count), step_seed
+                )
+            chosen = order[begin : begin + batch_size]
+            batch = tf.gather(images, chosen)
+            if self._augment is not None:
+                batch = self._augment(batch, step_seed)
+            step_sums = self._step(batch, tf.gather(labels, chosen))
+            sums = TrainingSums(*(a + b for a, b in zip(sums, step_sums)))
+        return sums
+
+    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> TrainingSums:
+        variables = self._model.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self._model(images, training=True)
+            task_loss = self._loss(labels, logits)
+            total_loss = tf.add_n([task_loss, *self._model.losses])
+        gradients = tape.gradient(total_loss, variables)
+        self._optimizer.apply_gradients(zip(gradients, variables))
+        count = tf.cast(tf.shape(images)[0], tf.float32)
+        predicted = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        correct = tf.equal(predicted, tf.cast(labels, tf.int32))
+        return TrainingSums(
+            task_loss * count, tf.reduce_sum(tf.cast(correct, tf.float32)), count
+        )
+
+    def _assign(self, weights: QuantizedWeights) -> None:
+        for i, kernel in enumerate(self._kernels):
+            kernel.codes.assign(weights.codes[i])
+            kernel.scale.assign(weights.scales[i])
+            kernel.bit_width.assign(weights.bit_widths[i])
+        for variable, value in zip(self._rest, weights.rest):
+            variable.assign(value)
+
+    def _pruned_weights(self) -> QuantizedWeights:
+        """Returns the model's weights, nearly empty top planes removed (Eq. 13)."""
+        codes, scales, bit_widths = [], [], []
+        for kernel in self._kernels:
+            layer = (kernel.codes.value(), kernel.scale.value(), kernel.bit_width.value())
+            if self._config.pruning_threshold is not None:
+                layer = bit_planes.prune_msb(
+                    kernel.representation,
+                    *layer,
+                    threshold=self._config.pruning_threshold,
+                    saturate=self._config.saturate,
+                )
+            for column, value in zip((codes, scales, bit_widths), layer):
+                column.append(value)
+        return QuantizedWeights(
+            tuple(codes),
+            tf.stack(scales) if scales else tf.zeros([0], tf.float32),
+            tf.stack(bit_widths) if bit_widths else tf.zeros([0], tf.int32),
+            tuple(variable.read_value() for variable in self._rest),
+        )

@@ -1,0 +1,351 @@
+"""The round that all schemes share, as a `tff.learning.templates.LearningProcess`.
+
+    SERVER   state: float weights W, bit-widths b[N, L], round
+       |
+       |  client ids {str}@CLIENTS  ->  keys {int32[1]}@CLIENTS
+       |
+       |  federated_select: per key, quantize W to b[key], pack        (`_build_select`)
+       v
+    CLIENTS  unpack, read own examples, train, prune, pack             (`client_work`)
+       |
+       |  federated_aggregate: unpack, dequantize, add up              (`aggregation`)
+       v
+    SERVER   weighted mean -> next W; allocation policy -> next b;     (`_build_update`)
+             measurements
+
+    next: (<S@SERVER, {str}@CLIENTS> -> <state=S@SERVER, metrics=M@SERVER>)
+
+Only client ids enter a round; a client's examples are read inside the computation.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_fedmpq.allocation.budgets import check_budgets
+from tff_fedmpq.allocation.prune_and_grow import uniform_bit_widths
+from tff_fedmpq.federated import aggregation, client_work, messages
+from tff_fedmpq.federated.local_training import Augment
+from tff_fedmpq.federated.model_spec import FloatWeights, ModelFn, ModelSpec
+from tff_fedmpq.federated.model_spec import float_non_trainable_variables
+from tff_fedmpq.federated.scheme import Scheme
+
+
+def build_process(
+    model_fn: ModelFn,
+    budgets: Mapping[str, float],
+    client_data: tff.simulation.datasets.ClientData,
+    scheme: Scheme,
+    *,
+    loss: tf.keras.losses.Loss | None = None,
+    augment: Augment | None = None,
+    dtype_policy: str | None = None,
+    seed: int = 0,
+) -> tff.learning.templates.LearningProcess:
+    """Builds the learning process of a scheme.
+
+    Args:
+      model_fn: returns a Sequential or functional float Keras model with logits as
+        output. Its initial weights are the process's.
+      budgets: client id -> average bits per weight, 1 to 8. These are the clients.
+      client_data: holds the clients' examples, pairs (x, y).
+      scheme: what to do.
+      loss: of labels and logits; by default sparse categorical cross-entropy.
+      augment: applied to every batch of training images.
+      dtype_policy: Keras policy of the layers; "mixed_bfloat16" computes faster on
+        processors that have it.
+      seed: of everything random in training.
+
+    Returns:
+      The process. Its state is a `tff.learning.templates.LearningAlgorithmState` with
+      ``distributor = {bit_widths: int32[N, L], round: int32}``; for its metrics see
+      `_measurements`.
+
+    Raises:
+      ValueError: for budgets out of range, or clients without data.
+    """
+    client_ids, budget_values = _check_clients(budgets, client_data)
+    loss = loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
+    initialize = _build_initialize(model_fn, scheme, spec, budget_values)
+    state_type = initialize.type_signature.result.member
+    select_fn = _build_select(state_type, scheme, spec, seed)
+    work = client_work.build_client_work(
+        model_fn,
+        scheme,
+        spec,
+        client_data,
+        budget_values,
+        select_fn.type_signature.result,
+        loss,
+        augment,
+        dtype_policy,
+    )
+    aggregate = _build_aggregate(
+        work.type_signature.result, scheme, spec, len(client_ids)
+    )
+    update = _build_update(
+        state_type, aggregate.type_signature.result.member, scheme, spec, budget_values
+    )
+    key_of = _build_key_lookup(client_ids)
+    num_clients = len(client_ids)
+
+    @tff.tensorflow.computation
+    def max_key():
+        return tf.constant(num_clients, tf.int32)
+
+    @tff.federated_computation(
+        initialize.type_signature.result,
+        tff.FederatedType(tff.TensorType(np.str_), tff.CLIENTS),
+    )
+    def next_fn(state, client_ids):
+        keys = tff.federated_map(key_of, client_ids)
+        received = tff.federated_select(
+            keys, tff.federated_eval(max_key, tff.SERVER), state, select_fn
+        )
+        results = tff.federated_map(work, (client_ids, keys, received))
+        sums = aggregate(results)
+        next_state, measurements = tff.federated_map(update, (state, sums))
+        return tff.learning.templates.LearningProcessOutput(next_state, measurements)
+
+    @tff.tensorflow.computation(state_type)
+    def get_model_weights(state):
+        return state.global_model_weights
+
+    @tff.tensorflow.computation(state_type, get_model_weights.type_signature.result)
+    def set_model_weights(state, weights):
+        return state._replace(global_model_weights=weights)
+
+    return tff.learning.templates.LearningProcess(
+        initialize, next_fn, get_model_weights, set_model_weights
+    )
+
+
+def _check_clients(
+    budgets: Mapping[str, float], client_data: tff.simulation.datasets.ClientData
+) -> tuple[list[str], np.ndarray]:
+    """Returns ids and budgets (float64[N]) of the clients, in the mapping's order."""
+    if not budgets:
+        raise ValueError("budgets is empty; expected a budget for each client id.")
+    without_data = set(budgets) - set(client_data.client_ids)
+    if without_data:
+        raise ValueError(
+            f"client_data has no clients {sorted(without_data)}, which have a budget; "
+            f"it has {sorted(client_data.client_ids)[:10]}."
+        )
+    return list(budgets), check_budgets(np.array(list(budgets.values()), np.float64))
+
+
+def _model_weights(spec: ModelSpec, weights: FloatWeights):
+    trainable, non_trainable = spec.join(weights)
+    return tff.learning.models.ModelWeights(list(trainable), list(non_trainable))
+
+
+def _float_weights(spec: ModelSpec, weights) -> FloatWeights:
+    return spec.split(tuple(weights.trainable), tuple(weights.non_trainable))
+
+
+def _build_initialize(
+    model_fn: ModelFn, scheme: Scheme, spec: ModelSpec, budgets: np.ndarray
+) -> tff.Computation:
+    """Builds ( -> S@SERVER): the model's initial weights, everyone's uniform bits."""
+    model = scheme.build_global_model(model_fn)
+    trainable = [v.numpy() for v in model.trainable_variables]
+    non_trainable = [v.numpy() for v in float_non_trainable_variables(model)]
+    table = np.zeros([len(budgets), 0], np.int32)
+    if spec.kernel_shapes:
+        table = uniform_bit_widths(spec.layer_sizes, budgets)
+
+    @tff.tensorflow.computation
+    def initial_state():
+        return tff.learning.templates.LearningAlgorithmState(
+            global_model_weights=tff.learning.models.ModelWeights(
+                [tf.constant(w) for w in trainable],
+                [tf.constant(w) for w in non_trainable],
+            ),
+            distributor=collections.OrderedDict(
+                bit_widths=tf.constant(table), round=tf.constant(0)
+            ),
+            client_work=(),
+            aggregator=(),
+            finalizer=(),
+        )
+
+    @tff.federated_computation
+    def initialize():
+        return tff.federated_eval(initial_state, tff.SERVER)
+
+    return initialize
+
+
+def _build_key_lookup(client_ids: list[str]) -> tff.Computation:
+    """Builds (string -> int32[1]): a client's row in tables, from its id."""
+
+    @tff.tensorflow.computation(tff.TensorType(np.str_))
+    def key_of(client_id):
+        matches = tf.equal(tf.constant(client_ids), client_id)
+        known = tf.debugging.Assert(
+            tf.reduce_any(matches), ["No budget was given for client", client_id]
+        )
+        with tf.control_dependencies([known]):
+            return tf.reshape(tf.argmax(matches, output_type=tf.int32), [1])
+
+    return key_of
+
+
+def _build_select(
+    state_type: tff.Type, scheme: Scheme, spec: ModelSpec, seed: int
+) -> tff.Computation:
+    """Builds (<S, int32> -> MESSAGE): the model of one client, packed.
+
+    Its seed is a function of the run's seed, the round and the client.
+    """
+
+    @tff.tensorflow.computation(state_type, np.int32)
+    def select_fn(state, key):
+        weights = _float_weights(spec, state.global_model_weights)
+        bit_widths = tf.gather(state.distributor["bit_widths"], key)
+        if scheme.weights is None:
+            quantized = messages.QuantizedWeights(
+                (), tf.zeros([0]), bit_widths, weights.rest
+            )
+        else:
+            quantized = messages.quantize_weights(
+                weights,
+                bit_widths,
+                scheme.weights.representation,
+                scheme.weights.scale_rule,
+            )
+        round_seed = tf.random.fold_in([seed, 0], state.distributor["round"])
+        message = messages.pack_model(quantized)
+        message["seed"] = tf.random.fold_in(round_seed, key)
+        return message
+
+    return select_fn
+
+
+def _build_aggregate(
+    result_type: tff.Type, scheme: Scheme, spec: ModelSpec, num_clients: int
+) -> tff.Computation:
+    """Builds ({ClientResult}@CLIENTS -> RoundSums@SERVER)."""
+
+    @tff.tensorflow.computation
+    def zero():
+        return aggregation.zero(spec, num_clients)
+
+    sums_type = zero.type_signature.result
+
+    @tff.tensorflow.computation(sums_type, result_type)
+    def accumulate(sums, result):
+        return aggregation.accumulate(sums, result, scheme.uplink, spec)
+
+    @tff.tensorflow.computation(sums_type, sums_type)
+    def merge(a, b):
+        return aggregation.merge(a, b)
+
+    @tff.tensorflow.computation(sums_type)
+    def report(sums):
+        return sums
+
+    @tff.federated_computation(tff.FederatedType(result_type, tff.CLIENTS))
+    def aggregate(results):
+        return tff.federated_aggregate(results, zero(), accumulate, merge, report)
+
+    return aggregate
+
+
+def _build_update(
+    state_type: tff.Type,
+    sums_type: tff.Type,
+    scheme: Scheme,
+    spec: ModelSpec,
+    budgets: np.ndarray,
+) -> tff.Computation:
+    """Builds (<S, RoundSums> -> <S, M>): the server's part after aggregation."""
+
+    @tff.tensorflow.computation(state_type, sums_type)
+    def update(state, sums):
+        once = tf.debugging.Assert(
+            tf.reduce_all(sums.participations <= 1),
+            ["A client took part twice in one round; participations:", sums.participations],
+            summarize=20,
+        )
+        with tf.control_dependencies([once]):
+            weights = _next_weights(state, sums, scheme, spec)
+            table = _next_bit_widths(state, sums, scheme, spec, budgets)
+        next_state = state._replace(
+            global_model_weights=_model_weights(spec, weights),
+            distributor=collections.OrderedDict(
+                bit_widths=table, round=state.distributor["round"] + 1
+            ),
+        )
+        return next_state, _measurements(sums, table)
+
+    return update
+
+
+def _next_weights(state, sums, scheme: Scheme, spec: ModelSpec) -> FloatWeights:
+    """Returns the next global model; the present one after a round of nobody."""
+    present = _float_weights(spec, state.global_model_weights)
+    mean, _ = aggregation.weighted_mean(sums)
+    applied = scheme.uplink.apply(present, mean)
+    return tf.nest.map_structure(
+        lambda new, old: tf.where(aggregation.has_average(sums), new, old),
+        applied,
+        present,
+    )
+
+
+def _next_bit_widths(
+    state, sums, scheme: Scheme, spec: ModelSpec, budgets: np.ndarray
+) -> tf.Tensor:
+    """Returns the table with new rows for the round's participants, int32[N, L]."""
+    table = state.distributor["bit_widths"]
+    if not spec.kernel_shapes:
+        return table
+    took_part = sums.participations[:, tf.newaxis] > 0
+    reductions = tf.where(took_part, table - sums.bit_widths, 0)
+    _, mean_bit_widths = aggregation.weighted_mean(sums)
+    decided = scheme.allocation(
+        table, mean_bit_widths, reductions, spec.layer_sizes, budgets
+    )
+    changed = tf.logical_and(took_part, aggregation.has_average(sums))
+    return tf.where(changed, decided, table)
+
+
+def _measurements(sums, table: tf.Tensor) -> Mapping[str, Any]:
+    """Returns what is known of a round.
+
+    client_work.train: loss and accuracy (float32[]) over all steps of all clients, and
+      how many examples those were.
+    participations: int32[N], 1 for those that took part.
+    uplink_bits, downlink_bits: int64[N, 4] by `messages.BIT_ITEMS`, counted from the
+      tensors that travelled.
+    mean_bit_widths: float32[L], the average of what came back.
+    top_plane_densities: float32[L], mean over clients, before pruning.
+    bit_widths: int32[N, L], the table of the next round.
+    """
+    count = sums.training.count
+    num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
+    train = collections.OrderedDict(
+        loss=tf.math.divide_no_nan(sums.training.loss, count),
+        accuracy=tf.math.divide_no_nan(sums.training.correct, count),
+        num_examples=count,
+    )
+    return collections.OrderedDict(
+        client_work=collections.OrderedDict(train=train),
+        participations=sums.participations,
+        uplink_bits=sums.uplink_bits,
+        downlink_bits=sums.downlink_bits,
+        mean_bit_widths=aggregation.weighted_mean(sums)[1],
+        top_plane_densities=tf.math.divide_no_nan(
+            sums.top_plane_densities, num_clients
+        ),
+        bit_widths=table,
+    )

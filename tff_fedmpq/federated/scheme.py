@@ -1,0 +1,103 @@
+"""A compared scheme is one point in a small space.
+
+    what goes down      float weights, or codes at the client's own bit-widths
+  x how clients train   float SGD, or integer updates, with or without Lasso and pruning
+  x what goes up        an `Uplink`
+  x who decides bits    an `AllocationPolicy`
+
+`process.build_process` makes a `tff.learning.templates.LearningProcess` of any of them;
+each scheme is a file beside this one that fills in a `Scheme`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable
+
+import tensorflow as tf
+
+from tff_fedmpq.allocation.policies import AllocationPolicy, keep_bit_widths
+from tff_fedmpq.federated.local_training import LocalTrainingConfig
+from tff_fedmpq.federated.model_spec import ModelFn
+from tff_fedmpq.federated.uplink import Uplink
+from tff_fedmpq.keras.conversion import quantize_model
+from tff_fedmpq.quantization.representation import MAX_BIT_WIDTH, Representation
+from tff_fedmpq.quantization.scales import ScaleRule
+
+# (budget in bits float32[], number of examples float32[]) -> p_n, before normalisation
+AggregationWeight = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def weigh_by_examples(budget: tf.Tensor, num_examples: tf.Tensor) -> tf.Tensor:
+    """Returns ``|D_n|``."""
+    del budget
+    return num_examples
+
+
+def weigh_by_budget_and_examples(
+    budget: tf.Tensor, num_examples: tf.Tensor
+) -> tf.Tensor:
+    """Returns ``v_n |D_n|`` (FedMPQ, Eq. 15)."""
+    return budget * num_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightQuantization:
+    """How kernels become codes.
+
+    Attributes:
+      representation: what codes stand for.
+      scale_rule: how the server chooses scales.
+    """
+
+    representation: Representation
+    scale_rule: ScaleRule
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """One compared scheme.
+
+    Attributes:
+      name: as in the paper's Table 1.
+      weights: how kernels become codes; None trains and sends float weights.
+      activation_bits: bits of ReLU outputs; None leaves them in float.
+      lasso: lambda of the group Lasso over bit planes.
+      training: how a client trains.
+      uplink: what goes up.
+      allocation: who decides the bit-widths of the next round.
+      aggregation_weight: how much a client counts in the average.
+    """
+
+    name: str
+    weights: WeightQuantization | None
+    activation_bits: int | None
+    training: LocalTrainingConfig
+    uplink: Uplink
+    aggregation_weight: AggregationWeight
+    lasso: float = 0.0
+    allocation: AllocationPolicy = keep_bit_widths
+
+    def build_client_model(
+        self, model_fn: ModelFn, dtype_policy: str | None = None
+    ) -> tf.keras.Model:
+        """Returns the model that clients train; its weights are yet to be assigned."""
+        representation = {}
+        if self.weights is not None:
+            representation = {"representation": self.weights.representation.name}
+        return quantize_model(
+            model_fn(),
+            MAX_BIT_WIDTH if self.weights is not None else None,
+            self.activation_bits,
+            lasso=self.lasso,
+            dtype_policy=dtype_policy,
+            copy_weights=False,
+            **representation,
+        )
+
+    def build_global_model(self, model_fn: ModelFn) -> tf.keras.Model:
+        """Returns the server's model: float kernels, activations as clients have them.
+
+        Its weights are those that `model_fn` gave it.
+        """
+        return quantize_model(model_fn(), None, self.activation_bits)

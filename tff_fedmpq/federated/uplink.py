@@ -1,0 +1,85 @@
+"""What goes up: how a client describes its trained model, and what the server adds up.
+
+The server averages what `Uplink.decode` returns, and makes the next global model of the
+average with `Uplink.apply`: a scheme that sends models takes the average as it is, one
+that sends updates adds it to the model it had.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tff_fedmpq.federated import messages
+from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
+from tff_fedmpq.quantization.representation import Representation
+
+Message = Mapping[str, Any]
+
+
+class Uplink(abc.ABC):
+    """A scheme's way from the client to the server. Instances hold no state."""
+
+    @abc.abstractmethod
+    def encode(
+        self,
+        trained: messages.QuantizedWeights,
+        received: messages.QuantizedWeights,
+        budget: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> Message:
+        """Returns what the client sends, at the client.
+
+        Args:
+          trained: the model after training.
+          received: the model before it.
+          budget: the client's bits per weight, float32[].
+          seed: int32[2], for a scheme that rounds at random.
+        """
+
+    @abc.abstractmethod
+    def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
+        """Returns what the server averages, at the server."""
+
+    @abc.abstractmethod
+    def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
+        """Returns the next global model from the present one and the average."""
+
+    @abc.abstractmethod
+    def count_bits(
+        self, message: Message, headers: Sequence[tf.Tensor] = ()
+    ) -> tf.Tensor:
+        """Returns the bits of a message, int64[4] by `messages.BIT_ITEMS`.
+
+        Args:
+          message: as `encode` returns it.
+          headers: what travels with it besides.
+        """
+
+
+class ModelUplink(Uplink):
+    """Sends the trained model itself: packed codes, and floats for the rest.
+
+    A model without quantized layers is all rest, so this is FP32's uplink too.
+    """
+
+    def __init__(self, representation: Representation):
+        self._representation = representation
+
+    def encode(self, trained, received, budget, seed) -> Message:
+        del received, budget, seed
+        return messages.pack_model(trained)
+
+    def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
+        trained = messages.unpack_model(message, spec)
+        return messages.dequantize_weights(trained, self._representation)
+
+    def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
+        del present
+        return mean
+
+    def count_bits(self, message, headers=()) -> tf.Tensor:
+        return messages.count_model_bits(message, headers)

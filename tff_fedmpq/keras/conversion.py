@@ -1,0 +1,191 @@
+"""Turns a Keras model into a quantized one.
+
+Convolutions, depthwise convolutions and dense layers get integer codes; every ReLU,
+whether a layer or the activation of one, gets k bits. Everything else stays as it is;
+layers that hold weights and are not understood are named in a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from tff_fedmpq.keras import layers as quant_layers
+from tff_fedmpq.quantization import activations
+from tff_fedmpq.quantization import representation as representation_lib
+
+_QUANTIZED_FORMS = {
+    tf.keras.layers.Conv2D: quant_layers.QuantConv2D,
+    tf.keras.layers.Dense: quant_layers.QuantDense,
+    tf.keras.layers.DepthwiseConv2D: quant_layers.QuantDepthwiseConv2D,
+}
+# Layers whose weights are few and stay in float by design.
+_FLOAT_BY_DESIGN = (
+    tf.keras.layers.BatchNormalization,
+    tf.keras.layers.GroupNormalization,
+    tf.keras.layers.LayerNormalization,
+    tf.keras.layers.Normalization,
+)
+# Keras does not export the class of functional models; Sequential derives from it.
+_FUNCTIONAL = tf.keras.Sequential.__bases__[0]
+
+
+def quantize_model(
+    model: tf.keras.Model,
+    bit_width: int | None = 8,
+    activation_bits: int | None = None,
+    *,
+    representation: str = representation_lib.SIGN_MAGNITUDE.name,
+    scale_rule: str = "max",
+    lasso: float = 0.0,
+    dtype_policy: str | None = None,
+    copy_weights: bool = True,
+) -> tf.keras.Model:
+    """Returns a quantized copy of a Sequential or functional Keras model.
+
+    Args:
+      model: the model; it is left as it is. Layers of it that are quantized already
+        are copied unchanged.
+      bit_width: bits per weight of every kernel, 1 to 8; None leaves kernels in float.
+      activation_bits: bits of every ReLU output, 1 to 8; None leaves them in float.
+      representation: what codes stand for: "sign_magnitude" or "offset_binary".
+      scale_rule: how scales are chosen: "max" or "least_squares".
+      lasso: lambda of the group Lasso over bit planes; a layer's strength is
+        ``lambda M_l / M``, its share of the quantized weights.
+      dtype_policy: a Keras policy for all layers, such as "mixed_bfloat16"; None keeps
+        each layer's own.
+      copy_weights: whether to quantize the model's present weights into the copy. False
+        leaves the copy with initial weights (its weights are assigned later anyway).
+
+    Returns:
+      A Keras model whose `trainable_variables` stand in the order of the original's,
+      with uint8 codes in the place of each quantized kernel.
+
+    Raises:
+      TypeError: if the model is neither Sequential nor functional.
+      ValueError: if an argument is out of range.
+    """
+    if not isinstance(model, _FUNCTIONAL):
+        raise TypeError(
+            "quantize_model copies a model layer by layer, for which it has to be "
+            f"Sequential or functional; found {type(model).__name__}. In a subclassed "
+            "model, use QuantConv2D, QuantDense and QuantReLU directly."
+        )
+    kernel_options = {
+        "bit_width": bit_width,
+        "representation": representation,
+        "scale_rule": scale_rule,
+        # Eq. 12: a layer's strength is lambda times its share of the weights.
+        "lasso": lasso / max(_num_kernel_weights(model), 1),
+    }
+    converter = _Converter(
+        kernel_options, activation_bits, dtype_policy, set(model.output_names)
+    )
+    quantized = tf.keras.models.clone_model(model, clone_function=converter)
+    if bit_width is not None and converter.left_in_float:
+        logging.warning(
+            "quantize_model left these layers in float, knowing no quantized form of "
+            "them: %s.",
+            ", ".join(converter.left_in_float),
+        )
+    if copy_weights:
+        _copy_weights(model, quantized)
+    return quantized
+
+
+class _Converter:
+    """Maps a layer to its quantized form, or to a plain copy.
+
+    Attributes:
+      left_in_float: names of layers with weights that have no quantized form.
+    """
+
+    def __init__(
+        self,
+        kernel_options: dict[str, Any],
+        activation_bits: int | None,
+        dtype_policy: str | None,
+        output_names: set[str],
+    ):
+        self._kernel_options = kernel_options
+        self._activation_bits = activation_bits
+        self._dtype_policy = dtype_policy
+        self._output_names = output_names
+        self.left_in_float: list[str] = []
+
+    def __call__(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+        if isinstance(layer, _FUNCTIONAL):
+            return tf.keras.models.clone_model(layer, clone_function=self)
+        config = layer.get_config()
+        # The output keeps its policy: logits and loss belong in float32.
+        if self._dtype_policy is not None and layer.name not in self._output_names:
+            config["dtype"] = self._dtype_policy
+        if type(layer) in _QUANTIZED_FORMS:
+            return self._convert_kernel_layer(layer, config)
+        if self._activation_bits is not None and _is_relu_layer(layer):
+            return quant_layers.QuantReLU(
+                self._activation_bits, name=layer.name, dtype=config["dtype"]
+            )
+        if layer.trainable_weights and not isinstance(
+            layer, _FLOAT_BY_DESIGN + tuple(_QUANTIZED_FORMS.values())
+        ):
+            self.left_in_float.append(layer.name)
+        return type(layer).from_config(config)
+
+    def _convert_kernel_layer(
+        self, layer: tf.keras.layers.Layer, config: dict[str, Any]
+    ) -> tf.keras.layers.Layer:
+        options = dict(self._kernel_options)
+        options["lasso"] *= _kernel_size(layer)
+        if layer.activation is tf.keras.activations.relu:
+            options["activation_bits"] = self._activation_bits
+        return _QUANTIZED_FORMS[type(layer)].from_config({**config, **options})
+
+
+def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
+    """Whether the layer is a ReLU, or one that is cut at six as QuantReLU is."""
+    if isinstance(layer, tf.keras.layers.ReLU):
+        plain = not layer.negative_slope and not layer.threshold
+        return bool(plain and layer.max_value in (None, activations.CLIP_VALUE))
+    return (
+        isinstance(layer, tf.keras.layers.Activation)
+        and layer.activation is tf.keras.activations.relu
+    )
+
+
+def _leaf_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    """Yields the layers of a model, and those of models inside it."""
+    for layer in model.layers:
+        if isinstance(layer, _FUNCTIONAL):
+            yield from _leaf_layers(layer)
+        else:
+            yield layer
+
+
+def _kernel_size(layer: tf.keras.layers.Layer) -> int:
+    """Returns the number of weights in the kernel of a convolution or dense layer."""
+    return layer.trainable_weights[0].shape.num_elements()
+
+
+def _num_kernel_weights(model: tf.keras.Model) -> int:
+    return sum(
+        _kernel_size(layer)
+        for layer in _leaf_layers(model)
+        if type(layer) in _QUANTIZED_FORMS
+    )
+
+
+def _copy_weights(model: tf.keras.Model, quantized: tf.keras.Model) -> None:
+    """Sets the quantized model's weights to describe those of the original."""
+    for source, target in zip(_leaf_layers(model), _leaf_layers(quantized)):
+        if type(source) is type(target):
+            target.set_weights(source.get_weights())
+            continue
+        for weight, variable in zip(source.trainable_weights, target.trainable_weights):
+            if hasattr(variable, "quantized_kernel"):
+                variable.quantized_kernel.quantize(weight)
+            else:
+                variable.assign(weight)

@@ -1,0 +1,151 @@
+"""SGD for quantized models: integer steps for codes, ordinary steps for the rest.
+
+Every trainable variable has a momentum buffer ``v <- mu v + (gradient + decay w)``.
+Float variables (BatchNorm, biases, layers left in float) move by ``-eta_float v``; codes
+move by whole units, by default those of FedMPQ's Eq. 6-10 at learning rate eta. The two
+rates are apart because they are in different units: a code's step is
+``eta s**2 / 3`` times the weight's gradient, whatever the bit-width.
+
+Momentum and weight decay are not in the paper's update equations but in its set-up; the
+buffer holds gradients, never weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import tensorflow as tf
+
+from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
+from tff_fedmpq.quantization.integer_update import (
+    integer_update,
+    stochastic_rounding_update,
+)
+
+CodeUpdate = Callable[
+    [tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor
+]
+
+CODE_UPDATES: dict[str, CodeUpdate] = {
+    "integer": integer_update,
+    "stochastic_rounding": stochastic_rounding_update,
+}
+
+
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
+class IntegerSGD(tf.keras.optimizers.Optimizer):
+    """SGD that moves integer codes by integer steps (FedMPQ, Eq. 6-10).
+
+    Variables that are no codes of a quantized layer are trained by plain SGD, so the
+    optimizer serves a model without quantized layers too.
+
+    Args:
+      learning_rate: eta, of the codes.
+      float_learning_rate: of every other variable.
+      momentum: mu, from 0 (none) to below 1.
+      weight_decay: coefficient of the L2 decay that is added to the gradient.
+      code_update: name in `CODE_UPDATES`.
+      seed: of the stochastic rounding; the same seed gives the same training.
+      name: of the optimizer.
+      **kwargs: of `tf.keras.optimizers.Optimizer`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1.0,
+        float_learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        code_update: str = "integer",
+        seed: int = 0,
+        name: str = "IntegerSGD",
+        **kwargs: Any,
+    ):
+        super().__init__(name=name, **kwargs)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
+        if code_update not in CODE_UPDATES:
+            raise ValueError(
+                f"Unknown code_update {code_update!r}; choose one of "
+                f"{sorted(CODE_UPDATES)}."
+            )
+        self._learning_rate = self._build_learning_rate(learning_rate)
+        self.float_learning_rate = float_learning_rate
+        self.momentum = momentum
+        # Not `self.weight_decay`: by that name Keras decays apart from the gradient.
+        self.l2_decay = weight_decay or 0.0
+        self.code_update = code_update
+        self.seed = seed
+
+    def build(self, var_list: list[tf.Variable]) -> None:
+        """Creates the momentum buffers, float32, and the seed of the rounding."""
+        super().build(var_list)
+        if getattr(self, "_built", False):
+            return
+        # Not `add_variable_from_reference`: that would make a buffer of codes uint8.
+        self.velocities = [
+            self.add_variable(variable.shape, tf.float32, name="velocity")
+            for variable in var_list
+        ]
+        # A variable, so that one traced step serves every client and round.
+        self.rounding_seed = self.add_variable(
+            [2],
+            tf.int32,
+            initializer=lambda shape, dtype: tf.constant([self.seed, 0], dtype),
+            name="rounding_seed",
+        )
+        self._built = True
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Moves one variable by its gradient.
+
+        Args:
+          gradient: float32, dense, of the variable's shape; of codes, ``dL/du``.
+          variable: codes of a quantized kernel, or a float variable.
+        """
+        kernel = getattr(variable, "quantized_kernel", None)
+        index = self._index_dict[self._var_key(variable)]
+        gradient = tf.convert_to_tensor(gradient)  # Of embeddings: IndexedSlices.
+        if self.l2_decay:
+            gradient += self.l2_decay * self._decayed(variable, kernel)
+        velocity = self.velocities[index]
+        velocity.assign(self.momentum * velocity + gradient)
+        if kernel is None:
+            variable.assign_sub(self.float_learning_rate * velocity)
+        else:
+            self._move_codes(kernel, velocity, index)
+
+    def _decayed(self, variable: tf.Variable, kernel: QuantizedKernel | None):
+        """Returns the gradient of ``||w||^2 / 2`` on the variable."""
+        if kernel is None:
+            return variable
+        return tf.square(kernel.step_size()) * kernel.signed_levels()
+
+    def _move_codes(
+        self, kernel: QuantizedKernel, velocity: tf.Variable, index: int
+    ) -> None:
+        step = tf.cast(self.iterations, tf.int32)
+        seed = tf.random.fold_in(self.rounding_seed, step)
+        seed = tf.random.fold_in(seed, index)
+        uniform = tf.random.stateless_uniform(velocity.shape, seed, alg="philox")
+        kernel.codes.assign(
+            CODE_UPDATES[self.code_update](
+                kernel.codes.value(),
+                velocity.value(),
+                kernel.bit_width.value(),
+                tf.cast(self.learning_rate, tf.float32),
+                uniform,
+            )
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the optimizer's arguments."""
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+            "float_learning_rate": self.float_learning_rate,
+            "momentum": self.momentum,
+            "weight_decay": self.l2_decay,
+            "code_update": self.code_update,
+            "seed": self.seed,
+        }

@@ -1,0 +1,64 @@
+"""The mathematics of FedMPQ: codes, scales, bit planes, updates, packing.
+
+Pure functions of tensors. Nothing here knows Keras layers or TensorFlow Federated.
+"""
+
+from tff_fedmpq.quantization.activations import quantized_relu
+from tff_fedmpq.quantization.bit_planes import (
+    plane_densities,
+    prune_msb,
+    top_plane_density,
+)
+from tff_fedmpq.quantization.integer_update import (
+    integer_update,
+    integer_update_per_plane,
+)
+from tff_fedmpq.quantization.packing import (
+    pack,
+    pack_numpy,
+    packed_size,
+    unpack,
+    unpack_numpy,
+)
+from tff_fedmpq.quantization.representation import (
+    MAX_BIT_WIDTH,
+    MIN_BIT_WIDTH,
+    OFFSET_BINARY,
+    SIGN_MAGNITUDE,
+    Representation,
+    get_representation,
+    scale_of,
+    step_size,
+)
+from tff_fedmpq.quantization.scales import (
+    ScaleRule,
+    get_scale_rule,
+    least_squares_scale,
+    max_scale,
+)
+
+__all__ = [
+    "MAX_BIT_WIDTH",
+    "MIN_BIT_WIDTH",
+    "OFFSET_BINARY",
+    "SIGN_MAGNITUDE",
+    "Representation",
+    "ScaleRule",
+    "get_representation",
+    "get_scale_rule",
+    "integer_update",
+    "integer_update_per_plane",
+    "least_squares_scale",
+    "max_scale",
+    "pack",
+    "pack_numpy",
+    "packed_size",
+    "plane_densities",
+    "prune_msb",
+    "quantized_relu",
+    "scale_of",
+    "step_size",
+    "top_plane_density",
+    "unpack",
+    "unpack_numpy",
+]

@@ -1,0 +1,141 @@
+"""The integer weight update (FedMPQ, Eq. 6-10).
+
+The paper updates each bit plane by a signed power of two. With ``delta = s/(2**b-1)``,
+``dL/dB_i = 2**(i-1) delta dL/dW`` (Eq. 5) and ``S(x) = 2**round(log2 x)``, plane ``i``
+contributes ``2**(i-1) S(eta |dL/dB_i|)`` code units. All of it is one power of two times
+a constant, and the sum over planes has a closed form: with ``g = dL/du = delta dL/dW``,
+the gradient on the code,
+
+    t = S(eta |g|) * K,     K = sum_i 4**(i-1) = (4**b - 1) / 3
+
+code units, saturated at the code range. Whole units are done, the rest is done with its
+probability (the paper's Bernoulli parts with ``q_i <= 0``)::
+
+    u <- clip(u - sign(g) * (floor(t) + [U < t - floor(t)]), 0, 2**b - 1)
+
+`integer_update_per_plane` is the literal, plane by plane reading, kept for comparison:
+it alone can take a group Lasso gradient per plane (Eq. 12) without linearising it.
+
+The paper prints ``2^(B-1)`` as the denominator in Eq. 8-10; ``2^B - 1`` is meant.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tff_fedmpq.quantization import representation as representation_lib
+
+_FLOAT32_EXPONENT = 0x7F800000
+_SQRT2 = 1.4142135
+
+
+def step_gain(bit_width: tf.Tensor) -> tf.Tensor:
+    """Returns ``K = (4**b - 1) / 3``, float32[]: code units per unit of gradient."""
+    return tf.cast(tf.bitwise.left_shift(1, 2 * bit_width) - 1, tf.float32) / 3.0
+
+
+def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
+    """Returns ``2**round(log2 x)`` for ``x >= 0``, and 0 for 0 and subnormals.
+
+    ``round(log2 x) = floor(log2(x sqrt 2))``, and the floor of a float's logarithm is
+    its exponent: clearing the mantissa is exact, and quicker than log and pow.
+
+    Args:
+      x: float32[...].
+    """
+    bits = tf.bitcast(x * _SQRT2, tf.int32)
+    return tf.bitcast(tf.bitwise.bitwise_and(bits, _FLOAT32_EXPONENT), tf.float32)
+
+
+def round_stochastically(x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Rounds ``x >= 0`` up with the probability of its fraction; unbiased.
+
+    Args:
+      x: float32[...].
+      uniform: float32[...] in [0, 1), the randomness.
+    """
+    whole = tf.floor(x)
+    return whole + tf.cast(uniform < x - whole, tf.float32)
+
+
+def integer_update(
+    codes: tf.Tensor,
+    code_gradient: tf.Tensor,
+    bit_width: tf.Tensor,
+    learning_rate: tf.Tensor | float,
+    uniform: tf.Tensor,
+) -> tf.Tensor:
+    """Takes one step of Eq. 6-10 in closed form.
+
+    Args:
+      codes: uint8[...].
+      code_gradient: float32[...], ``dL/du``, the loss per code unit.
+      bit_width: int32[].
+      learning_rate: the paper's eta.
+      uniform: float32[...] in [0, 1), the randomness of the fractional units.
+
+    Returns:
+      uint8[...], the new codes.
+    """
+    units = nearest_power_of_two(learning_rate * tf.abs(code_gradient))
+    units = units * step_gain(bit_width)
+    return _move(codes, code_gradient, units, bit_width, uniform)
+
+
+def stochastic_rounding_update(
+    codes: tf.Tensor,
+    code_gradient: tf.Tensor,
+    bit_width: tf.Tensor,
+    learning_rate: tf.Tensor | float,
+    uniform: tf.Tensor,
+) -> tf.Tensor:
+    """Takes a plain SGD step of codes, rounded stochastically to whole units.
+
+    As `integer_update`, which see, without the rounding to powers of two: on average
+    the step is ``eta K g`` code units.
+    """
+    units = learning_rate * tf.abs(code_gradient) * step_gain(bit_width)
+    return _move(codes, code_gradient, units, bit_width, uniform)
+
+
+def integer_update_per_plane(
+    codes: tf.Tensor,
+    plane_gradients: tf.Tensor,
+    bit_width: tf.Tensor,
+    learning_rate: tf.Tensor | float,
+    uniform: tf.Tensor,
+) -> tf.Tensor:
+    """Takes one step of Eq. 6-10 plane by plane, as printed.
+
+    Args:
+      codes: uint8[...].
+      plane_gradients: float32[..., 8], ``dL/dB_i`` in the last axis by ascending plane
+        weight; planes from `bit_width` on are ignored.
+      bit_width: int32[].
+      learning_rate: the paper's eta.
+      uniform: float32[...] in [0, 1); all fractional parts of a code share one draw.
+
+    Returns:
+      uint8[...], the new codes.
+    """
+    planes = tf.range(representation_lib.MAX_BIT_WIDTH)
+    weights = tf.where(
+        planes < bit_width, tf.cast(tf.bitwise.left_shift(1, planes), tf.float32), 0.0
+    )
+    powers = nearest_power_of_two(learning_rate * tf.abs(plane_gradients))
+    units = tf.linalg.matvec(tf.sign(plane_gradients) * powers, weights)
+    return _move(codes, units, tf.abs(units), bit_width, uniform)
+
+
+def _move(
+    codes: tf.Tensor,
+    direction: tf.Tensor,
+    units: tf.Tensor,
+    bit_width: tf.Tensor,
+    uniform: tf.Tensor,
+) -> tf.Tensor:
+    """Moves codes by `units` against the sign of `direction`, within their range."""
+    largest = representation_lib.max_code(bit_width)
+    steps = round_stochastically(tf.minimum(units, largest), uniform)
+    moved = tf.cast(codes, tf.float32) - tf.sign(direction) * steps
+    return tf.cast(tf.clip_by_value(moved, 0.0, largest), tf.uint8)

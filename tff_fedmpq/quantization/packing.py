@@ -1,0 +1,116 @@
+"""Codes of b bits into bytes and back, in TensorFlow and in NumPy.
+
+Bit order is little-endian throughout: bit ``j`` of code ``i`` is bit ``i*b + j`` of the
+stream, and bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``; the last byte is
+padded with zeros. Eight codes of ``b`` bits fill exactly ``b`` bytes, so eight codes are
+shifted into one 64-bit word whose low ``b`` bytes are the result.
+
+Both forms give the same bytes; the TensorFlow one takes the bit-width as a tensor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+_GROUP = 8  # Codes per word, and bits per byte.
+
+
+def packed_size(num_codes, bit_width):
+    """Returns the bytes that `num_codes` codes of `bit_width` bits fill (ceiling).
+
+    Args:
+      num_codes: Python int or int32 tensor.
+      bit_width: Python int or int32 tensor.
+    """
+    return (num_codes * bit_width + 7) // 8
+
+
+def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+    """Packs codes into bytes.
+
+    Args:
+      codes: uint8[n], each below ``2**bit_width``.
+      bit_width: int32[], 1 to 8.
+
+    Returns:
+      uint8[ceil(n * bit_width / 8)].
+    """
+    num_codes = tf.size(codes)
+    bit_width = tf.cast(bit_width, tf.int32)
+    codes = tf.pad(codes, [[0, -num_codes % _GROUP]])
+    words = _join(tf.reshape(codes, [-1, _GROUP]), bit_width)
+    packed = tf.reshape(_split(words, bit_width, 8), [-1])
+    return packed[: packed_size(num_codes, bit_width)]
+
+
+def unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: int) -> tf.Tensor:
+    """Restores the codes that `pack` packed.
+
+    Args:
+      packed: uint8[ceil(num_codes * bit_width / 8)].
+      bit_width: int32[], 1 to 8.
+      num_codes: n, a Python int, so that the result has a static shape.
+
+    Returns:
+      uint8[n].
+    """
+    bit_width = tf.cast(bit_width, tf.int32)
+    packed = tf.pad(packed, [[0, -tf.size(packed) % bit_width]])
+    words = _join(tf.reshape(packed, [-1, bit_width]), 8)
+    codes = tf.reshape(_split(words, _GROUP, bit_width), [-1])
+    return tf.ensure_shape(codes[:num_codes], [num_codes])
+
+
+def _join(parts: tf.Tensor, part_bits: tf.Tensor | int) -> tf.Tensor:
+    """Joins uint8[n, k] into int64[n]: part ``j`` begins at bit ``j * part_bits``."""
+    shifts = tf.cast(tf.range(tf.shape(parts)[1]) * part_bits, tf.int64)
+    shifted = tf.bitwise.left_shift(tf.cast(parts, tf.int64), shifts[tf.newaxis])
+    return tf.reduce_sum(shifted, axis=1)  # No two parts share a bit.
+
+
+def _split(
+    words: tf.Tensor, num_parts: tf.Tensor | int, part_bits: tf.Tensor | int
+) -> tf.Tensor:
+    """Splits int64[n] into uint8[n, num_parts] of `part_bits` bits each."""
+    shifts = tf.cast(tf.range(num_parts) * part_bits, tf.int64)
+    mask = tf.cast(tf.bitwise.left_shift(1, part_bits) - 1, tf.int64)
+    # The shift drags the sign bit of an int64 in from the left; the mask removes it.
+    parts = tf.bitwise.right_shift(words[:, tf.newaxis], shifts[tf.newaxis])
+    return tf.cast(tf.bitwise.bitwise_and(parts, mask), tf.uint8)
+
+
+def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
+    """Packs codes into bytes; the NumPy form of `pack`.
+
+    Args:
+      codes: uint8[n], each below ``2**bit_width``.
+      bit_width: 1 to 8.
+
+    Returns:
+      uint8[ceil(n * bit_width / 8)].
+    """
+    size = packed_size(codes.size, bit_width)
+    codes = np.pad(codes, [0, -codes.size % _GROUP]).reshape(-1, _GROUP)
+    shifts = np.arange(_GROUP, dtype=np.uint64) * np.uint64(bit_width)
+    words = np.bitwise_or.reduce(codes.astype("<u8") << shifts, axis=1)
+    return words.view(np.uint8).reshape(-1, 8)[:, :bit_width].reshape(-1)[:size]
+
+
+def unpack_numpy(packed: np.ndarray, bit_width: int, num_codes: int) -> np.ndarray:
+    """Restores the codes that `pack_numpy` packed; the NumPy form of `unpack`.
+
+    Args:
+      packed: uint8[ceil(num_codes * bit_width / 8)].
+      bit_width: 1 to 8.
+      num_codes: n.
+
+    Returns:
+      uint8[n].
+    """
+    packed = np.pad(packed, [0, -packed.size % bit_width]).reshape(-1, bit_width)
+    words = np.zeros((packed.shape[0], 8), np.uint8)
+    words[:, :bit_width] = packed
+    shifts = np.arange(_GROUP, dtype=np.uint64) * np.uint64(bit_width)
+    codes = (words.view("<u8") >> shifts) & np.uint64(2**bit_width - 1)
+    return codes.astype(np.uint8).reshape(-1)[:num_codes]

@@ -1,0 +1,214 @@
+"""Codes of b bits and the weights they stand for (FedMPQ, Eq. 3 and 14).
+
+A quantized layer is an array of codes ``u`` in ``0 .. 2**b - 1``, one scale ``s`` and
+one bit-width ``b``. Both representations here read it by the paper's Eq. 3::
+
+    W = delta * (u - z(b)),        delta = s / (2**b - 1)
+
+and differ in the zero point ``z`` and in what they call a bit plane:
+
+* `OFFSET_BINARY` is the paper read literally: ``z = 2**(b-1)`` and the planes are the
+  digits of ``u``. Its top plane is the sign, so it is half full and never pruned, and
+  a layer of one bit has the levels ``{-delta, 0}``, of which rounding picks zero.
+* `SIGN_MAGNITUDE` takes the half-integer zero point ``z = (2**b - 1) / 2``: exactly
+  ``2**b`` levels ``+-(m + 1/2) delta``, symmetric around zero, so that ``b`` bits buy
+  one sign and ``b - 1`` magnitude planes (the digits of ``m``), and one bit is ``+-1``.
+  This deviation from the paper makes Eq. 13's pruning threshold meaningful (the top
+  magnitude plane is sparse, a sign never is) and counts every bit that is sent.
+
+Paper symbols: ``B_i`` is bit plane ``i - 1`` here (planes are numbered by their
+weight, from 0), ``s`` is `scale`, ``z`` is `zero_point`, ``b`` is `bit_width`.
+
+`bit_width` is an int32 tensor throughout: one traced graph serves 1 to 8 bits.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import tensorflow as tf
+
+MIN_BIT_WIDTH = 1
+MAX_BIT_WIDTH = 8
+
+
+def max_code(bit_width: tf.Tensor) -> tf.Tensor:
+    """Returns the largest code of `bit_width` bits, ``2**b - 1``, as float32."""
+    levels = tf.bitwise.left_shift(1, tf.cast(bit_width, tf.int32))
+    return tf.cast(levels - 1, tf.float32)
+
+
+def step_size(scale: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+    """Returns the distance of two neighbouring levels, ``delta = s / (2**b - 1)``."""
+    return scale / max_code(bit_width)
+
+
+def scale_of(step: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+    """Returns the scale whose `step_size` at `bit_width` bits is `step`."""
+    return step * max_code(bit_width)
+
+
+class Representation(abc.ABC):
+    """What the codes of a layer stand for. Instances hold no state."""
+
+    name: str
+
+    @abc.abstractmethod
+    def zero_point(self, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns the code of weight zero, float32[] (it need not be an integer)."""
+
+    @abc.abstractmethod
+    def num_planes(self, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns how many bit planes `magnitudes` has, int32[]."""
+
+    @abc.abstractmethod
+    def magnitudes(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns the integers whose binary digits are the bit planes.
+
+        Args:
+          codes: uint8[...].
+          bit_width: int32[].
+
+        Returns:
+          int32[...], each below ``2**num_planes``.
+        """
+
+    @abc.abstractmethod
+    def signs(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns the sign, float32[...] of -1 and +1, with which planes add to W."""
+
+    @abc.abstractmethod
+    def drop_top_plane(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns the codes of ``b - 1`` bits left when the top plane is erased.
+
+        Args:
+          codes: uint8[...] of `bit_width` bits.
+          bit_width: int32[], at least 2.
+        """
+
+    def signed_levels(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns ``u - z(b)``, float32[...]: the weights in units of the step size."""
+        return tf.cast(codes, tf.float32) - self.zero_point(bit_width)
+
+    def quantize(
+        self, weights: tf.Tensor, scale: tf.Tensor, bit_width: tf.Tensor
+    ) -> tf.Tensor:
+        """Rounds weights to the nearest level, saturating at the code range.
+
+        Args:
+          weights: float32[...].
+          scale: float32[], above zero.
+          bit_width: int32[], 1 to 8.
+
+        Returns:
+          uint8[...] codes.
+        """
+        codes = weights / step_size(scale, bit_width) + self.zero_point(bit_width)
+        codes = tf.clip_by_value(tf.round(codes), 0.0, max_code(bit_width))
+        return tf.cast(codes, tf.uint8)
+
+    def dequantize(
+        self, codes: tf.Tensor, scale: tf.Tensor, bit_width: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the weights of `codes` (Eq. 3), float32[...]."""
+        return step_size(scale, bit_width) * self.signed_levels(codes, bit_width)
+
+    def saturate(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns the codes of ``b - 1`` bits nearest in weight at the same step size.
+
+        Args:
+          codes: uint8[...] of `bit_width` bits.
+          bit_width: int32[], at least 2.
+        """
+        zero_point = self.zero_point(bit_width - 1)
+        recentred = self.signed_levels(codes, bit_width) + zero_point
+        clipped = tf.clip_by_value(recentred, 0.0, max_code(bit_width - 1))
+        return tf.cast(clipped, tf.uint8)
+
+    def __repr__(self) -> str:
+        return f"<Representation {self.name}>"
+
+
+class OffsetBinary(Representation):
+    """The paper's representation: integer zero point, planes are the code's digits."""
+
+    name = "offset_binary"
+
+    def zero_point(self, bit_width: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.bitwise.left_shift(1, bit_width - 1), tf.float32)
+
+    def num_planes(self, bit_width: tf.Tensor) -> tf.Tensor:
+        return tf.convert_to_tensor(bit_width)
+
+    def magnitudes(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        del bit_width  # The code itself, whatever its width.
+        return tf.cast(codes, tf.int32)
+
+    def signs(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        del bit_width  # Every plane, the sign's too, adds to the code and so to W.
+        return tf.ones(tf.shape(codes), tf.float32)
+
+    def drop_top_plane(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        mask = tf.bitwise.left_shift(1, bit_width - 1) - 1
+        return tf.bitwise.bitwise_and(codes, tf.cast(mask, codes.dtype))
+
+
+class SignMagnitude(Representation):
+    """Symmetric levels ``+-(m + 1/2) delta``: one sign and ``b - 1`` planes."""
+
+    name = "sign_magnitude"
+
+    def zero_point(self, bit_width: tf.Tensor) -> tf.Tensor:
+        return max_code(bit_width) / 2.0
+
+    def num_planes(self, bit_width: tf.Tensor) -> tf.Tensor:
+        return tf.convert_to_tensor(bit_width) - 1
+
+    def magnitudes(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        # |u - z| is m + 1/2; truncation leaves m.
+        return tf.cast(tf.abs(self.signed_levels(codes, bit_width)), tf.int32)
+
+    def signs(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        return tf.sign(self.signed_levels(codes, bit_width))
+
+    def drop_top_plane(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        mask = tf.bitwise.left_shift(1, bit_width - 2) - 1
+        magnitudes = tf.bitwise.bitwise_and(self.magnitudes(codes, bit_width), mask)
+        levels = self.signs(codes, bit_width) * (tf.cast(magnitudes, tf.float32) + 0.5)
+        return tf.cast(levels + self.zero_point(bit_width - 1), tf.uint8)
+
+
+OFFSET_BINARY = OffsetBinary()
+SIGN_MAGNITUDE = SignMagnitude()
+
+REPRESENTATIONS = {r.name: r for r in (OFFSET_BINARY, SIGN_MAGNITUDE)}
+
+
+def get_representation(identifier: str | Representation) -> Representation:
+    """Returns the representation of that name (or the object itself).
+
+    Raises:
+      ValueError: if there is no representation of that name.
+    """
+    if isinstance(identifier, Representation):
+        return identifier
+    if identifier not in REPRESENTATIONS:
+        raise ValueError(
+            f"Unknown representation {identifier!r}; choose one of "
+            f"{sorted(REPRESENTATIONS)} or pass a `Representation`."
+        )
+    return REPRESENTATIONS[identifier]
+
+
+def check_bit_width(bit_width: int, what: str = "bit_width") -> int:
+    """Returns a Python bit-width, checked to be an integer from 1 to 8.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if int(bit_width) != bit_width or not MIN_BIT_WIDTH <= bit_width <= MAX_BIT_WIDTH:
+        raise ValueError(
+            f"{what} has to be an integer from {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH}, "
+            f"found {bit_width!r}."
+        )
+    return int(bit_width)

@@ -1,0 +1,281 @@
+"""TFF's worker process, owned by this library instead of by TFF.
+
+TFF runs computations in a C++ server, `worker_binary`.  The one that its default
+context starts inherits stdout and outlives a Python that is killed, so that
+`python train.py | tee log` may never end.  Here the worker cannot outlive Python:
+
+    Python --(pipe: nothing is ever written to it)--> watcher --SIGKILL--> worker
+       '--------- child, reaped by Python ---> sh ---- parent of both -------'
+
+When Python ends, in whatever way, the kernel closes the pipe's only write end; the
+watcher reads end-of-file and kills the worker, and `sh` reaps both.  Unlike
+PR_SET_PDEATHSIG this does not depend on the thread that started the worker.
+
+The worker has no authentication and listens on all interfaces (it has no flag for
+that): on a shared network its port belongs behind a firewall.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator
+from typing import IO, Any
+
+import grpc
+import tensorflow_federated as tff
+
+# A background job of a non-interactive sh reads /dev/null unless redirected, hence
+# the detour over descriptor 3.  `read` is a builtin: the watcher is one process.
+_WRAPPER_SCRIPT = """
+exec 3<&0
+"$@" </dev/null 3<&- & worker=$!
+{ read -r _; kill -9 $worker; } <&3 3<&- 2>/dev/null & watcher=$!
+exec </dev/null 3<&-
+wait $worker; status=$?
+kill -9 $watcher 2>/dev/null; wait $watcher
+exit $status
+"""
+
+_CHANNEL_OPTIONS = [
+    # Model states and client data travel in one message; gRPC's default is 4 MB.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A proxy configured for the internet must not get the loopback traffic.
+    ("grpc.enable_http_proxy", 0),
+    # The worker listens after about 0.3 s; gRPC would look again only after 1 s.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+_POLL_SECONDS = 0.02
+_STOP_SECONDS = 10.0
+_PORT_ATTEMPTS = 3
+_LOG_TAIL_BYTES = 3000
+
+# A child made by os.fork() (multiprocessing on Linux) holds copies of the pipes'
+# write ends and would keep a worker alive after Python: it has to drop them.
+_pipes_to_watchers: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _close_pipes_in_forked_child() -> None:
+    for pipe in list(_pipes_to_watchers):
+        pipe.close()
+
+
+os.register_at_fork(after_in_child=_close_pipes_in_forked_child)
+
+
+@contextlib.contextmanager
+def local_runtime(
+    *,
+    log_path: str | os.PathLike[str] | None = None,
+    startup_timeout_seconds: float = 60.0,
+) -> Iterator[tff.framework.SyncExecutionContext]:
+    """Runs TFF computations in a worker process that lives as long as the block.
+
+    Inside the block the context is TFF's current one, and the one before it is
+    current again afterwards.  As TFF's contexts are per thread, another thread has
+    to `tff.framework.get_context_stack().install` the yielded context itself.
+
+    Args:
+      log_path: File to which the worker's output is appended.  By default it goes
+        to an unnamed temporary file, kept only to be quoted in error messages.
+      startup_timeout_seconds: How long the worker may take until it answers.
+
+    Yields:
+      The execution context.
+
+    Raises:
+      RuntimeError: If the worker is not installed, ends, or does not answer in
+        time.  A computation called after the worker ended raises it as well (with
+        TFF's own context it would be retried for ever).
+      ValueError: If `startup_timeout_seconds` is not positive.
+    """
+    with _owned_worker(log_path, startup_timeout_seconds) as worker:
+        context = tff.framework.SyncExecutionContext(**worker.context_arguments())
+        with tff.framework.get_context_stack().install(context):
+            yield context
+
+
+@contextlib.contextmanager
+def local_async_runtime(
+    *,
+    log_path: str | os.PathLike[str] | None = None,
+    startup_timeout_seconds: float = 60.0,
+) -> Iterator[tff.program.NativeFederatedContext]:
+    """`local_runtime` for federated programs, such as `tff.learning.programs`.
+
+    The installed context is asynchronous: a computation returns value references,
+    which `await tff.program.materialize_value(...)` turns into values.
+
+    Args:
+      log_path: As in `local_runtime`.
+      startup_timeout_seconds: As in `local_runtime`.
+
+    Yields:
+      The federated context.
+
+    Raises:
+      RuntimeError: As in `local_runtime`.
+      ValueError: As in `local_runtime`.
+    """
+    with _owned_worker(log_path, startup_timeout_seconds) as worker:
+        context = tff.program.NativeFederatedContext(
+            tff.framework.AsyncExecutionContext(**worker.context_arguments())
+        )
+        with tff.framework.get_context_stack().install(context):
+            yield context
+
+
+class _Worker:
+    """One worker process and the channel to it."""
+
+    def __init__(self, log: IO[bytes]):
+        """Starts the process; `wait_until_ready` tells whether it came up."""
+        self._log = log
+        self._log_start = os.fstat(log.fileno()).st_size
+        self._executors: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._port_holder = _reserve_port()
+        port = self._port_holder.getsockname()[1]
+        command = [str(_worker_path()), f"--port={port}"]
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", _WRAPPER_SCRIPT, "tff-worker-wrapper", *command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            bufsize=0,
+            # Ctrl-C is for Python, which then stops the worker in good order.
+            start_new_session=True,
+        )
+        _pipes_to_watchers.add(self._process.stdin)
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", _CHANNEL_OPTIONS)
+        self._stub = tff.framework.RemoteExecutorGrpcStub(self._channel)
+
+    def wait_until_ready(self, deadline: float) -> bool:
+        """Returns whether the worker answers (False: it ended or time is over).
+
+        Args:
+          deadline: In seconds of `time.monotonic`.
+        """
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if self._stub.is_ready:
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
+
+    def has_ended(self) -> bool:
+        """Returns whether the process has ended."""
+        return self._process.poll() is not None
+
+    def error(self, event: str) -> RuntimeError:
+        """Returns the error to raise: `event`, exit status and end of the log."""
+        status = self._process.poll()
+        if status is not None:
+            # sh reports a death by signal n as 128 + n; 137 is often a lack of memory.
+            event += f" (exit status {status})"
+        size = os.fstat(self._log.fileno()).st_size
+        start = max(self._log_start, size - _LOG_TAIL_BYTES)
+        # pread, because the worker writes at the shared file offset.
+        tail = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, start)
+        text = tail.decode(errors="replace").strip() or "(nothing)"
+        name = self._log.name if isinstance(self._log.name, str) else "not kept"
+        return RuntimeError(f"{event}. Its log ({name}) ends with:\n{text}")
+
+    def context_arguments(self) -> dict[str, Any]:
+        """Returns what TFF's own local contexts are built with, on this worker."""
+        return {
+            "executor_fn": tff.framework.ResourceManagingExecutorFactory(
+                self._create_executor
+            ),
+            "compiler_fn": tff.backends.native.desugar_and_transform_to_native,
+            "transform_args": tff.tensorflow.transform_args,
+            "transform_result": tff.tensorflow.transform_result,
+        }
+
+    def _create_executor(self, cardinalities: dict[Any, int]) -> Any:
+        # TFF retries a call that lost its worker for ever, but asks for a new
+        # executor before each trial: the place to end it.
+        if self.has_ended():
+            raise self.error("The TFF worker ended while it was in use")
+        executor = tff.framework.RemoteExecutor(self._stub)
+        executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
+        self._executors.add(executor)
+        return executor
+
+    def stop(self) -> None:
+        """Ends the process and reaps it."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        # Values that are still referenced would otherwise complain, when they are
+        # collected, that the channel is closed.  Only now: a busy worker would
+        # answer when its computation is done.
+        for executor in list(self._executors):
+            executor.close()
+        self._channel.close()
+        self._port_holder.close()
+
+
+@contextlib.contextmanager
+def _owned_worker(
+    log_path: str | os.PathLike[str] | None, startup_timeout_seconds: float
+) -> Iterator[_Worker]:
+    """A worker that is ready inside the block and gone after it."""
+    if not startup_timeout_seconds > 0:
+        raise ValueError(
+            "Expected a positive startup_timeout_seconds, found "
+            f"{startup_timeout_seconds}; 60 suits most machines."
+        )
+    deadline = time.monotonic() + startup_timeout_seconds
+    with tempfile.TemporaryFile() if log_path is None else open(log_path, "a+b") as log:
+        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+            worker = _Worker(log)
+            try:
+                if worker.wait_until_ready(deadline):
+                    yield worker
+                    return
+                if not worker.has_ended():
+                    raise worker.error(
+                        "The TFF worker did not answer within "
+                        f"startup_timeout_seconds={startup_timeout_seconds}"
+                    )
+                # It ends when its port is taken: another port may do.
+                if not attempts_left:
+                    raise worker.error("The TFF worker ended while starting")
+            finally:
+                worker.stop()
+
+
+def _worker_path() -> pathlib.Path:
+    """Returns where the installed TFF keeps its worker."""
+    path = pathlib.Path(tff.__file__).parent / "data" / "worker_binary"
+    if not path.is_file():
+        raise RuntimeError(
+            f"Expected TFF's worker at {path}, found no file there; reinstall "
+            "tensorflow-federated==0.87.0 (its wheel exists for Linux x86_64)."
+        )
+    return path
+
+
+def _reserve_port() -> socket.socket:
+    """Returns a bound socket that keeps its port from everyone but the worker.
+
+    gRPC servers listen with SO_REUSEPORT, so two workers given the same port by
+    accident would both start and share each other's calls.  The kernel gives a
+    port that is bound, even by a socket that never listens, to nobody else who
+    asks for a free one; the worker, asking for it by number, may have it.
+    """
+    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(("", 0))
+    return holder
