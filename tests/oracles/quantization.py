@@ -105,7 +105,7 @@ def squared_error(representation, weights, scale, bit_width):
     return float(np.sum((weights - nearest) ** 2))
 
 
-def least_squared_error(representation, weights, bit_width, num_scales=2000):
+def least_squared_error(representation, weights, bit_width, num_scales=1000):
     """Least error over a dense grid of scales in (0, 2 max|W|], brute force."""
     largest = 2 * float(np.max(np.abs(weights)))
     return min(

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import quantization as oracle
 from oracles import strategies
@@ -175,11 +175,10 @@ def test_expected_step_is_that_of_the_planes(seed, learning_rate, bit_width, dow
     strata = 2048
     log = rng.uniform(-9, bit_width - 1) - math.log2(oracle.step_gain(bit_width))
     gradient = np.float32(2.0**log / learning_rate)
-    if oracle.is_near_half(gradient, learning_rate):
-        return
+    assume(not oracle.is_near_half(gradient, learning_rate))
     whole, chance = oracle.per_plane_step(gradient, learning_rate, bit_width)
-    if whole + chance > 2**bit_width - 1:
-        return  # Clipped: the range is tested above.
+    # Beyond the range the step is clipped, which is tested above.
+    assume(whole + chance <= 2**bit_width - 1)
     start = 2**bit_width - 1 if down else 0
     codes = np.full(strata, start, np.uint8)
     gradients = np.full(strata, gradient if down else -gradient, np.float32)

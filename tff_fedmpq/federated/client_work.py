@@ -19,7 +19,7 @@ import tensorflow_federated as tff
 
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.aggregation import ClientResult
-from tff_fedmpq.federated.local_training import Augment, LocalTrainer
+from tff_fedmpq.federated.local_training import Augment, LocalTrainer, OnStep
 from tff_fedmpq.federated.model_spec import ModelFn, ModelSpec
 from tff_fedmpq.federated.scheme import Scheme
 
@@ -37,6 +37,7 @@ def build_client_work(
     loss: tf.keras.losses.Loss,
     augment: Augment | None,
     dtype_policy: str | None,
+    on_step: OnStep | None,
 ) -> tff.Computation:
     """Builds the computation.
 
@@ -50,6 +51,7 @@ def build_client_work(
       loss: of labels and logits.
       augment: applied to every training batch.
       dtype_policy: Keras policy of the layers, such as "mixed_bfloat16".
+      on_step: called, in the graph, after every local step.
     """
     budgets = np.asarray(budgets, np.float32)
 
@@ -63,7 +65,7 @@ def build_client_work(
         examples = client_data.dataset_computation(client_id)
         images, labels = read_all_examples(examples)
         model = scheme.build_client_model(model_fn, dtype_policy)
-        trainer = LocalTrainer(model, scheme.training, loss, augment)
+        trainer = LocalTrainer(model, scheme.training, loss, augment, on_step)
 
         @tf.function
         def run():

@@ -22,6 +22,8 @@ from tff_fedmpq.quantization import bit_planes
 
 # (batch of images, stateless seed int32[2]) -> batch of images
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# (loss of a step, float32[]) -> None; for progress reports only
+OnStep = Callable[[tf.Tensor], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,7 @@ class LocalTrainer:
         config: LocalTrainingConfig,
         loss: tf.keras.losses.Loss,
         augment: Augment | None = None,
+        on_step: OnStep | None = None,
     ):
         """Initializes the trainer.
 
@@ -117,11 +120,13 @@ class LocalTrainer:
           config: how to train it.
           loss: of labels and logits, averaged over a batch.
           augment: applied to every batch of training images.
+          on_step: called, in the graph, after every step.
         """
         self._model = model
         self._config = config
         self._loss = loss
         self._augment = augment
+        self._on_step = on_step
         self._kernels = quantized_kernels(model)
         self._rest = float_rest_variables(model)
         self._optimizer = config.build_optimizer()
@@ -188,6 +193,8 @@ class LocalTrainer:
             total_loss = tf.add_n([task_loss, *self._model.losses])
         gradients = tape.gradient(total_loss, variables)
         self._optimizer.apply_gradients(zip(gradients, variables))
+        if self._on_step is not None:
+            self._on_step(task_loss)
         count = tf.cast(tf.shape(images)[0], tf.float32)
         predicted = tf.argmax(logits, axis=-1, output_type=tf.int32)
         correct = tf.equal(predicted, tf.cast(labels, tf.int32))

@@ -31,7 +31,7 @@ import tensorflow_federated as tff
 from tff_fedmpq.allocation.budgets import check_budgets
 from tff_fedmpq.allocation.prune_and_grow import uniform_bit_widths
 from tff_fedmpq.federated import aggregation, client_work, messages
-from tff_fedmpq.federated.local_training import Augment
+from tff_fedmpq.federated.local_training import Augment, OnStep
 from tff_fedmpq.federated.model_spec import FloatWeights, ModelFn, ModelSpec
 from tff_fedmpq.federated.model_spec import float_non_trainable_variables
 from tff_fedmpq.federated.scheme import Scheme
@@ -46,6 +46,7 @@ def build_process(
     loss: tf.keras.losses.Loss | None = None,
     augment: Augment | None = None,
     dtype_policy: str | None = None,
+    on_step: OnStep | None = None,
     seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
     """Builds the learning process of a scheme.
@@ -60,6 +61,7 @@ def build_process(
       augment: applied to every batch of training images.
       dtype_policy: Keras policy of the layers; "mixed_bfloat16" computes faster on
         processors that have it.
+      on_step: called with the loss, in the graph, after every local step.
       seed: of everything random in training.
 
     Returns:
@@ -86,6 +88,7 @@ def build_process(
         loss,
         augment,
         dtype_policy,
+        on_step,
     )
     aggregate = _build_aggregate(
         work.type_signature.result, scheme, spec, len(client_ids)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 _FILTERS = (16, 32, 64)
@@ -59,9 +60,9 @@ def resnet(
     inputs = tf.keras.Input(input_shape, name="image")
     x = inputs
     if pixel_statistics is not None:
-        mean, std = (tf.constant(s, tf.float32) for s in pixel_statistics)
+        mean, std = (np.asarray(s, np.float64) for s in pixel_statistics)
         x = tf.keras.layers.Rescaling(
-            (1.0 / std).numpy().tolist(), (-mean / std).numpy().tolist(), name="pixels"
+            (1.0 / std).tolist(), (-mean / std).tolist(), name="pixels"
         )(x)
     x = builder.conv_bn(x, _FILTERS[0], 3, 1, "stem")
     x = tf.keras.layers.ReLU(name="stem_relu")(x)

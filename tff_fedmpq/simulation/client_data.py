@@ -120,7 +120,8 @@ def _check_match(
 
 def _digest(dataset: datasets.ImageDataset, partition: partition_lib.Partition) -> str:
     """Name of the folder for what the files hold, 16 hexadecimal digits."""
-    digest = hashlib.sha256(repr((dataset.image_shape, partition.sizes)).encode())
+    digest = hashlib.sha256(repr(dataset.image_shape).encode())
+    digest.update(partition.sizes.astype("<i8").tobytes())
     digest.update(np.ascontiguousarray(dataset.train_images).data)
     digest.update(dataset.train_labels.astype("<i4").tobytes())
     for indices in partition.client_indices:

@@ -26,8 +26,8 @@ import pickle
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from typing import Any, Callable, Optional, Union
+from collections.abc import Callable, Sequence
+from typing import Any, Union
 
 import numpy as np
 import tensorflow as tf
@@ -149,6 +149,10 @@ def _check_label_range(
         )
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 # --- Finding the files --------------------------------------------------------------
 
 
@@ -156,7 +160,7 @@ def _keras_directory() -> pathlib.Path:
     return pathlib.Path("~/.keras/datasets").expanduser()
 
 
-def _folder_in(place: pathlib.Path, folder: str, marker: str) -> Optional[pathlib.Path]:
+def _folder_in(place: pathlib.Path, folder: str, marker: str) -> pathlib.Path | None:
     """The official folder in `place`, or `place` where it is that folder itself."""
     if (place / folder).is_dir():
         return (place / folder).absolute()
@@ -165,9 +169,7 @@ def _folder_in(place: pathlib.Path, folder: str, marker: str) -> Optional[pathli
     return None
 
 
-def _find(
-    folder: str, marker: str, data_dir: Optional[PathLike]
-) -> Optional[pathlib.Path]:
+def _find(folder: str, marker: str, data_dir: PathLike | None) -> pathlib.Path | None:
     """The directory of a data set, in the order of the module's docstring.
 
     Args:
@@ -264,7 +266,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             ) from None
 
 
-def load_cifar10(data_dir: Optional[PathLike] = None) -> ImageDataset:
+def load_cifar10(data_dir: PathLike | None = None) -> ImageDataset:
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32, 10 classes.
 
     Args:
@@ -277,12 +279,12 @@ def load_cifar10(data_dir: Optional[PathLike] = None) -> ImageDataset:
     return _load_cifar(_CIFAR10, data_dir)
 
 
-def load_cifar100(data_dir: Optional[PathLike] = None) -> ImageDataset:
+def load_cifar100(data_dir: PathLike | None = None) -> ImageDataset:
     """CIFAR-100 with its 100 fine labels; otherwise as `load_cifar10`."""
     return _load_cifar(_CIFAR100, data_dir)
 
 
-def _load_cifar(cifar: _Cifar, data_dir: Optional[PathLike]) -> ImageDataset:
+def _load_cifar(cifar: _Cifar, data_dir: PathLike | None) -> ImageDataset:
     folder = _find(cifar.folder, cifar.test_file[0], data_dir)
     if folder is None:
         return _download_cifar(cifar)
@@ -306,23 +308,7 @@ def _read_cifar(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8[count, 32, 32, 3] and labels int32[count] of one official file."""
     mend = f"unpack {cifar.url} again, or give another data_dir"
-    try:
-        with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="bytes").load()
-        # Keys are bytes in the official files, which Python 2 wrote, and strings in
-        # files of the same layout written since.
-        fields = {os.fsdecode(key): value for key, value in content.items()}
-        data, labels = np.asarray(fields["data"]), np.asarray(fields[cifar.label_key])
-    except FileNotFoundError:
-        raise DatasetError(
-            f"{path}: expected a file of {cifar.title}, found none; {mend}."
-        ) from None
-    except Exception as error:
-        # A damaged pickle can raise nearly anything, a MemoryError included.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(
-            f"{path}: not a readable file of {cifar.title}: {reason}; {mend}."
-        ) from error
+    data, labels = _unpickle_cifar(path, cifar, mend)
     if data.dtype != np.uint8 or data.shape != (count, 3 * 32 * 32):
         raise DatasetError(
             f"{path}: expected images uint8[{count}, 3072], found "
@@ -338,6 +324,29 @@ def _read_cifar(
     return np.ascontiguousarray(images), labels.astype(np.int32)
 
 
+def _unpickle_cifar(
+    path: pathlib.Path, cifar: _Cifar, mend: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels and labels of a file as they stand in it, unchecked."""
+    try:
+        with open(path, "rb") as file:
+            content = _ArrayUnpickler(file, encoding="bytes").load()
+        # Keys are bytes in the official files, which Python 2 wrote, and strings in
+        # files of the same layout written since.
+        fields = {os.fsdecode(key): value for key, value in content.items()}
+        return np.asarray(fields["data"]), np.asarray(fields[cifar.label_key])
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path}: expected a file of {cifar.title}, found none; {mend}."
+        ) from None
+    except Exception as error:
+        # A damaged pickle can raise nearly anything, a MemoryError included.
+        raise DatasetError(
+            f"{path}: not a readable file of {cifar.title} ({_one_line(error)}); "
+            f"{mend}."
+        ) from error
+
+
 def _download_cifar(cifar: _Cifar) -> ImageDataset:
     """Downloads with Keras, after a short look whether the server answers at all."""
     archive = _keras_directory() / f"{cifar.folder}.tar.gz"
@@ -348,7 +357,7 @@ def _download_cifar(cifar: _Cifar) -> ImageDataset:
         try:
             train, test = getattr(tf.keras.datasets, cifar.name).load_data()
         except Exception as error:  # Keras raises a bare Exception.
-            obstacle = " ".join(str(error).split())
+            obstacle = _one_line(error)
     if obstacle is not None:
         raise DatasetNotFoundError(
             f"{cifar.title} was found neither in ${DATA_DIR_VARIABLE} nor in "
@@ -366,13 +375,13 @@ def _download_cifar(cifar: _Cifar) -> ImageDataset:
     )
 
 
-def _connection_obstacle(url: str) -> Optional[str]:
+def _connection_obstacle(url: str) -> str | None:
     """Why `url` cannot be reached, or None where its server answers.
 
     Keras downloads without any time limit.  The look happens in a thread of its own
     because looking up a name has no time limit either.
     """
-    answers: list[Optional[str]] = []
+    answers: list[str | None] = []
 
     def knock() -> None:
         try:
@@ -399,7 +408,7 @@ _TINY_SIZE = 64
 _TINY_MEND = f"unpack {_TINY_URL} again, or give another data_dir"
 
 
-def load_tiny_imagenet(data_dir: Optional[PathLike] = None) -> ImageDataset:
+def load_tiny_imagenet(data_dir: PathLike | None = None) -> ImageDataset:
     """Tiny-ImageNet in its official layout, whole or any subset of its images.
 
     The labels count the lines of `wnids.txt`.  The test set is the official
@@ -501,7 +510,8 @@ def _decode_images(paths: Sequence[pathlib.Path]) -> np.ndarray:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise DatasetError(
-                f"{paths[index]}: not a readable image ({error}); {_TINY_MEND}."
+                f"{paths[index]}: not a readable image ({_one_line(error)}); "
+                f"{_TINY_MEND}."
             ) from error
         if pixels.shape != images.shape[1:]:
             raise DatasetError(
@@ -561,12 +571,12 @@ def load_digits(image_size: int = 32) -> ImageDataset:
 # --- By name ------------------------------------------------------------------------
 
 
-def _load_embedded(data_dir: Optional[PathLike]) -> ImageDataset:
+def _load_embedded(data_dir: PathLike | None) -> ImageDataset:
     del data_dir  # The digits come with scikit-learn.
     return load_digits()
 
 
-def _load_auto(data_dir: Optional[PathLike]) -> ImageDataset:
+def _load_auto(data_dir: PathLike | None) -> ImageDataset:
     """CIFAR-10, or the digits where it is nowhere and none was asked for."""
     try:
         return load_cifar10(data_dir)
@@ -579,7 +589,7 @@ def _load_auto(data_dir: Optional[PathLike]) -> ImageDataset:
         return load_digits()
 
 
-LOADERS: dict[str, Callable[[Optional[PathLike]], ImageDataset]] = {
+LOADERS: dict[str, Callable[[PathLike | None], ImageDataset]] = {
     "auto": _load_auto,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
@@ -588,7 +598,7 @@ LOADERS: dict[str, Callable[[Optional[PathLike]], ImageDataset]] = {
 }
 
 
-def load(name: str, data_dir: Optional[PathLike] = None) -> ImageDataset:
+def load(name: str, data_dir: PathLike | None = None) -> ImageDataset:
     """Loads a data set by its name.
 
     Args:

@@ -49,15 +49,20 @@ class Partition:
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
         _check_seed(self.seed)
+        # NumPy's scalars are welcome, but a manifest holds Python's.
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "seed", operator.index(self.seed))
         indices = tuple(_as_indices(i, c) for i, c in enumerate(self.client_indices))
         if not indices:
-            raise ValueError("client_indices: expected at least one client, found none")
+            raise ValueError(
+                "client_indices: expected at least one client, found none."
+            )
         everything = np.concatenate(indices)
-        if everything.size != np.unique(everything).size:
+        repetitions = everything.size - np.unique(everything).size
+        if repetitions:
             raise ValueError(
                 "client_indices: expected every example at one client at most, found "
-                f"{everything.size - np.unique(everything).size} repetitions; give each "
-                "position once."
+                f"{repetitions} repetitions; give each position once."
             )
         object.__setattr__(self, "client_indices", indices)
 
@@ -210,7 +215,7 @@ def dirichlet_partition(
     nothing = np.empty(0, np.int64)
     # Shuffled once more, for otherwise a client would hold one class after another.
     indices = [rng.permutation(np.concatenate([nothing, *share])) for share in shares]
-    return Partition(tuple(indices), float(alpha), operator.index(seed), dataset)
+    return Partition(tuple(indices), alpha, seed, dataset)
 
 
 def write_atomically(path: PathLike, content: bytes) -> None:
@@ -259,7 +264,7 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"seed: expected 0 or more, found {seed}; give another.")
 
 
-def _check_labels(labels: Union[np.ndarray, Sequence[int]]) -> np.ndarray:
+def _check_labels(labels: np.ndarray | Sequence[int]) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(

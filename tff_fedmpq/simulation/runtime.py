@@ -34,13 +34,14 @@ import tensorflow_federated as tff
 
 # A background job of a non-interactive sh reads /dev/null unless redirected, hence
 # the detour over descriptor 3.  `read` is a builtin: the watcher is one process.
+# sh itself drops stderr, or each log would end with its message "Killed".
 _WRAPPER_SCRIPT = """
 exec 3<&0
 "$@" </dev/null 3<&- & worker=$!
 { read -r _; kill -9 $worker; } <&3 3<&- 2>/dev/null & watcher=$!
-exec </dev/null 3<&-
+exec </dev/null 3<&- 2>/dev/null
 wait $worker; status=$?
-kill -9 $watcher 2>/dev/null; wait $watcher
+kill -9 $watcher; wait $watcher
 exit $status
 """
 
@@ -54,13 +55,11 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-_POLL_SECONDS = 0.02
-_STOP_SECONDS = 10.0
 _PORT_ATTEMPTS = 3
 _LOG_TAIL_BYTES = 3000
 
-# A child made by os.fork() (multiprocessing on Linux) holds copies of the pipes'
-# write ends and would keep a worker alive after Python: it has to drop them.
+# A child made by os.fork() (multiprocessing on Linux) inherits the pipes' write ends
+# and would keep the workers alive after Python: it has to close them.
 _pipes_to_watchers: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
 
 
@@ -93,9 +92,9 @@ def local_runtime(
       The execution context.
 
     Raises:
-      RuntimeError: If the worker is not installed, ends, or does not answer in
-        time.  A computation called after the worker ended raises it as well (with
-        TFF's own context it would be retried for ever).
+      RuntimeError: If the worker is not installed, or ends or does not answer while
+        starting; also from a computation whose worker ended (TFF itself would
+        retry it for ever).
       ValueError: If `startup_timeout_seconds` is not positive.
     """
     with _owned_worker(log_path, startup_timeout_seconds) as worker:
@@ -112,19 +111,9 @@ def local_async_runtime(
 ) -> Iterator[tff.program.NativeFederatedContext]:
     """`local_runtime` for federated programs, such as `tff.learning.programs`.
 
-    The installed context is asynchronous: a computation returns value references,
-    which `await tff.program.materialize_value(...)` turns into values.
-
-    Args:
-      log_path: As in `local_runtime`.
-      startup_timeout_seconds: As in `local_runtime`.
-
-    Yields:
-      The federated context.
-
-    Raises:
-      RuntimeError: As in `local_runtime`.
-      ValueError: As in `local_runtime`.
+    The yielded context is asynchronous: a computation returns value references,
+    which `await tff.program.materialize_value(...)` turns into values.  Arguments
+    and errors are those of `local_runtime`.
     """
     with _owned_worker(log_path, startup_timeout_seconds) as worker:
         context = tff.program.NativeFederatedContext(
@@ -134,17 +123,34 @@ def local_async_runtime(
             yield context
 
 
+class _Stub(tff.framework.RemoteExecutorGrpcStub):
+    """A stub that ignores what is disposed of after its worker, memory and all.
+
+    A value that outlives the runtime would otherwise fail loudly when collected.
+    """
+
+    is_closed = False
+
+    def dispose(self, request: Any) -> Any:
+        """Frees values in the worker."""
+        return None if self.is_closed else super().dispose(request)
+
+    def dispose_executor(self, request: Any) -> Any:
+        """Frees an executor in the worker."""
+        return None if self.is_closed else super().dispose_executor(request)
+
+
 class _Worker:
     """One worker process and the channel to it."""
 
     def __init__(self, log: IO[bytes]):
         """Starts the process; `wait_until_ready` tells whether it came up."""
+        command = [str(_worker_path())]
         self._log = log
         self._log_start = os.fstat(log.fileno()).st_size
-        self._executors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._port_holder = _reserve_port()
         port = self._port_holder.getsockname()[1]
-        command = [str(_worker_path()), f"--port={port}"]
+        command.append(f"--port={port}")
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _WRAPPER_SCRIPT, "tff-worker-wrapper", *command],
             stdin=subprocess.PIPE,
@@ -154,38 +160,33 @@ class _Worker:
             # Ctrl-C is for Python, which then stops the worker in good order.
             start_new_session=True,
         )
-        _pipes_to_watchers.add(self._process.stdin)
+        self._pipe: Any = self._process.stdin
+        _pipes_to_watchers.add(self._pipe)
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", _CHANNEL_OPTIONS)
-        self._stub = tff.framework.RemoteExecutorGrpcStub(self._channel)
+        self._stub = _Stub(self._channel)
 
     def wait_until_ready(self, deadline: float) -> bool:
-        """Returns whether the worker answers (False: it ended or time is over).
-
-        Args:
-          deadline: In seconds of `time.monotonic`.
-        """
-        while self._process.poll() is None and time.monotonic() < deadline:
+        """Returns whether the worker answers before `time.monotonic() == deadline`."""
+        while self.exit_status() is None and time.monotonic() < deadline:
             if self._stub.is_ready:
                 return True
-            time.sleep(_POLL_SECONDS)
+            time.sleep(0.02)
         return False
 
-    def has_ended(self) -> bool:
-        """Returns whether the process has ended."""
-        return self._process.poll() is not None
+    def exit_status(self) -> int | None:
+        """Returns sh's: 128 + n after a death by signal n, None while it runs."""
+        return self._process.poll()
 
     def error(self, event: str) -> RuntimeError:
         """Returns the error to raise: `event`, exit status and end of the log."""
-        status = self._process.poll()
-        if status is not None:
-            # sh reports a death by signal n as 128 + n; 137 is often a lack of memory.
-            event += f" (exit status {status})"
+        if self.exit_status() is not None:
+            event += f" (exit status {self.exit_status()})"
         size = os.fstat(self._log.fileno()).st_size
         start = max(self._log_start, size - _LOG_TAIL_BYTES)
         # pread, because the worker writes at the shared file offset.
         tail = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, start)
         text = tail.decode(errors="replace").strip() or "(nothing)"
-        name = self._log.name if isinstance(self._log.name, str) else "not kept"
+        name = "not kept" if isinstance(self._log.name, int) else self._log.name
         return RuntimeError(f"{event}. Its log ({name}) ends with:\n{text}")
 
     def context_arguments(self) -> dict[str, Any]:
@@ -200,30 +201,31 @@ class _Worker:
         }
 
     def _create_executor(self, cardinalities: dict[Any, int]) -> Any:
+        if self._stub.is_closed:
+            raise RuntimeError("The block of this TFF context's runtime has been left.")
         # TFF retries a call that lost its worker for ever, but asks for a new
         # executor before each trial: the place to end it.
-        if self.has_ended():
+        if self.exit_status() is not None:
             raise self.error("The TFF worker ended while it was in use")
         executor = tff.framework.RemoteExecutor(self._stub)
         executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
-        self._executors.add(executor)
         return executor
 
     def stop(self) -> None:
         """Ends the process and reaps it."""
-        self._process.stdin.close()
+        self._stub.is_closed = True
         try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        # Values that are still referenced would otherwise complain, when they are
-        # collected, that the channel is closed.  Only now: a busy worker would
-        # answer when its computation is done.
-        for executor in list(self._executors):
-            executor.close()
-        self._channel.close()
-        self._port_holder.close()
+            # First, for gRPC's watching thread often fails (harmlessly, but with a
+            # traceback) when a channel is closed just after it lost its server.
+            self._channel.close()
+        finally:
+            self._pipe.close()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+            self._port_holder.close()
 
 
 @contextlib.contextmanager
@@ -231,12 +233,10 @@ def _owned_worker(
     log_path: str | os.PathLike[str] | None, startup_timeout_seconds: float
 ) -> Iterator[_Worker]:
     """A worker that is ready inside the block and gone after it."""
-    if not startup_timeout_seconds > 0:
-        raise ValueError(
-            "Expected a positive startup_timeout_seconds, found "
-            f"{startup_timeout_seconds}; 60 suits most machines."
-        )
-    deadline = time.monotonic() + startup_timeout_seconds
+    timeout = startup_timeout_seconds
+    if not timeout > 0:
+        raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
+    deadline = time.monotonic() + timeout
     with tempfile.TemporaryFile() if log_path is None else open(log_path, "a+b") as log:
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             worker = _Worker(log)
@@ -244,11 +244,9 @@ def _owned_worker(
                 if worker.wait_until_ready(deadline):
                     yield worker
                     return
-                if not worker.has_ended():
-                    raise worker.error(
-                        "The TFF worker did not answer within "
-                        f"startup_timeout_seconds={startup_timeout_seconds}"
-                    )
+                if worker.exit_status() is None:
+                    event = f"did not answer within startup_timeout_seconds={timeout}"
+                    raise worker.error(f"The TFF worker {event}")
                 # It ends when its port is taken: another port may do.
                 if not attempts_left:
                     raise worker.error("The TFF worker ended while starting")

@@ -1,0 +1,79 @@
+"""Checkpoints of a run: the process's state and a record, per finished round.
+
+    OUTPUT/checkpoints/round_<version>/   state, by TFF's FileProgramStateManager
+    OUTPUT/rounds/<version>.json          record of the round, written before it
+
+A round counts as done when its state is saved. TFF's own training program saves in the
+background, where a kill can lose several rounds; here each save is awaited. A state that
+cannot be read is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import tensorflow_federated as tff
+from absl import logging
+
+from tff_fedmpq.simulation.partition import write_atomically
+
+_PREFIX = "round_"
+_KEEP = 2  # The latest state, and one to fall back to.
+
+
+class Checkpoints:
+    """Saves and restores the rounds of one run."""
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        """Uses (and makes) the folders of a run's output directory."""
+        directory = pathlib.Path(directory)
+        self._state_directory = directory / "checkpoints"
+        self._records = directory / "rounds"
+        self._records.mkdir(parents=True, exist_ok=True)
+        self._states = tff.program.FileProgramStateManager(
+            str(self._state_directory),
+            prefix=_PREFIX,
+            keep_total=_KEEP,
+            keep_first=False,
+        )
+
+    def save(self, round_number: int, state: Any, record: dict[str, Any]) -> None:
+        """Saves a finished round; returns when it is on disk.
+
+        Args:
+          round_number: from 1.
+          state: of the process after the round.
+          record: what is known of the round, ready for JSON.
+        """
+        content = json.dumps(record).encode()
+        write_atomically(self._record_path(round_number), content)
+        asyncio.run(self._states.save(state, version=round_number))
+
+    def load_latest(self, structure: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """Returns the latest state that can be read, and all records up to it.
+
+        Args:
+          structure: a state of the process, for its structure; returned, with no
+            records, when nothing was saved.
+        """
+        versions = asyncio.run(self._states.get_versions()) or []
+        for version in sorted(versions, reverse=True):
+            try:
+                state = asyncio.run(self._states.load(version, structure))
+                return state, [self._read_record(r) for r in range(1, version + 1)]
+            except Exception as error:  # Whatever a damaged file makes TFF raise.
+                logging.warning("Checkpoint of round %d is damaged: %s", version, error)
+                # Out of the way: the round will be done, and saved, again.
+                shutil.rmtree(self._state_directory / f"{_PREFIX}{version}")
+        return structure, []
+
+    def _record_path(self, round_number: int) -> pathlib.Path:
+        return self._records / f"{round_number:05d}.json"
+
+    def _read_record(self, round_number: int) -> dict[str, Any]:
+        return json.loads(self._record_path(round_number).read_text())

@@ -1,0 +1,156 @@
+"""Everything that decides the outcome of a run, checked, in one place.
+
+Two runs of one `ExperimentConfig` give the same results; where files lie and how often
+something is printed is not part of it. Presets are settings by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tff_fedmpq.allocation.budgets import check_budgets, tiered_budgets
+from tff_fedmpq.simulation.models import MODEL_DEPTHS
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """The protocol of a run. Defaults are the paper's set-up (its section 5).
+
+    Attributes:
+      scheme: name of the scheme.
+      scheme_options: further arguments of the scheme's function.
+      dataset: name of the data set, or "auto".
+      train_examples: how many training images are used, drawn by the seed; None = all.
+      model: name in `models.MODEL_DEPTHS`.
+      alpha: of the Dirichlet partition; small is heterogeneous.
+      num_clients: N.
+      budgets: v_n, bits per weight of each client; None = the paper's shares of
+        2, 4, 6 and 8 bits.
+      clients_per_round: how many of them train in a round.
+      rounds: communication rounds.
+      local_epochs: tau.
+      batch_size: of local training.
+      learning_rate: eta, of integer codes.
+      float_learning_rate: of the float rest, or of a float model.
+      momentum: of local SGD.
+      weight_decay: of local SGD.
+      augment: whether training images are cropped and flipped at random.
+      compute: "float32" or "bfloat16", of the layers on clients.
+      seed: of everything random.
+    """
+
+    scheme: str = "fedmpq"
+    scheme_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dataset: str = "cifar10"
+    train_examples: int | None = None
+    model: str = "resnet20"
+    alpha: float = 0.5
+    num_clients: int = 10
+    budgets: Sequence[float] | None = None
+    clients_per_round: int = 5
+    rounds: int = 50
+    local_epochs: int = 5
+    batch_size: int = 64
+    learning_rate: float = 1.0
+    float_learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: bool = True
+    compute: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self):
+        """Checks every setting.
+
+        Raises:
+          ValueError: naming the setting, what it may be and what was found.
+        """
+        for name in (
+            "num_clients clients_per_round rounds local_epochs batch_size".split()
+        ):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("alpha", "learning_rate", "float_learning_rate"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, name, "above 0", value)
+        _require(
+            self.clients_per_round <= self.num_clients,
+            "clients_per_round",
+            f"at most the number of clients, {self.num_clients}",
+            self.clients_per_round,
+        )
+        examples = self.train_examples
+        _require(examples is None or examples >= 1, "train_examples", "1 or more", examples)
+        _require(self.model in MODEL_DEPTHS, "model", _one_of(MODEL_DEPTHS), self.model)
+        _require(self.compute in DTYPE_POLICIES, "compute", _one_of(DTYPE_POLICIES), self.compute)
+        _require(0 <= self.momentum < 1, "momentum", "from 0 to below 1", self.momentum)
+        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        budgets = self.budgets
+        if budgets is None:
+            budgets = tiered_budgets(self.num_clients).tolist()
+        _require(
+            len(budgets) == self.num_clients,
+            "budgets",
+            f"one number per client, {self.num_clients} in all",
+            list(budgets),
+        )
+        checked = tuple(check_budgets(budgets).tolist())
+        object.__setattr__(self, "budgets", checked)
+
+    @property
+    def dtype_policy(self) -> str | None:
+        """The Keras policy that `compute` stands for."""
+        return DTYPE_POLICIES[self.compute]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns all settings, ready for JSON."""
+        settings = dataclasses.asdict(self)
+        settings["budgets"] = list(self.budgets or ())
+        settings["scheme_options"] = dict(self.scheme_options)
+        return settings
+
+
+DTYPE_POLICIES: Mapping[str, str | None] = {
+    "float32": None,
+    "bfloat16": "mixed_bfloat16",
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # The set-up of the paper: ExperimentConfig's defaults.
+    "paper": {},
+    # Ends within three minutes on two cores: a fifth of the images, a small network.
+    "quick": {
+        "train_examples": 10_000,
+        "model": "resnet8",
+        "rounds": 8,
+        "local_epochs": 2,
+        "clients_per_round": 5,
+    },
+}
+
+
+def config_from_preset(preset: str, **overrides: Any) -> ExperimentConfig:
+    """Returns a preset's configuration with some settings replaced.
+
+    Args:
+      preset: name in `PRESETS`.
+      **overrides: settings of `ExperimentConfig`; None keeps the preset's.
+
+    Raises:
+      ValueError: for an unknown preset or a setting out of range.
+    """
+    _require(preset in PRESETS, "preset", _one_of(PRESETS), preset)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return ExperimentConfig(**{**PRESETS[preset], **given})
+
+
+def _one_of(names: Mapping[str, Any]) -> str:
+    return "one of " + ", ".join(sorted(names))
+
+
+def _require(condition: bool, name: str, expected: str, found: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name} has to be {expected}; found {found!r}.")

@@ -1,0 +1,348 @@
+"""A whole run: data, partition, process, rounds, evaluation, results.
+
+    config -> data set -> partition -> client data -> process
+           -> rounds (checkpoint, record, release) -> tiers -> result.json, curves.png
+
+Everything a run writes lies in its output directory:
+
+    config.json       the settings; a directory serves one configuration only
+    partition.json    which client has which training images
+    rounds/           a record per round
+    checkpoints/      the latest states
+    metrics.csv, tensorboard/   per round, through TFF's release managers
+    result.json, curves.png     at the end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from absl import logging
+
+from tff_fedmpq.federated.model_spec import ModelSpec
+from tff_fedmpq.federated.process import build_process
+from tff_fedmpq.federated.schemes import build_scheme
+from tff_fedmpq.simulation import datasets, evaluation, ledger, report
+from tff_fedmpq.simulation.augmentation import random_crop_and_flip
+from tff_fedmpq.simulation.checkpoints import Checkpoints
+from tff_fedmpq.simulation.client_data import build_client_data
+from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.models import build_model_fn
+from tff_fedmpq.simulation.partition import (
+    Partition,
+    dirichlet_partition,
+    write_atomically,
+)
+from tff_fedmpq.simulation.progress import BatchProgress
+from tff_fedmpq.simulation.releases import Releases
+from tff_fedmpq.simulation.runtime import local_runtime
+from tff_fedmpq.version import __version__
+
+_CALIBRATION_IMAGES = 2048
+
+
+class OutputDirectoryError(ValueError):
+    """The output directory cannot be used for this run."""
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    output_dir: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Mapping[str, Any]:
+    """Runs an experiment to its end, or goes on with an interrupted one.
+
+    Args:
+      config: what to run.
+      output_dir: where results go; made where it does not exist.
+      data_dir: where the data set lies; None looks in the usual places.
+      resume: whether to go on with what `output_dir` holds. A finished run is not
+        redone; its result is returned.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      OutputDirectoryError: if the directory holds another run.
+      datasets.DatasetError: if the data set is missing or damaged.
+    """
+    output_dir = pathlib.Path(output_dir).expanduser()
+    _check_output_dir(output_dir, config, resume)
+    result_path = output_dir / "result.json"
+    if resume and result_path.exists():
+        logging.info("%s is finished; nothing to do.", output_dir)
+        return json.loads(result_path.read_text())
+    dataset = _load_dataset(config, data_dir)  # Before anything is written.
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _write_json(output_dir / "config.json", config.as_dict())
+    result = _Run(config, dataset, output_dir).execute()
+    _write_json(result_path, result)
+    report.plot_curves(result, output_dir / "curves.png")
+    return result
+
+
+def sample_participants(config: ExperimentConfig, round_number: int) -> list[str]:
+    """Returns the ids of a round's clients, ascending; a function of seed and round."""
+    rng = np.random.default_rng([config.seed, round_number])
+    chosen = rng.choice(config.num_clients, config.clients_per_round, replace=False)
+    return [str(client) for client in sorted(chosen)]
+
+
+class _Run:
+    """One run in one output directory."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        dataset: datasets.ImageDataset,
+        output_dir: pathlib.Path,
+    ):
+        self._config = config
+        self._dataset = dataset
+        self._output_dir = output_dir
+        self._scheme = build_scheme(config.scheme, _scheme_options(config))
+        self._model_fn = build_model_fn(config.model, dataset, config.seed)
+        self._partition = dirichlet_partition(
+            dataset.train_labels,
+            config.num_clients,
+            config.alpha,
+            config.seed,
+            dataset.name,
+        )
+        self._partition.save(output_dir / "partition.json")
+        self._client_ids = [str(client) for client in range(config.num_clients)]
+        client_model = self._scheme.build_client_model(self._model_fn)
+        self._spec = ModelSpec.from_model(client_model)
+
+    def execute(self) -> Mapping[str, Any]:
+        """Runs all rounds that are left and returns the result."""
+        config = self._config
+        steps = [self._count_steps(r) for r in range(1, config.rounds + 1)]
+        progress = BatchProgress(self._output_dir / "progress.log", sum(steps))
+        with local_runtime(log_path=self._output_dir / "worker.log"):
+            process = self._build_process(progress)
+            checkpoints = Checkpoints(self._output_dir)
+            state, records = checkpoints.load_latest(process.initialize())
+            releases = Releases(self._output_dir)
+            evaluator = self._build_evaluator()
+            with progress:
+                progress.skip(sum(steps[: len(records)]))
+                for round_number in range(len(records) + 1, config.rounds + 1):
+                    progress.set_round(round_number, config.rounds)
+                    state, record = self._run_round(
+                        process, state, round_number, evaluator
+                    )
+                    checkpoints.save(round_number, state, record)
+                    releases.release(round_number, record)
+                    records.append(record)
+                    progress.write(report.describe_round(record, config.rounds))
+            weights = process.get_model_weights(state)
+        return self._result(records, state, weights)
+
+    def _build_process(self, progress: BatchProgress):
+        config, dataset = self._config, self._dataset
+        client_data = build_client_data(
+            self._output_dir / "clients", dataset, self._partition
+        )
+        return build_process(
+            self._model_fn,
+            dict(zip(self._client_ids, config.budgets)),
+            client_data,
+            self._scheme,
+            augment=random_crop_and_flip if config.augment else None,
+            dtype_policy=config.dtype_policy,
+            on_step=progress.report,
+            seed=config.seed,
+        )
+
+    def _build_evaluator(self) -> evaluation.Evaluator:
+        return evaluation.Evaluator(
+            self._scheme.build_global_model(self._model_fn),
+            self._dataset.test_images,
+            self._dataset.test_labels,
+        )
+
+    def _count_steps(self, round_number: int) -> int:
+        """Returns the local steps of all participants of a round."""
+        sizes = self._partition.sizes
+        return sum(
+            -(-int(sizes[int(client)]) // self._config.batch_size)
+            * self._config.local_epochs
+            for client in sample_participants(self._config, round_number)
+        )
+
+    def _run_round(
+        self, process, state, round_number: int, evaluator: evaluation.Evaluator
+    ) -> tuple[Any, dict[str, Any]]:
+        started = time.perf_counter()
+        participants = sample_participants(self._config, round_number)
+        output = process.next(state, participants)
+        trained = time.perf_counter()
+        weights = process.get_model_weights(output.state)
+        evaluation.assign_global_weights(evaluator.model, weights)
+        evaluated = evaluator.evaluate()
+        return output.state, {
+            "round": round_number,
+            "test_accuracy": evaluated.accuracy,
+            "test_loss": evaluated.loss,
+            "participants": participants,
+            **self._measured(output.metrics),
+            "seconds": time.perf_counter() - started,
+            "seconds_training": trained - started,
+        }
+
+    def _measured(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a round's measurements, ready for JSON."""
+        train = measurements["client_work"]["train"]
+        bit_widths = np.asarray(measurements["mean_bit_widths"], np.float64)
+        return {
+            "train_loss": float(train["loss"]),
+            "train_accuracy": float(train["accuracy"]),
+            **ledger.total_bits(measurements),
+            "mean_bit_width": self._mean_bit_width(bit_widths),
+            "bit_widths": bit_widths.tolist(),
+            "top_plane_densities": measurements["top_plane_densities"].tolist(),
+            "next_bit_widths": measurements["bit_widths"].tolist(),
+            "clients": ledger.client_records(measurements, self._client_ids),
+        }
+
+    def _mean_bit_width(self, bit_widths: np.ndarray) -> float:
+        """Returns the average over weights; 32 for a float model."""
+        if not bit_widths.size:
+            return 32.0
+        sizes = self._spec.layer_sizes
+        return float(bit_widths @ sizes / sizes.sum())
+
+    def _result(
+        self, records: list[dict[str, Any]], state: Any, weights: Any
+    ) -> Mapping[str, Any]:
+        return {
+            "scheme": self._scheme.name,
+            "dataset": self._dataset.name,
+            "dataset_source": self._dataset.source,
+            "protocol": self._config.as_dict(),
+            "seed": self._config.seed,
+            "versions": _versions(),
+            "hardware": {"processor": _processor(), "cores": os.cpu_count()},
+            "layers": {
+                "names": list(self._spec.kernel_names),
+                "sizes": self._spec.layer_sizes.tolist(),
+            },
+            "client_examples": self._partition.sizes.tolist(),
+            "rounds": records,
+            "tier_accuracy": self._evaluate_tiers(state, weights),
+        }
+
+    def _evaluate_tiers(self, state: Any, weights: Any) -> Mapping[str, Any] | None:
+        if self._scheme.weights is None:
+            return None
+        rng = np.random.default_rng(self._config.seed)
+        train_images = self._dataset.train_images
+        count = min(_CALIBRATION_IMAGES, len(train_images))
+        calibration = train_images[rng.permutation(len(train_images))[:count]]
+        return evaluation.evaluate_tiers(
+            self._scheme,
+            self._model_fn,
+            self._spec.split(tuple(weights.trainable), tuple(weights.non_trainable)),
+            state.distributor["bit_widths"],
+            np.asarray(self._config.budgets),
+            self._dataset.test_images,
+            self._dataset.test_labels,
+            calibration,
+        )
+
+
+def _scheme_options(config: ExperimentConfig) -> dict[str, Any]:
+    return {
+        "epochs": config.local_epochs,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "float_learning_rate": config.float_learning_rate,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        **config.scheme_options,
+    }
+
+
+def _load_dataset(
+    config: ExperimentConfig, data_dir: str | os.PathLike[str] | None
+) -> datasets.ImageDataset:
+    dataset = datasets.load(config.dataset, data_dir)
+    total, wanted = len(dataset.train_labels), config.train_examples
+    if wanted is None or wanted >= total:
+        return dataset
+    rng = np.random.default_rng(config.seed)
+    chosen = np.sort(rng.permutation(total)[:wanted])
+    return dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[chosen],
+        train_labels=dataset.train_labels[chosen],
+    )
+
+
+def _check_output_dir(
+    output_dir: pathlib.Path, config: ExperimentConfig, resume: bool
+) -> None:
+    """Raises OutputDirectoryError unless the run may write into the directory."""
+    config_path = output_dir / "config.json"
+    if not config_path.exists():
+        if output_dir.exists() and any(output_dir.iterdir()):
+            raise OutputDirectoryError(
+                f"{output_dir} holds files that are not of a run; choose another."
+            )
+        return
+    if not resume:
+        raise OutputDirectoryError(
+            f"{output_dir} holds a run already: go on with it by --resume, or choose "
+            "another directory."
+        )
+    present, wanted = json.loads(config_path.read_text()), _as_json(config.as_dict())
+    differing = sorted(k for k in wanted if present.get(k) != wanted[k])
+    if differing:
+        details = "; ".join(
+            f"{k}: {present.get(k)!r} there, {wanted[k]!r} asked for" for k in differing
+        )
+        raise OutputDirectoryError(
+            f"{output_dir} holds a run of another configuration ({details})."
+        )
+
+
+def _as_json(value: Any) -> Any:
+    """Returns a value as it is after a way through JSON (tuples are lists)."""
+    return json.loads(json.dumps(value))
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "tff_fedmpq": __version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "tensorflow_federated": tff.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    """Returns the processor's name as Linux has it."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else "unknown"
