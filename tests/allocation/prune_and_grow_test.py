@@ -48,10 +48,10 @@ def by_oracle(function, means, reductions, sizes, budgets):
 
 def in_graph(means, reductions, sizes, budgets, **options):
     return prune_and_grow_graph(
-        tf.cast(means, tf.float32),
-        tf.cast(reductions, tf.int32),
-        sizes,
-        tf.cast(budgets, tf.float32),
+        tf.constant(means, tf.float32),
+        tf.constant(reductions, tf.int32),
+        tf.constant(sizes, tf.int32),
+        tf.constant(budgets, tf.float32),
         **options,
     )
 
@@ -263,43 +263,45 @@ def test_the_arguments_are_left_alone():
 
 
 @pytest.mark.parametrize("literal", [False, True], ids=["corrected", "literal"])
-def test_one_trace_serves_every_input(literal):
-    """Layer sizes belong to the model: here they are constants of the trace."""
+def test_one_trace_serves_every_round(literal):
+    """Sizes and budgets belong to model and clients: constants of the trace."""
     traces = []
-    sizes = np.array(RESNET_LAYERS)
+    sizes, budgets = np.array(RESNET_LAYERS), np.array([2.0, 4.0625, 6.5])
 
     @tf.function
-    def allocated(means, reductions, budgets):
+    def allocated(means, reductions):
         traces.append(means)
-        return in_graph(means, reductions, sizes, budgets, literal=literal)
+        return prune_and_grow_graph(means, reductions, sizes, budgets, literal=literal)
 
     rng = np.random.default_rng(6)
     for _ in range(5):
         means = rng.uniform(1, 8, size=(3, len(sizes))).astype(np.float32)
         reductions = rng.integers(0, 4, size=means.shape)
-        budgets = rng.integers(16, 129, size=3) / 16
-        result = allocated(
-            tf.constant(means),
-            tf.constant(reductions, tf.int32),
-            tf.constant(budgets, tf.float32),
-        )
+        result = allocated(tf.constant(means), tf.constant(reductions, tf.int32))
         function = oracle.literal if literal else oracle.corrected
         want = by_oracle(function, means, reductions, sizes, budgets)
         np.testing.assert_array_equal(result.numpy(), want)
     assert len(traces) == 1
 
 
-def test_layer_sizes_may_be_a_tensor_of_the_graph():
-    @tf.function
-    def allocated(means, reductions, sizes, budgets):
-        return prune_and_grow_graph(means, reductions, sizes, budgets)
+@pytest.mark.parametrize(
+    "sizes_are_traced, budgets_are_traced", [(True, False), (False, True)]
+)
+def test_sizes_and_budgets_may_be_tensors_of_the_graph(
+    sizes_are_traced, budgets_are_traced
+):
+    sizes, budgets = np.array([20, 10]), np.array([3.75], np.float32)
 
-    result = allocated(
-        tf.constant([[4.0, 4.0]]),
-        tf.constant([[0, 2]]),
-        tf.constant([20, 10]),
-        tf.constant([3.75]),
-    )
+    @tf.function
+    def allocated(traced_sizes, traced_budgets):
+        return prune_and_grow_graph(
+            tf.constant([[4.0, 4.0]]),
+            tf.constant([[0, 2]]),
+            traced_sizes if sizes_are_traced else sizes,
+            traced_budgets if budgets_are_traced else budgets,
+        )
+
+    result = allocated(tf.constant(sizes, tf.int32), tf.constant(budgets))
     np.testing.assert_array_equal(result.numpy(), [[4, 3]])
 
 

@@ -95,6 +95,17 @@ def test_proportions_have_the_moments_of_the_dirichlet_distribution(alpha):
     np.testing.assert_allclose(draws.var(axis=0), variance, rtol=0.05)
 
 
+@pytest.mark.parametrize("alpha", [5e-324, 1e-308, 1e-6])
+def test_the_smallest_alphas_pick_one_client_evenly(alpha):
+    rng = np.random.default_rng(0)
+    draws = np.stack(
+        [partition_lib._sample_dirichlet(rng, 4, alpha) for _ in range(2_000)]
+    )
+    np.testing.assert_allclose(draws.max(axis=1), 1.0, atol=1e-3)
+    # Six standard deviations of the mean: 6 sqrt(1/4 * 3/4 / 2000) = 0.058.
+    np.testing.assert_allclose(draws.mean(axis=0), 0.25, atol=0.058)
+
+
 def test_a_client_does_not_hold_one_class_after_another():
     labels = np.repeat(np.arange(10), 100)
     (indices,) = dirichlet_partition(labels, 1, 1.0, seed=0).client_indices

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from tff_fedmpq.quantization.representation import MAX_BIT_WIDTH, MIN_BIT_WIDTH
 
@@ -12,7 +13,7 @@ from tff_fedmpq.quantization.representation import MAX_BIT_WIDTH, MIN_BIT_WIDTH
 PAPER_TIERS: Mapping[float, float] = {2.0: 0.2, 4.0: 0.3, 6.0: 0.3, 8.0: 0.2}
 
 
-def check_budgets(budgets: np.ndarray) -> np.ndarray:
+def check_budgets(budgets: npt.ArrayLike) -> np.ndarray:
     """Returns budgets as float64, checked to be numbers from 1 to 8.
 
     Raises:

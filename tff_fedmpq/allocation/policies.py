@@ -4,9 +4,9 @@ A policy is called once per round at the server::
 
     policy(bit_widths, mean_bit_widths, bit_reductions, layer_sizes, budgets)
 
-with the table ``int32[N, L]`` of the round, the average ``float32[L]`` of what came back
-and the bits ``int32[N, L]`` that each client took off, and returns the next table. The
-caller keeps the rows of clients that took no part.
+with the table ``int32[N, L]`` of the round, the average ``float32[L]`` of what came
+back and the bits ``int32[N, L]`` that each client took off, and returns the next table.
+The caller keeps the rows of clients that took no part.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ brought into 1..8.
 A layer moves by several bits at once: lowering layer after layer to the least number of
 bits that is enough is what lowering it bit by bit comes to. So the cost is two passes
 over the layers, each vectorised over clients, whatever the distance to the budget. The
-passes are TensorFlow operations, which run eagerly here and in the server's graph there.
+passes are TensorFlow operations: they run eagerly here, in the server's graph there.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def prune_and_grow_graph(
 
     widths = _prune(widths, ordered_sizes, ceiling)
     widths = _grow(widths, ordered_sizes, target, literal)
-    fitted = tf.gather(tf.stack(widths, axis=1), tf.argsort(order, axis=1), batch_dims=1)
+    fitted = tf.gather(
+        tf.stack(widths, axis=1), tf.argsort(order, axis=1), batch_dims=1
+    )
     return tf.cast(fitted, tf.int32)
 
 

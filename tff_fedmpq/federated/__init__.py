@@ -1,3 +1,31 @@
-"""The federated round and the schemes that run in it."""
-from tff_fedmpq.federated.fedmpq import build_fedmpq, fedmpq_scheme
-from tff_fedmpq.federated.process import build_process
+"""The federated round, and the schemes that run in it.
+
+process.py           the round: who calls what, and what is placed where
+messages.py          what travels, and how many bits it has
+local_training.py    what a client does with its examples
+client_work.py       the same as a TFF computation
+uplink.py            what goes up
+aggregation.py       how the server adds it up
+scheme.py            a compared scheme as a point in a small space
+fedmpq.py, ...       the points: one file per scheme
+"""
+
+from tff_fedmpq._tff import require_tff
+
+require_tff()
+
+from tff_fedmpq.federated.fedmpq import build_fedmpq, fedmpq_scheme  # noqa: E402
+from tff_fedmpq.federated.local_training import LocalTrainingConfig  # noqa: E402
+from tff_fedmpq.federated.process import build_process  # noqa: E402
+from tff_fedmpq.federated.scheme import Scheme  # noqa: E402
+from tff_fedmpq.federated.schemes import SCHEMES, build_scheme  # noqa: E402
+
+__all__ = [
+    "SCHEMES",
+    "LocalTrainingConfig",
+    "Scheme",
+    "build_fedmpq",
+    "build_process",
+    "build_scheme",
+    "fedmpq_scheme",
+]

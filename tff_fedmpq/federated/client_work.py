@@ -11,7 +11,6 @@ It reads the client's examples by its id, unpacks what it received, trains
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import tensorflow as tf

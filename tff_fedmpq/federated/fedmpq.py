@@ -13,7 +13,8 @@ Resource-Constrained Heterogeneous Devices", CVPR 2024.
       b_n <- Pruning-Growing of sum_n p_n b_n to the budget v_n      Eq. 16, Alg. 2
 
 Paper symbols: W global weights, b_n `bit_widths`, v_n `budgets`, |D_n| number of
-examples, lambda `lasso`, epsilon `pruning_threshold`, tau `epochs`, eta `learning_rate`.
+examples, lambda `lasso`, epsilon `pruning_threshold`, tau `epochs`, eta
+`learning_rate`.
 
 Deviations, each an argument: the symmetric representation with magnitude planes and
 scales of least squared error (`representation`, `scale_rule`), saturating pruning

@@ -212,9 +212,15 @@ class LocalTrainer:
 
     def _pruned_weights(self) -> QuantizedWeights:
         """Returns the model's weights, nearly empty top planes removed (Eq. 13)."""
-        codes, scales, bit_widths = [], [], []
+        codes: list[tf.Tensor] = []
+        scales: list[tf.Tensor] = []
+        bit_widths: list[tf.Tensor] = []
         for kernel in self._kernels:
-            layer = (kernel.codes.value(), kernel.scale.value(), kernel.bit_width.value())
+            layer = (
+                kernel.codes.value(),
+                kernel.scale.value(),
+                kernel.bit_width.value(),
+            )
             if self._config.pruning_threshold is not None:
                 layer = bit_planes.prune_msb(
                     kernel.representation,

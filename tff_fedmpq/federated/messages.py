@@ -17,7 +17,6 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
@@ -81,7 +80,7 @@ def dequantize_weights(
     return FloatWeights(kernels, tuple(weights.rest))
 
 
-def pack_model(weights: QuantizedWeights) -> ModelMessage:
+def pack_model(weights: QuantizedWeights) -> dict[str, Any]:
     """Packs a model of codes for the wire (module docstring)."""
     packed = [
         packing.pack(tf.reshape(codes, [-1]), weights.bit_widths[i])
@@ -120,7 +119,9 @@ def count_bits(
     """Returns the bits of the tensors of a message, int64[4], by `BIT_ITEMS`."""
     return tf.stack(
         [
-            tf.add_n([_size_in_bits(tensor) for tensor in item] or [tf.constant(0, tf.int64)])
+            tf.add_n(
+                [_size_in_bits(tensor) for tensor in item] or [tf.constant(0, tf.int64)]
+            )
             for item in (codes, scales, headers, float_rest)
         ]
     )

@@ -32,8 +32,12 @@ from tff_fedmpq.allocation.budgets import check_budgets
 from tff_fedmpq.allocation.prune_and_grow import uniform_bit_widths
 from tff_fedmpq.federated import aggregation, client_work, messages
 from tff_fedmpq.federated.local_training import Augment, OnStep
-from tff_fedmpq.federated.model_spec import FloatWeights, ModelFn, ModelSpec
-from tff_fedmpq.federated.model_spec import float_non_trainable_variables
+from tff_fedmpq.federated.model_spec import (
+    FloatWeights,
+    ModelFn,
+    ModelSpec,
+    float_non_trainable_variables,
+)
 from tff_fedmpq.federated.scheme import Scheme
 
 
@@ -276,7 +280,10 @@ def _build_update(
     def update(state, sums):
         once = tf.debugging.Assert(
             tf.reduce_all(sums.participations <= 1),
-            ["A client took part twice in one round; participations:", sums.participations],
+            [
+                "A client took part twice in one round; participations:",
+                sums.participations,
+            ],
             summarize=20,
         )
         with tf.control_dependencies([once]):

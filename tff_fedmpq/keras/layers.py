@@ -21,9 +21,8 @@ import tensorflow as tf
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, add_quantized_kernel
 from tff_fedmpq.keras.regularizers import bit_plane_lasso
-from tff_fedmpq.quantization import activations
+from tff_fedmpq.quantization import activations, scales
 from tff_fedmpq.quantization import representation as representation_lib
-from tff_fedmpq.quantization import scales
 
 _PACKAGE = "tff_fedmpq"
 
@@ -47,10 +46,11 @@ class _KernelView:
         layer.__dict__["_stored_kernel"] = value
 
 
-class _QuantizedLayer:
+class _QuantizedLayer(tf.keras.layers.Layer):
     """Mixin, before a stock layer with one kernel: the arguments and the variables."""
 
     _kernel_name = "kernel"  # What the stock layer calls its kernel.
+    activation: Any  # Of the stock layer.
 
     def __init__(
         self,
@@ -173,9 +173,7 @@ class QuantReLU(tf.keras.layers.Layer):
         self.clip_value = clip_value
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return activations.quantized_relu(
-            inputs, self.activation_bits, self.clip_value
-        )
+        return activations.quantized_relu(inputs, self.activation_bits, self.clip_value)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of this layer."""

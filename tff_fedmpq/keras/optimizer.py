@@ -1,10 +1,10 @@
 """SGD for quantized models: integer steps for codes, ordinary steps for the rest.
 
 Every trainable variable has a momentum buffer ``v <- mu v + (gradient + decay w)``.
-Float variables (BatchNorm, biases, layers left in float) move by ``-eta_float v``; codes
-move by whole units, by default those of FedMPQ's Eq. 6-10 at learning rate eta. The two
-rates are apart because they are in different units: a code's step is
-``eta s**2 / 3`` times the weight's gradient, whatever the bit-width.
+Float variables (BatchNorm, biases, layers left in float) move by ``-eta_float v``;
+codes move by whole units, by default those of FedMPQ's Eq. 6-10 at learning rate eta.
+The two rates are apart because they are in different units: a weight of scale ``s``
+moves by about ``eta s**2 / 3`` times its gradient, whatever the bit-width.
 
 Momentum and weight decay are not in the paper's update equations but in its set-up; the
 buffer holds gradients, never weights.

@@ -57,14 +57,16 @@ class QuantizedKernel:
         return representation_lib.step_size(self.scale, self.bit_width)
 
     def signed_levels(self) -> tf.Tensor:
-        """Returns the weights in code units, ``u - z``, float32 of the kernel's shape."""
+        """Returns the weights in code units, ``u - z``, float32, as a kernel."""
         return self.representation.signed_levels(self.codes, self.bit_width)
 
     def value(self) -> tf.Tensor:
         """Returns the weights, float32, with the straight-through gradient."""
         step = self.step_size()
         weights = step * self.signed_levels()
-        return attach_code_gradient(self.codes, weights, lambda upstream: step * upstream)
+        return attach_code_gradient(
+            self.codes, weights, lambda upstream: step * upstream
+        )
 
     def quantize(self, weights: tf.Tensor) -> None:
         """Sets scale and codes to describe float weights at the present bit-width.

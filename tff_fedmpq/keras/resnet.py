@@ -2,8 +2,8 @@
 
 Three stages of n blocks with 16, 32 and 64 filters; the second and the third begin with
 stride 2. Deviation: where the number of filters changes, the shortcut is a 1x1
-convolution (the paper's option B), which is a plain Keras layer and adds 1 % of weights,
-and not a strided slice with zero padding (option A).
+convolution (the paper's option B), which is a plain Keras layer and adds 1 % of
+weights, and not a strided slice with zero padding (option A).
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def resnet(
         num_classes, kernel_initializer=builder.initializer(), name="logits"
     )(x)
     # Logits and loss in float32 whatever the layers compute in.
-    outputs = tf.keras.layers.Activation("linear", dtype="float32", name="output")(logits)
+    outputs = tf.keras.layers.Activation("linear", dtype="float32", name="output")(
+        logits
+    )
     return tf.keras.Model(inputs, outputs, name=f"resnet{depth}")
 
 

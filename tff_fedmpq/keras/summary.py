@@ -95,9 +95,11 @@ def summary(model: tf.keras.Model) -> ModelSummary:
         num_bytes = packed_size(kernel.size, bits) + _FLOAT_BITS // 8
         name = kernel.codes.name.split(":")[0]
         rows.append(LayerSummary(name, kernel.size, bits, num_bytes))
-    quantized = {
-        id(v) for k in kernels for v in (k.codes, k.scale, k.bit_width)
-    }
-    rest = sum(v.shape.num_elements() for v in model.variables if id(v) not in quantized)
-    float_rest = LayerSummary("(float rest)", rest, _FLOAT_BITS, rest * _FLOAT_BITS // 8)
+    quantized = {id(v) for k in kernels for v in (k.codes, k.scale, k.bit_width)}
+    rest = sum(
+        v.shape.num_elements() for v in model.variables if id(v) not in quantized
+    )
+    float_rest = LayerSummary(
+        "(float rest)", rest, _FLOAT_BITS, rest * _FLOAT_BITS // 8
+    )
     return ModelSummary(tuple(rows), float_rest)

@@ -1,6 +1,6 @@
 """Activations of k bits with a straight-through gradient.
 
-A rectified activation is clipped to ``[0, c]`` and rounded to ``2**k - 1`` equal steps::
+A rectified activation is clipped to ``[0, c]`` and rounded to ``2**k - 1`` steps::
 
     forward:   q(x) = r * round(clip(x, 0, c) / r),   r = c / (2**k - 1)
     backward:  dq/dx = 1 where 0 <= x <= c, else 0

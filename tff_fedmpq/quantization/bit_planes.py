@@ -104,7 +104,9 @@ def prune_msb(
       The pruned layer: codes uint8[...], scale float32[], bit_width int32[].
     """
     step = representation_lib.step_size(scale, bit_width)
-    remove_plane = representation.saturate if saturate else representation.drop_top_plane
+    remove_plane = (
+        representation.saturate if saturate else representation.drop_top_plane
+    )
 
     def is_prunable(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
         density = top_plane_density(representation, codes, bit_width)

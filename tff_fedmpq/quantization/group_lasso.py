@@ -8,8 +8,8 @@ planes, ``B_i / ||B_i||_2``.
 Codes are trained here without planes in memory, so that gradient is brought to the
 codes. One plane's integer step is worth ``2**i`` code units, so the gradients of all
 planes move a code by ``sum_i 2**i * B_i / ||B_i||_2``, while a gradient ``g`` on the
-code itself moves it by ``K g`` with ``K = (4**b - 1) / 3`` (see `integer_update`). Hence
-the gradient on codes of the same effect, to first order::
+code itself moves it by ``K g`` with ``K = (4**b - 1) / 3`` (see `integer_update`).
+Hence the gradient on codes of the same effect, to first order::
 
     sign * lambda M_l / M * sum_i 2**i B_i / ||B_i||_2 / K
 

@@ -2,9 +2,9 @@
 
 The paper updates each bit plane by a signed power of two. With ``delta = s/(2**b-1)``,
 ``dL/dB_i = 2**(i-1) delta dL/dW`` (Eq. 5) and ``S(x) = 2**round(log2 x)``, plane ``i``
-contributes ``2**(i-1) S(eta |dL/dB_i|)`` code units. All of it is one power of two times
-a constant, and the sum over planes has a closed form: with ``g = dL/du = delta dL/dW``,
-the gradient on the code,
+contributes ``2**(i-1) S(eta |dL/dB_i|)`` code units. All of it is one power of two
+times a constant, and the sum over planes has a closed form: with
+``g = dL/du = delta dL/dW``, the gradient on the code,
 
     t = S(eta |g|) * K,     K = sum_i 4**(i-1) = (4**b - 1) / 3
 

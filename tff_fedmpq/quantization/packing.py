@@ -1,9 +1,9 @@
 """Codes of b bits into bytes and back, in TensorFlow and in NumPy.
 
-Bit order is little-endian throughout: bit ``j`` of code ``i`` is bit ``i*b + j`` of the
-stream, and bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``; the last byte is
-padded with zeros. Eight codes of ``b`` bits fill exactly ``b`` bytes, so eight codes are
-shifted into one 64-bit word whose low ``b`` bytes are the result.
+Bit order is little-endian throughout: bit ``j`` of code ``i`` is bit ``i*b + j`` of
+the stream, and bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``; the last
+byte is padded with zeros. Eight codes of ``b`` bits fill exactly ``b`` bytes, so eight
+codes are shifted into one 64-bit word whose low ``b`` bytes are the result.
 
 Both forms give the same bytes; the TensorFlow one takes the bit-width as a tensor.
 """

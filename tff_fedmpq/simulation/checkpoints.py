@@ -4,8 +4,8 @@
     OUTPUT/rounds/<version>.json          record of the round, written before it
 
 A round counts as done when its state is saved. TFF's own training program saves in the
-background, where a kill can lose several rounds; here each save is awaited. A state that
-cannot be read is passed over for the one before it.
+background, where a kill can lose several rounds; here each save is awaited. A state
+that cannot be read is passed over for the one before it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class ExperimentConfig:
       model: name in `models.MODEL_DEPTHS`.
       alpha: of the Dirichlet partition; small is heterogeneous.
       num_clients: N.
-      budgets: v_n, bits per weight of each client; None = the paper's shares of
+      budgets: v_n, bits per weight of each client; none given = the paper's shares of
         2, 4, 6 and 8 bits.
       clients_per_round: how many of them train in a round.
       rounds: communication rounds.
@@ -49,7 +49,7 @@ class ExperimentConfig:
     model: str = "resnet20"
     alpha: float = 0.5
     num_clients: int = 10
-    budgets: Sequence[float] | None = None
+    budgets: Sequence[float] = ()
     clients_per_round: int = 5
     rounds: int = 50
     local_epochs: int = 5
@@ -68,9 +68,9 @@ class ExperimentConfig:
         Raises:
           ValueError: naming the setting, what it may be and what was found.
         """
-        for name in (
-            "num_clients clients_per_round rounds local_epochs batch_size".split()
-        ):
+        for (
+            name
+        ) in "num_clients clients_per_round rounds local_epochs batch_size".split():
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("alpha", "learning_rate", "float_learning_rate"):
             value = getattr(self, name)
@@ -82,14 +82,21 @@ class ExperimentConfig:
             self.clients_per_round,
         )
         examples = self.train_examples
-        _require(examples is None or examples >= 1, "train_examples", "1 or more", examples)
+        _require(
+            examples is None or examples >= 1, "train_examples", "1 or more", examples
+        )
         _require(self.model in MODEL_DEPTHS, "model", _one_of(MODEL_DEPTHS), self.model)
-        _require(self.compute in DTYPE_POLICIES, "compute", _one_of(DTYPE_POLICIES), self.compute)
+        _require(
+            self.compute in DTYPE_POLICIES,
+            "compute",
+            _one_of(DTYPE_POLICIES),
+            self.compute,
+        )
         _require(0 <= self.momentum < 1, "momentum", "from 0 to below 1", self.momentum)
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
-        budgets = self.budgets
-        if budgets is None:
+        budgets: Sequence[float] = self.budgets
+        if not budgets:
             budgets = tiered_budgets(self.num_clients).tolist()
         _require(
             len(budgets) == self.num_clients,
@@ -108,7 +115,7 @@ class ExperimentConfig:
     def as_dict(self) -> dict[str, Any]:
         """Returns all settings, ready for JSON."""
         settings = dataclasses.asdict(self)
-        settings["budgets"] = list(self.budgets or ())
+        settings["budgets"] = list(self.budgets)
         settings["scheme_options"] = dict(self.scheme_options)
         return settings
 

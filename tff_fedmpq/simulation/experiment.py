@@ -39,7 +39,6 @@ from tff_fedmpq.simulation.client_data import build_client_data
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.partition import (
-    Partition,
     dirichlet_partition,
     write_atomically,
 )

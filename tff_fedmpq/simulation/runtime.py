@@ -124,20 +124,16 @@ def local_async_runtime(
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
-    """A stub that ignores what is disposed of after its worker, memory and all.
+    """A stub that lets values outlive their worker.
 
-    A value that outlives the runtime would otherwise fail loudly when collected.
+    Those of an interrupted call do; collecting them would print tracebacks.
     """
 
     is_closed = False
 
     def dispose(self, request: Any) -> Any:
-        """Frees values in the worker."""
+        """Frees values in the worker, if there still is one."""
         return None if self.is_closed else super().dispose(request)
-
-    def dispose_executor(self, request: Any) -> Any:
-        """Frees an executor in the worker."""
-        return None if self.is_closed else super().dispose_executor(request)
 
 
 class _Worker:

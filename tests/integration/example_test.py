@@ -1,0 +1,91 @@
+"""The example as a user runs it: killed, resumed, piped, and misused."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_EXAMPLE = [sys.executable, str(_ROOT / "examples" / "cifar10_fedmpq.py")]
+_SMALL = (
+    "--dataset=digits --model=resnet8 --train_examples=600 --num_clients=4 "
+    "--budgets=2,4,6,8 --clients_per_round=3 --rounds=4 --local_epochs=2"
+).split()
+_TIMES = ("seconds", "seconds_training")
+
+
+def _load(output_dir: pathlib.Path) -> dict:
+    result = json.loads((output_dir / "result.json").read_text())
+    for record in result["rounds"]:
+        for key in _TIMES:
+            record.pop(key)
+    return result
+
+
+def _wait_for(condition, seconds: float, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(
+        [*_EXAMPLE, *_SMALL, f"--output_dir={whole}"], check=True, cwd=tmp_path
+    )
+    process = subprocess.Popen(
+        [*_EXAMPLE, *_SMALL, f"--output_dir={killed}"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = killed / "checkpoints" / "round_2"
+    _wait_for(checkpoint.exists, 300, process)
+    steps = len((killed / "progress.log").read_text().splitlines())
+    _wait_for(
+        lambda: len((killed / "progress.log").read_text().splitlines()) > steps + 2,
+        60,
+        process,
+    )
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "rounds" / "00003.json").exists()
+    subprocess.run(
+        [*_EXAMPLE, *_SMALL, f"--output_dir={killed}", "--resume"],
+        check=True,
+        cwd=tmp_path,
+    )
+    assert _load(killed) == _load(whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--budgets=2,4,6,80"], "1 to 8 bits"),
+        (["--budgets=2,4"], "one number per client"),
+        (["--alpha=0"], "alpha has to be above 0"),
+        (["--clients_per_round=20"], "at most the number of clients"),
+        (["--dataset=cifar10", "--data_dir=/nowhere"], "/nowhere"),
+    ],
+)
+@pytest.mark.slow
+def test_bad_flags_end_in_one_line(flags, message, tmp_path):
+    output_dir = tmp_path / "output"
+    completed = subprocess.run(
+        [*_EXAMPLE, *_SMALL, *flags, f"--output_dir={output_dir}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert completed.returncode == 2
+    errors = [x for x in completed.stderr.splitlines() if x.startswith("Error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert "Traceback" not in completed.stderr
+    assert not output_dir.exists()
