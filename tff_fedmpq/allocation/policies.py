@@ -12,6 +12,7 @@ The caller keeps the rows of clients that took no part.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Callable
 
 import numpy as np
@@ -53,6 +54,24 @@ def pruning_growing(
     )
 
 
-literal_pruning_growing: AllocationPolicy = functools.partial(
-    pruning_growing, literal=True
-)
+ALLOCATION_POLICIES: Mapping[str, AllocationPolicy] = {
+    "keep": keep_bit_widths,
+    "pruning_growing": pruning_growing,
+    "literal_pruning_growing": functools.partial(pruning_growing, literal=True),
+}
+
+
+def get_allocation_policy(identifier: str | AllocationPolicy) -> AllocationPolicy:
+    """Returns the policy of that name (or the function itself).
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    if callable(identifier):
+        return identifier
+    if identifier not in ALLOCATION_POLICIES:
+        raise ValueError(
+            f"Unknown allocation policy {identifier!r}; choose one of "
+            f"{sorted(ALLOCATION_POLICIES)}."
+        )
+    return ALLOCATION_POLICIES[identifier]

@@ -14,18 +14,27 @@ from tff_fedmpq._tff import require_tff
 
 require_tff()
 
-from tff_fedmpq.federated.fedmpq import build_fedmpq, fedmpq_scheme  # noqa: E402
+from tff_fedmpq.federated.aqfl import build_aqfl  # noqa: E402
+from tff_fedmpq.federated.fedavg import build_fedavg  # noqa: E402
+from tff_fedmpq.federated.fedmpq import build_fedmpq  # noqa: E402
+from tff_fedmpq.federated.fedpaq import build_fedpaq  # noqa: E402
+from tff_fedmpq.federated.fpq8 import build_fpq8  # noqa: E402
 from tff_fedmpq.federated.local_training import LocalTrainingConfig  # noqa: E402
 from tff_fedmpq.federated.process import build_process  # noqa: E402
 from tff_fedmpq.federated.scheme import Scheme  # noqa: E402
 from tff_fedmpq.federated.schemes import SCHEMES, build_scheme  # noqa: E402
+from tff_fedmpq.federated.uveqfed import build_uveqfed  # noqa: E402
 
 __all__ = [
     "SCHEMES",
     "LocalTrainingConfig",
     "Scheme",
+    "build_aqfl",
+    "build_fedavg",
     "build_fedmpq",
+    "build_fedpaq",
+    "build_fpq8",
     "build_process",
     "build_scheme",
-    "fedmpq_scheme",
+    "build_uveqfed",
 ]

@@ -30,6 +30,7 @@ class ClientResult(NamedTuple):
       top_plane_densities: float32[L], before pruning.
       uplink_bits: int64[4], by `messages.BIT_ITEMS`.
       downlink_bits: int64[4], the same of what the client received.
+      symbols: int16[streams, symbols] of `message` that are to be entropy-coded.
     """
 
     key: Any
@@ -40,6 +41,7 @@ class ClientResult(NamedTuple):
     top_plane_densities: Any
     uplink_bits: Any
     downlink_bits: Any
+    symbols: Any
 
 
 class RoundSums(NamedTuple):
@@ -55,6 +57,7 @@ class RoundSums(NamedTuple):
       bit_widths: int32[N, L], what came back.
       uplink_bits: int64[N, 4].
       downlink_bits: int64[N, 4].
+      symbols: int16[N, streams, symbols].
     """
 
     weights: FloatWeights
@@ -66,9 +69,10 @@ class RoundSums(NamedTuple):
     bit_widths: Any
     uplink_bits: Any
     downlink_bits: Any
+    symbols: Any
 
 
-def zero(spec: ModelSpec, num_clients: int) -> RoundSums:
+def zero(spec: ModelSpec, uplink: Uplink, num_clients: int) -> RoundSums:
     """Returns the sums over no client."""
     num_layers, num_items = len(spec.kernel_shapes), len(messages.BIT_ITEMS)
     return RoundSums(
@@ -84,6 +88,7 @@ def zero(spec: ModelSpec, num_clients: int) -> RoundSums:
         tf.zeros([num_clients, num_layers], tf.int32),
         tf.zeros([num_clients, num_items], tf.int64),
         tf.zeros([num_clients, num_items], tf.int64),
+        tf.zeros([num_clients, *uplink.symbols_shape(spec)], tf.int16),
     )
 
 
@@ -109,6 +114,7 @@ def accumulate(
         add_row(sums.bit_widths, result.bit_widths),
         add_row(sums.uplink_bits, result.uplink_bits),
         add_row(sums.downlink_bits, result.downlink_bits),
+        add_row(sums.symbols, result.symbols),
     )
 
 

@@ -84,6 +84,7 @@ def build_client_work(
                 densities,
                 scheme.uplink.count_bits(message, headers=[weight]),
                 messages.count_model_bits(received, headers=[received["seed"]]),
+                scheme.uplink.symbols(message),
             )
 
         return run()

@@ -24,19 +24,21 @@ scales of least squared error (`representation`, `scale_rule`), saturating pruni
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import tensorflow_federated as tff
-
-from tff_fedmpq.allocation.policies import AllocationPolicy, pruning_growing
+from tff_fedmpq.allocation.policies import (
+    AllocationPolicy,
+    get_allocation_policy,
+    pruning_growing,
+)
 from tff_fedmpq.federated.local_training import LocalTrainingConfig
 from tff_fedmpq.federated.model_spec import ModelFn
-from tff_fedmpq.federated.process import build_process
+from tff_fedmpq.federated.process import process_builder
 from tff_fedmpq.federated.scheme import (
     AggregationWeight,
     Scheme,
     WeightQuantization,
+    get_aggregation_weight,
     weigh_by_budget_and_examples,
 )
 from tff_fedmpq.federated.uplink import ModelUplink
@@ -48,11 +50,11 @@ def fedmpq_scheme(
     *,
     lasso: float = 0.01,
     pruning_threshold: float | None = 0.03,
-    allocation: AllocationPolicy = pruning_growing,
+    allocation: str | AllocationPolicy = pruning_growing,
     activation_bits: int | None = 4,
     representation: str | Representation = "sign_magnitude",
     scale_rule: str | ScaleRule = "least_squares",
-    aggregation_weight: AggregationWeight = weigh_by_budget_and_examples,
+    aggregation_weight: str | AggregationWeight = weigh_by_budget_and_examples,
     **training: Any,
 ) -> Scheme:
     """Returns FedMPQ as a `Scheme`.
@@ -75,30 +77,9 @@ def fedmpq_scheme(
         lasso=lasso,
         training=LocalTrainingConfig(pruning_threshold=pruning_threshold, **training),
         uplink=ModelUplink(representation),
-        aggregation_weight=aggregation_weight,
-        allocation=allocation,
+        aggregation_weight=get_aggregation_weight(aggregation_weight),
+        allocation=get_allocation_policy(allocation),
     )
 
 
-def build_fedmpq(
-    model_fn: ModelFn,
-    budgets: Mapping[str, float],
-    client_data: tff.simulation.datasets.ClientData,
-    *,
-    process: Mapping[str, Any] | None = None,
-    **scheme: Any,
-) -> tff.learning.templates.LearningProcess:
-    """Builds FedMPQ as a learning process whose rounds take client ids.
-
-    Args:
-      model_fn: returns a Sequential or functional float Keras model with logits as
-        output.
-      budgets: client id -> average bits per weight, 1 to 8.
-      client_data: holds the clients' examples, pairs (x, y).
-      process: further arguments of `build_process`: loss, augment, seed, dtype_policy.
-      **scheme: arguments of `fedmpq_scheme`, among them epochs, batch_size and
-        learning_rate.
-    """
-    return build_process(
-        model_fn, budgets, client_data, fedmpq_scheme(**scheme), **(process or {})
-    )
+build_fedmpq = process_builder(fedmpq_scheme)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -76,7 +76,7 @@ def build_process(
     Raises:
       ValueError: for budgets out of range, or clients without data.
     """
-    client_ids, budget_values = _check_clients(budgets, client_data)
+    client_ids, budget_values = _check_clients(budgets, client_data, scheme)
     loss = loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
     initialize = _build_initialize(model_fn, scheme, spec, budget_values)
@@ -134,8 +134,54 @@ def build_process(
     )
 
 
+class ProcessBuilder(Protocol):
+    """Builds a scheme's learning process; rounds take client ids."""
+
+    def __call__(
+        self,
+        model_fn: ModelFn,
+        budgets: Mapping[str, float],
+        client_data: tff.simulation.datasets.ClientData,
+        *,
+        process: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> tff.learning.templates.LearningProcess:
+        """Builds the process.
+
+        Args:
+          model_fn: returns a Sequential or functional float Keras model with logits as
+            output.
+          budgets: client id -> average bits per weight, 1 to 8.
+          client_data: holds the clients' examples, pairs (x, y).
+          process: further arguments of `build_process`: loss, augment, seed ...
+          **options: arguments of the scheme's function, among them epochs, batch_size
+            and learning rates (`LocalTrainingConfig`).
+        """
+
+
+def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
+    """Returns the function that builds the processes of one scheme."""
+
+    def build(
+        model_fn: ModelFn,
+        budgets: Mapping[str, float],
+        client_data: tff.simulation.datasets.ClientData,
+        *,
+        process: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> tff.learning.templates.LearningProcess:
+        scheme = scheme_fn(**options)
+        return build_process(model_fn, budgets, client_data, scheme, **(process or {}))
+
+    build.__name__ = f"build_{scheme_fn.__name__.replace('_scheme', '')}"
+    build.__doc__ = ProcessBuilder.__call__.__doc__
+    return build
+
+
 def _check_clients(
-    budgets: Mapping[str, float], client_data: tff.simulation.datasets.ClientData
+    budgets: Mapping[str, float],
+    client_data: tff.simulation.datasets.ClientData,
+    scheme: Scheme,
 ) -> tuple[list[str], np.ndarray]:
     """Returns ids and budgets (float64[N]) of the clients, in the mapping's order."""
     if not budgets:
@@ -146,7 +192,15 @@ def _check_clients(
             f"client_data has no clients {sorted(without_data)}, which have a budget; "
             f"it has {sorted(client_data.client_ids)[:10]}."
         )
-    return list(budgets), check_budgets(np.array(list(budgets.values()), np.float64))
+    values = check_budgets(list(budgets.values()))
+    if scheme.common_budget is not None:
+        values = np.full_like(values, scheme.common_budget)
+    if (values < scheme.min_budget).any():
+        raise ValueError(
+            f"{scheme.name} needs budgets of at least {scheme.min_budget:g} bits, found "
+            f"{values.min():g}."
+        )
+    return list(budgets), values
 
 
 def _model_weights(spec: ModelSpec, weights: FloatWeights):
@@ -244,7 +298,7 @@ def _build_aggregate(
 
     @tff.tensorflow.computation
     def zero():
-        return aggregation.zero(spec, num_clients)
+        return aggregation.zero(spec, scheme.uplink, num_clients)
 
     sums_type = zero.type_signature.result
 
@@ -337,6 +391,8 @@ def _measurements(sums, table: tf.Tensor) -> Mapping[str, Any]:
     participations: int32[N], 1 for those that took part.
     uplink_bits, downlink_bits: int64[N, 4] by `messages.BIT_ITEMS`, counted from the
       tensors that travelled.
+    uplink_symbols: int16[N, streams, symbols], counted so far as they are, of schemes
+      whose uplink is entropy-coded; empty for others.
     mean_bit_widths: float32[L], the average of what came back.
     top_plane_densities: float32[L], mean over clients, before pruning.
     bit_widths: int32[N, L], the table of the next round.
@@ -353,6 +409,7 @@ def _measurements(sums, table: tf.Tensor) -> Mapping[str, Any]:
         participations=sums.participations,
         uplink_bits=sums.uplink_bits,
         downlink_bits=sums.downlink_bits,
+        uplink_symbols=sums.symbols,
         mean_bit_widths=aggregation.weighted_mean(sums)[1],
         top_plane_densities=tf.math.divide_no_nan(
             sums.top_plane_densities, num_clients

@@ -12,6 +12,7 @@ each scheme is a file beside this one that fills in a `Scheme`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Callable
 
 import tensorflow as tf
@@ -41,6 +42,28 @@ def weigh_by_budget_and_examples(
     return budget * num_examples
 
 
+AGGREGATION_WEIGHTS: Mapping[str, AggregationWeight] = {
+    "examples": weigh_by_examples,
+    "budget_and_examples": weigh_by_budget_and_examples,
+}
+
+
+def get_aggregation_weight(identifier: str | AggregationWeight) -> AggregationWeight:
+    """Returns the aggregation weight of that name (or the function itself).
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    if callable(identifier):
+        return identifier
+    if identifier not in AGGREGATION_WEIGHTS:
+        raise ValueError(
+            f"Unknown aggregation weight {identifier!r}; choose one of "
+            f"{sorted(AGGREGATION_WEIGHTS)}."
+        )
+    return AGGREGATION_WEIGHTS[identifier]
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightQuantization:
     """How kernels become codes.
@@ -67,6 +90,8 @@ class Scheme:
       uplink: what goes up.
       allocation: who decides the bit-widths of the next round.
       aggregation_weight: how much a client counts in the average.
+      common_budget: bits per weight that every client has, whatever its own budget.
+      min_budget: smallest budget that the scheme can serve.
     """
 
     name: str
@@ -77,6 +102,8 @@ class Scheme:
     aggregation_weight: AggregationWeight
     lasso: float = 0.0
     allocation: AllocationPolicy = keep_bit_widths
+    common_budget: float | None = None
+    min_budget: float = 1.0
 
     def build_client_model(
         self, model_fn: ModelFn, dtype_policy: str | None = None

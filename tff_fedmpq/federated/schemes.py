@@ -1,14 +1,24 @@
-"""The schemes by name."""
+"""The compared schemes by name, in the order of the paper's Table 1."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Callable
 
+from tff_fedmpq.federated.aqfl import aqfl_scheme
+from tff_fedmpq.federated.fedavg import fedavg_scheme
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.fedpaq import fedpaq_scheme
+from tff_fedmpq.federated.fpq8 import fpq8_scheme
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.uveqfed import uveqfed_scheme
 
 SCHEMES: Mapping[str, Callable[..., Scheme]] = {
+    "fedavg": fedavg_scheme,
+    "fedpaq": fedpaq_scheme,
+    "uveqfed": uveqfed_scheme,
+    "fpq8": fpq8_scheme,
+    "aqfl": aqfl_scheme,
     "fedmpq": fedmpq_scheme,
 }
 
@@ -24,8 +34,8 @@ def build_scheme(name: str, options: Mapping[str, Any]) -> Scheme:
       ValueError: for an unknown name, or an option that the scheme does not have.
     """
     if name not in SCHEMES:
-        raise ValueError(f"Unknown scheme {name!r}; choose one of {sorted(SCHEMES)}.")
+        raise ValueError(f"Unknown scheme {name!r}; choose one of {list(SCHEMES)}.")
     try:
         return SCHEMES[name](**options)
     except TypeError as error:
-        raise ValueError(f"Scheme {name}: {error}.") from error
+        raise ValueError(f"Scheme {name} has no such option: {error}.") from error

@@ -59,6 +59,20 @@ class Uplink(abc.ABC):
           headers: what travels with it besides.
         """
 
+    def symbols(self, message: Message) -> tf.Tensor:
+        """Returns what is to be entropy-coded, int16 of `symbols_shape`.
+
+        A scheme that has such symbols counts them as int16 in `count_bits`; their coded
+        size takes that place where measurements are read (`simulation.ledger`).
+        """
+        del message
+        return tf.zeros([0, 0], tf.int16)
+
+    def symbols_shape(self, spec: ModelSpec) -> tuple[int, int]:
+        """Returns (streams coded apart, symbols in each); (0, 0) without such."""
+        del spec
+        return 0, 0
+
 
 class ModelUplink(Uplink):
     """Sends the trained model itself: packed codes, and floats for the rest.

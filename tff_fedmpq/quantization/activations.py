@@ -53,6 +53,6 @@ def _round_straight_through(x: tf.Tensor, step: float, clip_value: float) -> tf.
             inside = tf.logical_and(x >= 0.0, x <= clip_value)
             return tf.where(inside, upstream, tf.zeros_like(upstream))
 
-        return levels * tf.cast(step, x.dtype), gradient
+        return levels * tf.constant(step, x.dtype), gradient
 
     return rounded(x)

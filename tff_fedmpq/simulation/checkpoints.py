@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow_federated as tff
 from absl import logging
 
-from tff_fedmpq.simulation.partition import write_atomically
+from tff_fedmpq.simulation.files import write_atomically
 
 _PREFIX = "round_"
 _KEEP = 2  # The latest state, and one to fall back to.

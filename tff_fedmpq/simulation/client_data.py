@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-from typing import Union
 
 import numpy as np
 import tensorflow as tf
@@ -25,8 +24,7 @@ import tensorflow_federated as tff
 
 from tff_fedmpq.simulation import datasets
 from tff_fedmpq.simulation import partition as partition_lib
-
-PathLike = Union[str, "os.PathLike[str]"]
+from tff_fedmpq.simulation.files import PathLike, write_atomically
 
 _IMAGES = ".images"
 _LABELS = ".labels"
@@ -63,10 +61,10 @@ def write_client_files(
         images, labels = folder / f"{client}{_IMAGES}", folder / f"{client}{_LABELS}"
         if not _has_size(images, indices.size * image_bytes):
             content = dataset.train_images[indices].tobytes()
-            partition_lib.write_atomically(images, content)
+            write_atomically(images, content)
         if not _has_size(labels, indices.size * 4):
             content = dataset.train_labels[indices].astype("<i4").tobytes()
-            partition_lib.write_atomically(labels, content)
+            write_atomically(labels, content)
     return folder
 
 

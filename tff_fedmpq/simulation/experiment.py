@@ -37,11 +37,9 @@ from tff_fedmpq.simulation.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.checkpoints import Checkpoints
 from tff_fedmpq.simulation.client_data import build_client_data
 from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.files import write_atomically
 from tff_fedmpq.simulation.models import build_model_fn
-from tff_fedmpq.simulation.partition import (
-    dirichlet_partition,
-    write_atomically,
-)
+from tff_fedmpq.simulation.partition import dirichlet_partition
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases
 from tff_fedmpq.simulation.runtime import local_runtime
@@ -205,16 +203,17 @@ class _Run:
     def _measured(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a round's measurements, ready for JSON."""
         train = measurements["client_work"]["train"]
+        clients = ledger.client_records(measurements, self._client_ids)
         bit_widths = np.asarray(measurements["mean_bit_widths"], np.float64)
         return {
             "train_loss": float(train["loss"]),
             "train_accuracy": float(train["accuracy"]),
-            **ledger.total_bits(measurements),
+            **ledger.total_bits(clients),
             "mean_bit_width": self._mean_bit_width(bit_widths),
             "bit_widths": bit_widths.tolist(),
             "top_plane_densities": measurements["top_plane_densities"].tolist(),
             "next_bit_widths": measurements["bit_widths"].tolist(),
-            "clients": ledger.client_records(measurements, self._client_ids),
+            "clients": clients,
         }
 
     def _mean_bit_width(self, bit_widths: np.ndarray) -> float:

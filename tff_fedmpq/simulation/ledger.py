@@ -1,4 +1,9 @@
-"""Bits sent, read off a round's measurements: per client, direction and item."""
+"""Bits sent, read off a round's measurements: per client, direction and item.
+
+All bits were counted from the tensors that travelled. Where a scheme's uplink is
+entropy-coded, its symbols are coded here by the real coder, decoded again to be sure,
+and the bytes of the code take the place of the symbols' own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tff_fedmpq.federated.messages import BIT_ITEMS
+from tff_fedmpq.quantization import entropy_coding
 
 
 def client_records(
@@ -29,13 +35,38 @@ def client_records(
         for direction in ("uplink_bits", "downlink_bits"):
             bits = measurements[direction][row].tolist()
             record[direction] = dict(zip(BIT_ITEMS, bits))
+        symbols = measurements["uplink_symbols"][row]
+        if symbols.size:
+            record["uplink_bits"]["codes"] = coded_bits(symbols)
         records.append(record)
     return records
 
 
-def total_bits(measurements: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the bits of a whole round in each direction."""
+def coded_bits(symbols: np.ndarray) -> int:
+    """Returns the bits of entropy-coded symbols.
+
+    Args:
+      symbols: int16[streams, symbols]; streams are coded apart.
+
+    Raises:
+      RuntimeError: if decoding does not give the symbols back.
+    """
+    bits = 0
+    for stream in symbols:
+        block = entropy_coding.encode(stream)
+        if not np.array_equal(entropy_coding.decode(block), stream):
+            raise RuntimeError("Entropy coding did not restore its symbols.")
+        bits += 8 * len(block)
+    return bits
+
+
+def total_bits(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Returns the bits of a whole round in each direction.
+
+    Args:
+      records: as `client_records` returns them.
+    """
     return {
-        direction: int(np.sum(measurements[direction]))
+        direction: sum(sum(record[direction].values()) for record in records)
         for direction in ("uplink_bits", "downlink_bits")
     }

@@ -2,11 +2,11 @@
 
 The FedMPQ paper's partition (Chen & Vikalo, CVPR 2024, section 4): for each class c
 a vector of proportions p_c ~ Dir_N(alpha) is drawn, and the class's shuffled examples
-are split over the N clients in these proportions.  The smaller alpha, the fewer
-clients share a class.  A client may end up with no examples at all.
+are split over the N clients in these proportions. The smaller alpha, the fewer
+clients share a class. A client may end up with no examples at all.
 
 A partition is a value: it says which training examples, in which order, each client
-has.  It can be saved as a JSON manifest and loaded again, so that runs on other days
+has. It can be saved as a JSON manifest and loaded again, so that runs on other days
 or machines use the same one.
 """
 
@@ -19,11 +19,11 @@ import operator
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
-PathLike = Union[str, "os.PathLike[str]"]
+from tff_fedmpq.simulation.files import PathLike, write_atomically
 
 _FORMAT = "tff_fedmpq.partition/1"
 
@@ -34,8 +34,8 @@ class Partition:
 
     Attributes:
       client_indices: For each client, int64[n_i]: the positions of its examples in
-        the training set, in the order in which the client holds them.  No position
-        occurs twice.  The arrays are read-only copies.
+        the training set, in the order in which the client holds them. No position
+        occurs twice. The arrays are read-only copies.
       alpha: Concentration of the Dirichlet distribution it was drawn with, > 0.
       seed: Seed it was drawn with, >= 0.
       dataset: Name of the data set it belongs to, or "".
@@ -186,12 +186,12 @@ def dirichlet_partition(
       labels: int[n], the labels of the training set.
       num_clients: N, at least 1.
       alpha: Concentration > 0; any finite value, however small or large, will do.
-      seed: Seed >= 0.  The same arguments give the same partition.
+      seed: Seed >= 0. The same arguments give the same partition.
       dataset: Name of the data set, kept in the partition.
 
     Returns:
       A partition of 0..n-1: every example is at exactly one client, and each
-      client's examples are in random order.  Some clients may be empty.
+      client's examples are in random order. Some clients may be empty.
 
     Raises:
       ValueError, TypeError: An argument is not as described.
@@ -218,29 +218,15 @@ def dirichlet_partition(
     return Partition(tuple(indices), alpha, seed, dataset)
 
 
-def write_atomically(path: PathLike, content: bytes) -> None:
-    """Writes a file so that readers see all of it or what was there before."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _sample_dirichlet(
     rng: np.random.Generator, num_clients: int, alpha: float
 ) -> np.ndarray:
     """One draw of Dir_N(alpha), float64[num_clients]; no alpha > 0 gives NaN.
 
     NumPy's own sampler does not return at all for the smallest alphas, and plain
-    normalised gamma variates are 0/0 there.  A Gamma(alpha) variate is
+    normalised gamma variates are 0/0 there. A Gamma(alpha) variate is
     G U^(1/alpha) with G ~ Gamma(alpha + 1) and U uniform, so that its logarithm is
-    log G - E/alpha with E exponential.  Taking the least E off all of them cancels
+    log G - E/alpha with E exponential. Taking the least E off all of them cancels
     in the normalisation and leaves one logarithm finite even where 1/alpha overflows.
     """
     exponentials = rng.standard_exponential(num_clients)

@@ -51,9 +51,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     # A proxy configured for the internet must not get the loopback traffic.
     ("grpc.enable_http_proxy", 0),
-    # The worker listens after about 0.3 s; gRPC would look again only after 1 s.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
 ]
 _PORT_ATTEMPTS = 3
 _LOG_TAIL_BYTES = 3000
@@ -124,12 +121,21 @@ def local_async_runtime(
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
-    """A stub that lets values outlive their worker.
+    """A stub that can be closed and lets values outlive their worker.
 
     Those of an interrupted call do; collecting them would print tracebacks.
     """
 
-    is_closed = False
+    def __init__(self, port: int):
+        """Starts to connect; `is_ready` tells when it has."""
+        self.is_closed = False
+        self._own_channel = grpc.insecure_channel(f"127.0.0.1:{port}", _CHANNEL_OPTIONS)
+        super().__init__(self._own_channel)
+
+    def close(self) -> None:
+        """Cancels the calls under way and disconnects."""
+        self.is_closed = True
+        self._own_channel.close()
 
     def dispose(self, request: Any) -> Any:
         """Frees values in the worker, if there still is one."""
@@ -145,8 +151,8 @@ class _Worker:
         self._log = log
         self._log_start = os.fstat(log.fileno()).st_size
         self._port_holder = _reserve_port()
-        port = self._port_holder.getsockname()[1]
-        command.append(f"--port={port}")
+        self._port = self._port_holder.getsockname()[1]
+        command.append(f"--port={self._port}")
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _WRAPPER_SCRIPT, "tff-worker-wrapper", *command],
             stdin=subprocess.PIPE,
@@ -158,13 +164,17 @@ class _Worker:
         )
         self._pipe: Any = self._process.stdin
         _pipes_to_watchers.add(self._pipe)
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", _CHANNEL_OPTIONS)
-        self._stub = _Stub(self._channel)
+        self._stub: Any = None
 
     def wait_until_ready(self, deadline: float) -> bool:
         """Returns whether the worker answers before `time.monotonic() == deadline`."""
         while self.exit_status() is None and time.monotonic() < deadline:
-            if self._stub.is_ready:
+            if self._stub is None:
+                # gRPC itself would try at once and then again only after a second.
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self._port), 1.0).close()
+                    self._stub = _Stub(self._port)
+            elif self._stub.is_ready:
                 return True
             time.sleep(0.02)
         return False
@@ -209,11 +219,11 @@ class _Worker:
 
     def stop(self) -> None:
         """Ends the process and reaps it."""
-        self._stub.is_closed = True
         try:
             # First, for gRPC's watching thread often fails (harmlessly, but with a
             # traceback) when a channel is closed just after it lost its server.
-            self._channel.close()
+            if self._stub is not None:
+                self._stub.close()
         finally:
             self._pipe.close()
             try:

@@ -1,0 +1,196 @@
+"""The server's sums against a weighted mean in NumPy (Eq. 15)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from oracles import quantization as oracle
+
+from tff_fedmpq.federated import aggregation, messages
+from tff_fedmpq.federated.aggregation import ClientResult
+from tff_fedmpq.federated.local_training import TrainingSums
+from tff_fedmpq.federated.model_spec import ModelSpec
+from tff_fedmpq.federated.uplink import ModelUplink
+from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
+
+KERNEL_SHAPES = ((3, 5), (7,))
+REST_SHAPES = ((2,), (1, 3))
+SPEC = ModelSpec(
+    ("a", "b"), (KERNEL_SHAPES[0], REST_SHAPES[0], KERNEL_SHAPES[1]),
+    (True, False, True), (REST_SHAPES[1],),
+)  # fmt: skip
+UPLINK = ModelUplink(SIGN_MAGNITUDE)
+NUM_CLIENTS = 6
+KEYS = (4, 0, 3)
+WEIGHTS = (2.0, 30.0, 7.5)
+BIT_WIDTHS = ((1, 8), (3, 2), (8, 5))
+
+
+def make_result(key, weight, bit_widths) -> ClientResult:
+    """What a client of this key sends; all of it differs between keys."""
+    rng = np.random.default_rng(key)
+    packed = [
+        oracle.pack(rng.integers(0, 2**bits, size=np.prod(shape)), bits)
+        for bits, shape in zip(bit_widths, KERNEL_SHAPES)
+    ]
+    message = {
+        "bit_widths": np.array(bit_widths, np.uint8),
+        "codes": np.concatenate(packed),
+        "rest": tuple(rng.normal(size=s).astype(np.float32) for s in REST_SHAPES),
+        "scales": rng.random(2).astype(np.float32) + 0.5,
+    }
+    result = ClientResult(
+        key=np.int32(key),
+        weight=np.float32(weight),
+        message=message,
+        bit_widths=np.array(bit_widths, np.int32),
+        training=TrainingSums(*np.float32([10 + key, 2 + key, 20 + key])),
+        top_plane_densities=np.float32([0.1 * key, 0.5]),
+        uplink_bits=np.int64([1, 2, 3, 4]) * (key + 1),
+        downlink_bits=np.int64([5, 6, 7, 8]) * (key + 1),
+    )
+    return tf.nest.map_structure(tf.constant, result)
+
+
+def model_by_oracle(result: ClientResult) -> list[np.ndarray]:
+    """The dequantized kernels and the rest that a result's message stands for."""
+    message = tf.nest.map_structure(lambda tensor: tensor.numpy(), result.message)
+    kernels, begin = [], 0
+    for shape, bits, scale in zip(
+        KERNEL_SHAPES, message["bit_widths"].tolist(), message["scales"]
+    ):
+        size = int(np.prod(shape))
+        num_bytes = -(-size * bits // 8)
+        part = message["codes"][begin : begin + num_bytes]
+        codes = oracle.unpack(part, bits, size).reshape(shape)
+        kernels.append(oracle.levels(oracle.SIGN_MAGNITUDE, scale, bits)[codes])
+        begin += num_bytes
+    assert begin == len(message["codes"])
+    return [*kernels, *message["rest"]]
+
+
+def add_up(results) -> aggregation.RoundSums:
+    add = functools.partial(aggregation.accumulate, uplink=UPLINK, spec=SPEC)
+    return functools.reduce(add, results, aggregation.zero(SPEC, NUM_CLIENTS))
+
+
+@pytest.fixture(scope="module")
+def results() -> list[ClientResult]:
+    return [make_result(*row) for row in zip(KEYS, WEIGHTS, BIT_WIDTHS)]
+
+
+def assert_equal(a, b):
+    tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    tf.nest.map_structure(close, a, b)
+
+
+def test_mean_is_numpys_weighted_mean(results):
+    mean, mean_bit_widths = aggregation.weighted_mean(add_up(results))
+    models = [model_by_oracle(result) for result in results]
+    expected = [np.average(list(t), axis=0, weights=WEIGHTS) for t in zip(*models)]
+    assert_close([*mean.kernels, *mean.rest], expected)
+    expected_bits = np.average(BIT_WIDTHS, axis=0, weights=WEIGHTS)
+    np.testing.assert_allclose(mean_bit_widths, expected_bits, rtol=1e-6)
+
+
+def test_mean_of_one_client_is_its_model(results):
+    mean, mean_bit_widths = aggregation.weighted_mean(add_up(results[:1]))
+    assert_close([*mean.kernels, *mean.rest], model_by_oracle(results[0]))
+    np.testing.assert_allclose(mean_bit_widths, BIT_WIDTHS[0], rtol=1e-6)
+
+
+def test_rows_land_at_their_keys(results):
+    sums = add_up(results)
+    assert sums.participations.numpy().tolist() == [1, 0, 0, 1, 1, 0]
+    for key in range(NUM_CLIENTS):
+        row = KEYS.index(key) if key in KEYS else None
+        bits = [0, 0] if row is None else list(BIT_WIDTHS[row])
+        assert sums.bit_widths[key].numpy().tolist() == bits
+        factor = 0 if row is None else key + 1
+        for table, first in ((sums.uplink_bits, 1), (sums.downlink_bits, 5)):
+            expected = [(first + i) * factor for i in range(4)]
+            assert table[key].numpy().tolist() == expected
+
+
+def test_sums_are_over_all_clients(results):
+    sums = add_up(results)
+    assert_close(sums.total_weight, sum(WEIGHTS))
+    keys = np.array(KEYS)
+    assert_close(list(sums.training), [np.sum(n + keys) for n in (10, 2, 20)])
+    assert_close(sums.top_plane_densities, [0.1 * keys.sum(), 0.5 * len(KEYS)])
+
+
+def test_a_client_that_comes_twice_is_counted_twice(results):
+    """By which the process refuses it."""
+    sums = add_up([results[0], results[0]])
+    assert sums.participations.numpy().tolist() == [0, 0, 0, 0, 2, 0]
+
+
+def test_merge_is_addition(results):
+    whole = add_up(results)
+    parts = [add_up([result]) for result in results]
+    left = aggregation.merge(aggregation.merge(parts[0], parts[1]), parts[2])
+    right = aggregation.merge(parts[0], aggregation.merge(parts[1], parts[2]))
+    assert_close(left, whole)
+    assert_close(right, whole)
+    assert_close(add_up(results[::-1]), whole)
+
+
+def test_merge_is_commutative_and_zero_is_neutral(results):
+    a, b = add_up(results[:1]), add_up(results[1:])
+    assert_equal(aggregation.merge(a, b), aggregation.merge(b, a))
+    zero = aggregation.zero(SPEC, NUM_CLIENTS)
+    assert_equal(aggregation.merge(a, zero), a)
+    assert_equal(aggregation.merge(zero, a), a)
+
+
+def test_sums_keep_their_types(results):
+    """As a TFF aggregation needs it."""
+    zero, sums = aggregation.zero(SPEC, NUM_CLIENTS), add_up(results)
+    tf.nest.map_structure(
+        lambda a, b: (
+            (a.dtype, a.shape) == (b.dtype, b.shape) or pytest.fail(f"{a} {b}")
+        ),
+        zero,
+        sums,
+    )
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_no_weight_is_no_average(results, count):
+    weightless = [result._replace(weight=tf.constant(0.0)) for result in results]
+    sums = add_up(weightless[:count])
+    assert not aggregation.has_average(sums)
+    mean, mean_bit_widths = aggregation.weighted_mean(sums)
+    for tensor in [*mean.kernels, *mean.rest, mean_bit_widths]:
+        np.testing.assert_array_equal(tensor, np.zeros(tensor.shape))
+
+
+def test_any_weight_is_an_average(results):
+    weights = (0.0, 1e-3, 0.0)
+    few = [r._replace(weight=tf.constant(w)) for r, w in zip(results, weights)]
+    sums = add_up(few)
+    assert aggregation.has_average(sums)
+    mean, _ = aggregation.weighted_mean(sums)
+    assert_close([*mean.kernels, *mean.rest], model_by_oracle(results[1]))
+
+
+def test_decoding_follows_the_uplinks_own_message(results):
+    weights = messages.QuantizedWeights(
+        tuple(tf.zeros(shape, tf.uint8) for shape in KERNEL_SHAPES),
+        tf.constant([1.0, 7.0]),
+        tf.constant([1, 3]),
+        tuple(tf.ones(shape) for shape in REST_SHAPES),
+    )
+    message = UPLINK.encode(weights, weights, tf.constant(2.0), tf.constant([0, 0]))
+    result = results[0]._replace(message=message)
+    mean, _ = aggregation.weighted_mean(add_up([result]))
+    # Code 0 stands for -s/2.
+    assert_close(mean.kernels, tuple(map(np.full, KERNEL_SHAPES, (-0.5, -3.5))))

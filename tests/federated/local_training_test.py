@@ -1,0 +1,320 @@
+"""What a client does in a round, without TFF."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from oracles import quantization as oracle
+
+from tff_fedmpq.federated.local_training import LocalTrainer, LocalTrainingConfig
+from tff_fedmpq.federated.messages import QuantizedWeights, quantize_weights
+from tff_fedmpq.federated.model_spec import float_rest_variables
+from tff_fedmpq.keras import quantize_model
+from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
+from tff_fedmpq.quantization.scales import least_squares_scale
+
+LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SEED = (3, 4)
+
+
+def make_trainer(problem, *, augment=None, on_step=None, lasso=0.0, **config):
+    model = quantize_model(problem.model_fn(), 8, 4, lasso=lasso)
+    config = LocalTrainingConfig(**{"epochs": 2, "batch_size": 4, **config})
+    return LocalTrainer(model, config, LOSS, augment, on_step)
+
+
+@pytest.fixture(scope="module")
+def trainer(problem):
+    """Two epochs in batches of four, without pruning."""
+    return make_trainer(problem)
+
+
+@pytest.fixture(scope="module")
+def initial(problem):
+    """bit_widths -> the float model of the problem, quantized to them."""
+    model = problem.model_fn()
+    weights = problem.spec.split(
+        [variable.value() for variable in model.trainable_variables],
+        [variable.value() for variable in model.non_trainable_variables],
+    )
+
+    def quantized(*bit_widths) -> QuantizedWeights:
+        bit_widths = tf.constant(bit_widths, tf.int32)
+        return quantize_weights(
+            weights, bit_widths, SIGN_MAGNITUDE, least_squares_scale
+        )
+
+    return quantized
+
+
+def train(trainer, weights, examples, seed=SEED):
+    images, labels = examples
+    return trainer.train(
+        weights, tf.constant(images), tf.constant(labels), tf.constant(seed)
+    )
+
+
+def assert_equal(a: QuantizedWeights, b: QuantizedWeights) -> None:
+    tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b) -> bool:
+    pairs = zip(tf.nest.flatten(a), tf.nest.flatten(b))
+    return any((x.numpy() != y.numpy()).any() for x, y in pairs)
+
+
+def test_no_examples_leave_the_weights_as_they_are(trainer, initial, problem):
+    weights = initial(2, 5)
+    trained, sums, densities = train(trainer, weights, problem.make_examples(0, 0))
+    assert_equal(trained, weights)
+    assert [float(value) for value in sums] == [0, 0, 0]
+    assert densities.shape == [2] and np.isfinite(densities).all()
+
+
+def test_training_moves_codes_and_rest_but_not_scales(trainer, initial, problem):
+    weights = initial(2, 5)
+    trained, _, _ = train(trainer, weights, problem.make_examples(12, 0))
+    for before, after in zip(
+        (*weights.codes, *weights.rest), (*trained.codes, *trained.rest)
+    ):
+        assert differ(before, after)
+    np.testing.assert_array_equal(trained.scales, weights.scales)
+    np.testing.assert_array_equal(trained.bit_widths, weights.bit_widths)
+
+
+def test_a_seed_fixes_everything(trainer, initial, problem):
+    weights, examples = initial(3, 6), problem.make_examples(11, 0)
+    first, first_sums, _ = train(trainer, weights, examples)
+    # What another client left behind, momentum too, must not matter.
+    train(trainer, initial(8, 1), problem.make_examples(5, 9), seed=(0, 1))
+    again, again_sums, _ = train(trainer, weights, examples)
+    assert_equal(again, first)
+    assert_equal(again_sums, first_sums)
+
+
+def test_another_trainer_gives_the_same(trainer, initial, problem):
+    weights, examples = initial(3, 6), problem.make_examples(11, 0)
+    first, _, _ = train(trainer, weights, examples)
+    other, _, _ = train(make_trainer(problem), weights, examples)
+    assert_equal(other, first)
+
+
+@pytest.mark.parametrize("seed", [(3, 5), (4, 4), (0, 0)])
+def test_another_seed_gives_other_codes(trainer, initial, problem, seed):
+    weights, examples = initial(3, 6), problem.make_examples(11, 0)
+    first, _, _ = train(trainer, weights, examples)
+    other, _, _ = train(trainer, weights, examples, seed)
+    assert differ(first.codes[0], other.codes[0])
+    assert differ(first.codes[1], other.codes[1])
+
+
+def test_the_seed_rounds_too_and_not_only_shuffles(trainer, initial, problem):
+    """One example has one order only."""
+    weights, examples = initial(3, 6), problem.make_examples(1, 0)
+    first, _, _ = train(trainer, weights, examples)
+    other, _, _ = train(trainer, weights, examples, (9, 9))
+    assert differ(first.codes, other.codes)
+
+
+@pytest.mark.parametrize("bit_widths", [(1, 2), (3, 4), (8, 8)])
+def test_loss_falls(trainer, initial, problem, bit_widths):
+    examples = problem.make_examples(24, 0)
+    weights, losses, accuracies = initial(*bit_widths), [], []
+    for call in range(6):
+        weights, sums, _ = train(trainer, weights, examples, (call, 0))
+        losses.append(float(sums.loss / sums.count))
+        accuracies.append(float(sums.correct / sums.count))
+    assert losses[-1] < 0.5 * losses[0]
+    assert accuracies[-1] > max(accuracies[0], 0.7)
+
+
+@pytest.mark.parametrize("bit_widths", [(1, 3), (2, 7), (8, 1)])
+def test_codes_stay_within_their_bits(problem, initial, bit_widths):
+    trainer = make_trainer(problem, learning_rate=1e3)
+    trained, _, _ = train(trainer, initial(*bit_widths), problem.make_examples(9, 0))
+    for codes, bits in zip(trained.codes, bit_widths):
+        assert codes.dtype == tf.uint8
+        # So high a rate throws codes to both ends of the range.
+        assert codes.numpy().min() == 0
+        assert codes.numpy().max() == 2**bits - 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 8])
+def test_every_example_counts_once_per_epoch(trainer, initial, problem, count):
+    _, sums, _ = train(trainer, initial(4, 4), problem.make_examples(count, 0))
+    assert float(sums.count) == 2 * count
+    assert 0 <= float(sums.correct) <= 2 * count
+    assert float(sums.loss) > 0
+
+
+def test_batches_are_a_new_order_each_epoch(problem, initial):
+    """Seven examples in batches of four: 4, 3, 4, 3."""
+    batches, steps = tf.Variable(tf.fill([8, 4], -1)), tf.Variable(0)
+
+    def record(images, seed):
+        del seed
+        numbers = tf.cast(images[:, 0, 0, 0], tf.int32)
+        padded = tf.pad(numbers, [[0, 4 - tf.size(numbers)]], constant_values=-1)
+        batches.scatter_nd_update([[steps]], [padded])
+        return images / 10
+
+    trainer = make_trainer(
+        problem, epochs=4, augment=record, on_step=lambda loss: steps.assign_add(1)
+    )
+    # An image is its number everywhere.
+    images = np.broadcast_to(np.arange(7)[:, None, None, None], (7, 8, 8, 3))
+    labels = np.zeros(7, np.int32)
+    train(trainer, initial(4, 4), (images.astype(np.float32), labels))
+    assert int(steps) == 8
+    sizes = (batches.numpy() >= 0).sum(axis=1).tolist()
+    assert sizes == [4, 3] * 4
+    epochs = [row[row >= 0].tolist() for row in batches.numpy().reshape(4, 8)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 4
+    assert len(set(map(tuple, epochs))) > 1
+
+
+def test_augmentation_is_seeded_by_step(problem, initial):
+    seeds, steps = tf.Variable(tf.zeros([4, 2], tf.int32)), tf.Variable(0)
+
+    def record(images, seed):
+        seeds.scatter_nd_update([[steps]], [seed])
+        return images
+
+    trainer = make_trainer(
+        problem, augment=record, on_step=lambda loss: steps.assign_add(1)
+    )
+    seen = []
+    for seed in (SEED, SEED, (1, 1)):
+        steps.assign(0)
+        train(trainer, initial(4, 4), problem.make_examples(8, 0), seed)
+        seen.append(seeds.numpy().tolist())
+    assert seen[0] == seen[1] != seen[2]
+    assert len({tuple(seed) for seed in seen[0]}) == 4
+
+
+def test_steps_report_the_task_loss(problem, initial):
+    total = tf.Variable(0.0)
+    trainer = make_trainer(
+        problem, lasso=100.0, on_step=lambda loss: total.assign_add(4 * loss)
+    )
+    _, sums, _ = train(trainer, initial(4, 4), problem.make_examples(8, 0))
+    np.testing.assert_allclose(total, sums.loss, rtol=1e-6)
+
+
+def sparse_weights(initial, bit_widths, used_bits) -> QuantizedWeights:
+    """A model whose magnitudes have `used_bits` digits and empty planes above."""
+    weights = initial(*bit_widths)
+    rng = np.random.default_rng(0)
+    codes = []
+    for old, bits, used in zip(weights.codes, bit_widths, used_bits):
+        levels = rng.integers(-(2**used), 2**used, size=old.shape) + 0.5
+        codes.append(tf.constant(levels + (2**bits - 1) / 2, tf.uint8))
+    return weights._replace(codes=tuple(codes))
+
+
+@pytest.mark.parametrize("used_bits", [(0, 4), (3, 2)])
+def test_empty_planes_are_pruned(problem, initial, used_bits):
+    bit_widths = (6, 8)
+    trainer = make_trainer(problem, pruning_threshold=0.0)
+    weights = sparse_weights(initial, bit_widths, used_bits)
+    pruned, _, densities = train(trainer, weights, problem.make_examples(0, 0))
+    assert pruned.bit_widths.numpy().tolist() == [used + 1 for used in used_bits]
+    np.testing.assert_array_equal(densities, [0, 0])
+    for i, bits in enumerate(bit_widths):
+        codes, scale, width = oracle.prune_msb(
+            oracle.SIGN_MAGNITUDE, weights.codes[i].numpy(), weights.scales[i], bits, 0
+        )
+        np.testing.assert_array_equal(pruned.codes[i], codes)
+        np.testing.assert_allclose(pruned.scales[i], scale, rtol=1e-6)
+        assert pruned.bit_widths[i] == width
+        # Nothing was in these planes: the weights are as before.
+        np.testing.assert_allclose(
+            SIGN_MAGNITUDE.dequantize(pruned.codes[i], pruned.scales[i], width),
+            SIGN_MAGNITUDE.dequantize(weights.codes[i], weights.scales[i], bits),
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(("threshold", "bit_widths"), [(None, [6, 8]), (1.0, [1, 1])])
+def test_the_threshold_decides(problem, initial, threshold, bit_widths):
+    trainer = make_trainer(problem, pruning_threshold=threshold)
+    weights = sparse_weights(initial, (6, 8), (2, 2))
+    pruned, _, _ = train(trainer, weights, problem.make_examples(0, 0))
+    assert pruned.bit_widths.numpy().tolist() == bit_widths
+
+
+def test_densities_are_those_before_pruning(problem, initial, trainer):
+    examples, weights = problem.make_examples(12, 0), initial(8, 3)
+    pruning = make_trainer(problem, pruning_threshold=1.0)
+    trained, _, densities = train(trainer, weights, examples)
+    pruned, _, densities_pruned = train(pruning, weights, examples)
+    assert pruned.bit_widths.numpy().tolist() == [1, 1]
+    expected = [
+        oracle.top_plane_density(oracle.SIGN_MAGNITUDE, codes.numpy(), bits)
+        for codes, bits in zip(trained.codes, (8, 3))
+    ]
+    np.testing.assert_allclose(densities, expected, rtol=1e-6)
+    np.testing.assert_array_equal(densities_pruned, densities)
+
+
+def test_saturation_can_be_left_out(problem, initial):
+    weights, examples = initial(4, 4), problem.make_examples(0, 0)
+    for saturate in (True, False):
+        trainer = make_trainer(problem, pruning_threshold=1.0, saturate=saturate)
+        pruned, _, _ = train(trainer, weights, examples)
+        for i in range(2):
+            codes, _, _ = oracle.prune_msb(
+                oracle.SIGN_MAGNITUDE,
+                weights.codes[i].numpy(),
+                weights.scales[i],
+                4,
+                1.0,
+                saturate,
+            )
+            np.testing.assert_array_equal(pruned.codes[i], codes)
+
+
+def test_lasso_empties_top_planes(problem, initial):
+    densities = []
+    for lasso in (0.0, 30.0):
+        trainer = make_trainer(problem, lasso=lasso, weight_decay=0.0)
+        _, _, density = train(trainer, initial(4, 4), problem.make_examples(12, 0))
+        densities.append(density.numpy())
+    assert (densities[1] < 0.7 * densities[0]).all()
+
+
+def test_a_float_model_trains_by_sgd(problem):
+    """Against Keras's own optimizer: one example, so that there is one order."""
+    model, reference = problem.model_fn(), problem.model_fn()
+    config = LocalTrainingConfig(
+        epochs=3, float_learning_rate=0.05, momentum=0.9, weight_decay=0.0
+    )
+    trainer = LocalTrainer(model, config, LOSS)
+    rest = tuple(variable.value() for variable in float_rest_variables(model))
+    weights = QuantizedWeights((), tf.zeros([0]), tf.zeros([0], tf.int32), rest)
+    images, labels = problem.make_examples(1, 0)
+    trained, sums, densities = train(trainer, weights, (images, labels))
+    reference.compile(tf.keras.optimizers.SGD(0.05, 0.9), LOSS)
+    reference.fit(images, labels, epochs=3, verbose=0)
+    for mine, variable in zip(trained.rest, float_rest_variables(reference)):
+        np.testing.assert_allclose(mine, variable, rtol=1e-4, atol=1e-6)
+    assert trained.codes == () and densities.shape == [0]
+    assert float(sums.count) == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"pruning_threshold": -0.1}, "pruning_threshold"),
+        ({"pruning_threshold": 1.5}, "pruning_threshold"),
+        ({"pruning_threshold": float("nan")}, "pruning_threshold"),
+    ],
+)
+def test_bad_settings_are_refused(bad, words):
+    with pytest.raises(ValueError, match=words) as error:
+        LocalTrainingConfig(**bad)
+    assert "\n" not in str(error.value)
+    assert str(next(iter(bad.values()))) in str(error.value)

@@ -1,0 +1,57 @@
+"""FP32 FedAvg: float models down and up, float SGD between.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017: ``W <- sum_n p_n W_n``, ``p_n = |D_n| / sum |D_i|``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tff_fedmpq.federated.local_training import LocalTrainingConfig
+from tff_fedmpq.federated.process import process_builder
+from tff_fedmpq.federated.scheme import (
+    AggregationWeight,
+    Scheme,
+    get_aggregation_weight,
+    weigh_by_examples,
+)
+from tff_fedmpq.federated.uplink import ModelUplink, Uplink
+from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
+
+
+def fedavg_scheme(
+    *,
+    aggregation_weight: str | AggregationWeight = weigh_by_examples,
+    **training: Any,
+) -> Scheme:
+    """Returns FP32 FedAvg as a `Scheme`.
+
+    Args:
+      aggregation_weight: p_n, before normalisation.
+      **training: fields of `LocalTrainingConfig`; `float_learning_rate` is the rate of
+        all weights.
+    """
+    # A float model has no codes to represent.
+    uplink = ModelUplink(SIGN_MAGNITUDE)
+    return float_scheme("fedavg", uplink, aggregation_weight, training)
+
+
+def float_scheme(
+    name: str,
+    uplink: Uplink,
+    aggregation_weight: str | AggregationWeight,
+    training: dict[str, Any],
+) -> Scheme:
+    """Returns a scheme of float training, which its uplink tells apart from others."""
+    return Scheme(
+        name=name,
+        weights=None,
+        activation_bits=None,
+        training=LocalTrainingConfig(**training),
+        uplink=uplink,
+        aggregation_weight=get_aggregation_weight(aggregation_weight),
+    )
+
+
+build_fedavg = process_builder(fedavg_scheme)

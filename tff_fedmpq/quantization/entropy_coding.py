@@ -1,0 +1,80 @@
+"""Range coding of small integers, by the library `constriction`.
+
+A block of bytes stands for n symbols of one alphabet::
+
+    n uint32 | smallest int16 | size of the alphabet uint16 | frequencies uint16[size]
+    | range-coded words uint32[...]
+
+so that it can be decoded without anything else. Frequencies are the symbols' own,
+brought to 16 bits; a symbol that occurs keeps a frequency above zero.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+_HEADER = struct.Struct("<IhH")
+_MAX_FREQUENCY = 2**16 - 1
+
+
+def encode(symbols: np.ndarray) -> bytes:
+    """Encodes symbols.
+
+    Args:
+      symbols: int[n], from -2**15 to 2**15 - 1, spread over less than 2**16 values.
+
+    Returns:
+      The bytes that `decode` restores them from.
+
+    Raises:
+      ValueError: if there is no symbol.
+    """
+    if not symbols.size:
+        raise ValueError("Expected at least one symbol to encode, found none.")
+    smallest = int(symbols.min())
+    offsets = (symbols.astype(np.int64) - smallest).astype(np.int32)
+    frequencies = _to_16_bits(np.bincount(offsets))
+    coder = _stream().queue.RangeEncoder()
+    coder.encode(offsets, _model(frequencies))
+    header = _HEADER.pack(symbols.size, smallest, len(frequencies))
+    words = coder.get_compressed().astype("<u4")
+    return header + frequencies.astype("<u2").tobytes() + words.tobytes()
+
+
+def decode(block: bytes) -> np.ndarray:
+    """Decodes what `encode` encoded.
+
+    Returns:
+      int32[n].
+    """
+    count, smallest, size = _HEADER.unpack_from(block)
+    begin = _HEADER.size + 2 * size
+    frequencies = np.frombuffer(block, "<u2", size, _HEADER.size)
+    words = np.frombuffer(block, "<u4", offset=begin).astype(np.uint32)
+    decoder = _stream().queue.RangeDecoder(words)
+    return decoder.decode(_model(frequencies), count) + np.int32(smallest)
+
+
+def _to_16_bits(counts: np.ndarray) -> np.ndarray:
+    """Scales counts to at most 16 bits each, those above zero to at least one."""
+    scaled = np.rint(counts * (_MAX_FREQUENCY / counts.max()))
+    return np.where(counts > 0, np.maximum(scaled, 1), 0).astype(np.uint16)
+
+
+def _model(frequencies: np.ndarray):
+    probabilities = frequencies.astype(np.float64) / frequencies.sum(dtype=np.float64)
+    return _stream().model.Categorical(probabilities, perfect=False)
+
+
+def _stream():
+    """Returns constriction's stream coders, imported when first needed."""
+    try:
+        import constriction
+    except ImportError as error:
+        raise ImportError(
+            "Entropy coding needs the library constriction: install it with "
+            "`pip install constriction`, or this package with its extra 'federated'."
+        ) from error
+    return constriction.stream
