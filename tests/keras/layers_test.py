@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -32,6 +34,7 @@ class QuantizedLayerBase:
       arguments: of both.
       input_shape: without the batch.
       kernel_name: as in `kernel_regularizer`.
+      kernel_attribute: where the stock layer keeps its kernel.
     """
 
     quantized: type
@@ -39,6 +42,7 @@ class QuantizedLayerBase:
     arguments: dict
     input_shape: tuple
     kernel_name = "kernel"
+    kernel_attribute = "kernel"
 
     def make(self, **kwargs):
         """A built layer with a bias that is not zero."""
@@ -176,7 +180,7 @@ class QuantizedLayerBase:
         x = self.inputs()
         np.testing.assert_allclose(layer(x), stock(x), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(
-            getattr(layer, self.kernel_name), stock.get_weights()[0], rtol=1e-6
+            getattr(layer, self.kernel_attribute), stock.get_weights()[0], rtol=1e-6
         )
 
     def test_activation_bits_quantize_the_output(self):
@@ -393,6 +397,7 @@ class TestQuantDepthwiseConv2D(QuantizedLayerBase):
     arguments = {"kernel_size": 3, "depth_multiplier": 2, "padding": "valid"}
     input_shape = (5, 5, 3)
     kernel_name = "depthwise"
+    kernel_attribute = "depthwise_kernel"
 
 
 class TestQuantReLU:
@@ -421,6 +426,11 @@ class TestQuantReLU:
             QuantReLU(bits)
 
 
-def test_a_relu_of_tensorflow_is_a_relu():
-    layer = QuantDense(3, activation=tf.nn.relu, activation_bits=2)
-    assert layer.activation_bits == 2
+@pytest.mark.xfail(
+    strict=True, reason="the activation is a lambda, which Keras warns of serializing"
+)
+def test_config_of_quantized_activation_gives_no_warning():
+    layer = QuantDense(3, activation="relu", activation_bits=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer.get_config()

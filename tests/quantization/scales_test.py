@@ -38,10 +38,10 @@ def excess_allowed(bit_width):
     """What a search over a grid of scales may miss of the least error.
 
     The error has one broad minimum up to 3 bits.  From 4 bits on it is ragged
-    (every scale moves many midpoints), and only a dense search finds the
-    narrow best notch: up to 12 % were measured on 500 weights at 8 bits.
+    (every scale moves many midpoints), and an even grid of 128 to 256 scales misses
+    the narrow best notch by up to 2.6 % (measured apart from the implementation).
     """
-    return 0.01 if bit_width <= 3 else 0.15
+    return 0.01 if bit_width <= 3 else 0.03
 
 
 @both

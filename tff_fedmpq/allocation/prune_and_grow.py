@@ -96,8 +96,15 @@ def prune_and_grow_graph(
       int32[N, L].
 
     Raises:
-      ValueError: for layer sizes or budgets out of range.
+      TypeError: if layer sizes or budgets are tensors of a graph.
+      ValueError: if they are out of range.
     """
+    for known in (layer_sizes, budgets):
+        if tf.is_tensor(known) and not hasattr(known, "numpy"):
+            raise TypeError(
+                "layer_sizes and budgets have to be known when the graph is built; "
+                f"found {known}."
+            )
     sizes = _check_sizes(layer_sizes, mean_bit_widths.shape[-1])
     # Whole bits: the average exceeds the budget when the sum exceeds the floor of their
     # product, and falls short of it when it falls short of the ceiling.

@@ -135,6 +135,15 @@ def _move(
     uniform: tf.Tensor,
 ) -> tf.Tensor:
     """Moves codes by `units` against the sign of `direction`, within their range."""
+    if codes.dtype != tf.uint8:
+        raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
+    for what, tensor in (("gradient", direction), ("uniform", uniform)):
+        # One number for all codes would broadcast, and round them all alike.
+        if not codes.shape.is_compatible_with(tensor.shape):
+            raise ValueError(
+                f"Expected {what} of the codes' shape {codes.shape}, found "
+                f"{tensor.shape}."
+            )
     largest = representation_lib.max_code(bit_width)
     steps = round_stochastically(tf.minimum(units, largest), uniform)
     moved = tf.cast(codes, tf.float32) - tf.sign(direction) * steps

@@ -13,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tff_fedmpq.quantization.representation import check_bit_width
+
 _GROUP = 8  # Codes per word, and bits per byte.
 
 
@@ -36,6 +38,8 @@ def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     Returns:
       uint8[ceil(n * bit_width / 8)].
     """
+    if codes.dtype != tf.uint8:
+        raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
     num_codes = tf.size(codes)
     bit_width = tf.cast(bit_width, tf.int32)
     codes = tf.pad(codes, [[0, -num_codes % _GROUP]])
@@ -89,7 +93,18 @@ def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
 
     Returns:
       uint8[ceil(n * bit_width / 8)].
+
+    Raises:
+      TypeError: if codes are not uint8.
+      ValueError: if the bit-width is out of range, or a code too large for it.
     """
+    check_bit_width(bit_width)
+    if codes.dtype != np.uint8:
+        raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype}.")
+    if codes.size and codes.max() >= 2**bit_width:
+        raise ValueError(
+            f"Codes of {bit_width} bits are below {2**bit_width}; found {codes.max()}."
+        )
     size = packed_size(codes.size, bit_width)
     codes = np.pad(codes, [0, -codes.size % _GROUP]).reshape(-1, _GROUP)
     shifts = np.arange(_GROUP, dtype=np.uint64) * np.uint64(bit_width)
@@ -107,7 +122,17 @@ def unpack_numpy(packed: np.ndarray, bit_width: int, num_codes: int) -> np.ndarr
 
     Returns:
       uint8[n].
+
+    Raises:
+      ValueError: if the bit-width is out of range or the bytes are not as many.
     """
+    check_bit_width(bit_width)
+    size = packed_size(num_codes, bit_width)
+    if packed.size != size:
+        raise ValueError(
+            f"{num_codes} codes of {bit_width} bits fill {size} bytes; found "
+            f"{packed.size}."
+        )
     packed = np.pad(packed, [0, -packed.size % bit_width]).reshape(-1, bit_width)
     words = np.zeros((packed.shape[0], 8), np.uint8)
     words[:, :bit_width] = packed

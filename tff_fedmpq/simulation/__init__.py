@@ -1,6 +1,6 @@
 """Runs of a process on one machine: data, runtime, rounds, evaluation, results.
 
-datasets.py, partition.py, client_data.py, augmentation.py, models.py    what goes in
+datasets/, partition.py, client_data.py, augmentation.py, models.py      what goes in
 config.py, experiment.py                                                 a whole run
 runtime.py, checkpoints.py, progress.py, releases.py                     on the way
 evaluation.py, ledger.py, report.py                                      what comes out
