@@ -22,7 +22,16 @@ SPEC = ModelSpec(
     ("a", "b"), (KERNEL_SHAPES[0], REST_SHAPES[0], KERNEL_SHAPES[1]),
     (True, False, True), (REST_SHAPES[1],),
 )  # fmt: skip
-UPLINK = ModelUplink(SIGN_MAGNITUDE)
+
+
+class UplinkWithSymbols(ModelUplink):
+    """Has two streams of three symbols that are entropy-coded later."""
+
+    def symbols_shape(self, spec):
+        return 2, 3
+
+
+UPLINK = UplinkWithSymbols(SIGN_MAGNITUDE)
 NUM_CLIENTS = 6
 KEYS = (4, 0, 3)
 WEIGHTS = (2.0, 30.0, 7.5)
@@ -51,6 +60,7 @@ def make_result(key, weight, bit_widths) -> ClientResult:
         top_plane_densities=np.float32([0.1 * key, 0.5]),
         uplink_bits=np.int64([1, 2, 3, 4]) * (key + 1),
         downlink_bits=np.int64([5, 6, 7, 8]) * (key + 1),
+        symbols=np.full([2, 3], -key - 1, np.int16),
     )
     return tf.nest.map_structure(tf.constant, result)
 
@@ -74,7 +84,7 @@ def model_by_oracle(result: ClientResult) -> list[np.ndarray]:
 
 def add_up(results) -> aggregation.RoundSums:
     add = functools.partial(aggregation.accumulate, uplink=UPLINK, spec=SPEC)
-    return functools.reduce(add, results, aggregation.zero(SPEC, NUM_CLIENTS))
+    return functools.reduce(add, results, aggregation.zero(SPEC, UPLINK, NUM_CLIENTS))
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +127,18 @@ def test_rows_land_at_their_keys(results):
         for table, first in ((sums.uplink_bits, 1), (sums.downlink_bits, 5)):
             expected = [(first + i) * factor for i in range(4)]
             assert table[key].numpy().tolist() == expected
+        assert (sums.symbols[key].numpy() == -factor).all()
+    assert sums.symbols.shape == [NUM_CLIENTS, 2, 3]
 
 
 def test_sums_are_over_all_clients(results):
     sums = add_up(results)
-    assert_close(sums.total_weight, sum(WEIGHTS))
+    assert float(sums.total_weight) == sum(WEIGHTS)
     keys = np.array(KEYS)
     assert_close(list(sums.training), [np.sum(n + keys) for n in (10, 2, 20)])
-    assert_close(sums.top_plane_densities, [0.1 * keys.sum(), 0.5 * len(KEYS)])
+    np.testing.assert_allclose(
+        sums.top_plane_densities, [0.1 * keys.sum(), 0.5 * len(KEYS)], rtol=1e-6
+    )
 
 
 def test_a_client_that_comes_twice_is_counted_twice(results):
@@ -146,14 +160,14 @@ def test_merge_is_addition(results):
 def test_merge_is_commutative_and_zero_is_neutral(results):
     a, b = add_up(results[:1]), add_up(results[1:])
     assert_equal(aggregation.merge(a, b), aggregation.merge(b, a))
-    zero = aggregation.zero(SPEC, NUM_CLIENTS)
+    zero = aggregation.zero(SPEC, UPLINK, NUM_CLIENTS)
     assert_equal(aggregation.merge(a, zero), a)
     assert_equal(aggregation.merge(zero, a), a)
 
 
 def test_sums_keep_their_types(results):
     """As a TFF aggregation needs it."""
-    zero, sums = aggregation.zero(SPEC, NUM_CLIENTS), add_up(results)
+    zero, sums = aggregation.zero(SPEC, UPLINK, NUM_CLIENTS), add_up(results)
     tf.nest.map_structure(
         lambda a, b: (
             (a.dtype, a.shape) == (b.dtype, b.shape) or pytest.fail(f"{a} {b}")

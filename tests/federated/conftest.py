@@ -15,8 +15,9 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from oracles import quantization as oracle
 
-from tff_fedmpq.federated import build_fedmpq, fedmpq_scheme
+from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.client_work import build_client_work
+from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
 from tff_fedmpq.simulation.runtime import local_runtime
 

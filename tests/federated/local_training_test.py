@@ -19,9 +19,25 @@ SEED = (3, 4)
 
 
 def make_trainer(problem, *, augment=None, on_step=None, lasso=0.0, **config):
+    """Returns `LocalTrainer.train`, traced once for any number of examples."""
     model = quantize_model(problem.model_fn(), 8, 4, lasso=lasso)
     config = LocalTrainingConfig(**{"epochs": 2, "batch_size": 4, **config})
-    return LocalTrainer(model, config, LOSS, augment, on_step)
+    trainer = LocalTrainer(model, config, LOSS, augment, on_step)
+    kernel_shapes, rest_shapes = problem.spec.kernel_shapes, problem.spec.rest_shapes
+    weights = QuantizedWeights(
+        tuple(tf.TensorSpec(shape, tf.uint8) for shape in kernel_shapes),
+        tf.TensorSpec([len(kernel_shapes)]),
+        tf.TensorSpec([len(kernel_shapes)], tf.int32),
+        tuple(tf.TensorSpec(shape) for shape in rest_shapes),
+    )
+    images, labels = tf.TensorSpec([None, 8, 8, 3]), tf.TensorSpec([None], tf.int32)
+    seed = tf.TensorSpec([2], tf.int32)
+
+    @tf.function(input_signature=[weights, images, labels, seed])
+    def train(weights, images, labels, seed):
+        return trainer.train(weights, images, labels, seed)
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +66,7 @@ def initial(problem):
 
 def train(trainer, weights, examples, seed=SEED):
     images, labels = examples
-    return trainer.train(
+    return trainer(
         weights, tf.constant(images), tf.constant(labels), tf.constant(seed)
     )
 
@@ -294,7 +310,7 @@ def test_a_float_model_trains_by_sgd(problem):
     rest = tuple(variable.value() for variable in float_rest_variables(model))
     weights = QuantizedWeights((), tf.zeros([0]), tf.zeros([0], tf.int32), rest)
     images, labels = problem.make_examples(1, 0)
-    trained, sums, densities = train(trainer, weights, (images, labels))
+    trained, sums, densities = train(trainer.train, weights, (images, labels))
     reference.compile(tf.keras.optimizers.SGD(0.05, 0.9), LOSS)
     reference.fit(images, labels, epochs=3, verbose=0)
     for mine, variable in zip(trained.rest, float_rest_variables(reference)):

@@ -102,6 +102,8 @@ def accumulate(
         return total + result.weight * tf.cast(value, tf.float32)
 
     def add_row(table: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+        if table.shape.num_elements() == 0:
+            return table  # Of a float model; TensorFlow refuses to add nothing.
         return tf.tensor_scatter_nd_add(table, [[result.key]], [row])
 
     return RoundSums(

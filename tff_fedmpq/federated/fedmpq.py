@@ -32,7 +32,6 @@ from tff_fedmpq.allocation.policies import (
     pruning_growing,
 )
 from tff_fedmpq.federated.local_training import LocalTrainingConfig
-from tff_fedmpq.federated.model_spec import ModelFn
 from tff_fedmpq.federated.process import process_builder
 from tff_fedmpq.federated.scheme import (
     AggregationWeight,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Callable, NamedTuple
 
@@ -16,7 +17,11 @@ import tensorflow as tf
 
 from tff_fedmpq.federated.messages import QuantizedWeights
 from tff_fedmpq.federated.model_spec import float_rest_variables
-from tff_fedmpq.keras.optimizer import IntegerSGD
+from tff_fedmpq.keras.optimizer import (
+    CODE_UPDATES,
+    IntegerSGD,
+    StraightThroughSGD,
+)
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.quantization import bit_planes
 
@@ -24,6 +29,14 @@ from tff_fedmpq.quantization import bit_planes
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 # (loss of a step, float32[]) -> None; for progress reports only
 OnStep = Callable[[tf.Tensor], None]
+
+
+# How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, or
+# by SGD on float master weights.
+OPTIMIZERS: Mapping[str, Callable[..., IntegerSGD]] = {
+    **{name: functools.partial(IntegerSGD, code_update=name) for name in CODE_UPDATES},
+    "straight_through": StraightThroughSGD,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +50,7 @@ class LocalTrainingConfig:
       float_learning_rate: of the float rest; of all weights in a float model.
       momentum: of SGD.
       weight_decay: L2 coefficient.
-      code_update: name in `tff_fedmpq.keras.optimizer.CODE_UPDATES`.
+      code_update: how codes are trained: name in `OPTIMIZERS`.
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
       saturate: whether pruning saturates (see `bit_planes.prune_msb`).
     """
@@ -58,6 +71,11 @@ class LocalTrainingConfig:
                 "epochs and batch_size have to be at least 1, found "
                 f"{self.epochs} and {self.batch_size}."
             )
+        if self.code_update not in OPTIMIZERS:
+            raise ValueError(
+                f"Unknown code_update {self.code_update!r}; choose one of "
+                f"{sorted(OPTIMIZERS)}."
+            )
         threshold = self.pruning_threshold
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(
@@ -66,12 +84,11 @@ class LocalTrainingConfig:
 
     def build_optimizer(self) -> IntegerSGD:
         """Returns a fresh optimizer; a client starts every round without momentum."""
-        return IntegerSGD(
-            self.learning_rate,
-            self.float_learning_rate,
-            self.momentum,
-            self.weight_decay,
-            self.code_update,
+        return OPTIMIZERS[self.code_update](
+            learning_rate=self.learning_rate,
+            float_learning_rate=self.float_learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
         )
 
 
@@ -171,6 +188,10 @@ class LocalTrainer:
         order = tf.range(count)
         sums = TrainingSums.zero()
         for step in tf.range(self._config.epochs * steps_per_epoch):
+            # Where the number of images is known to the graph, `order` begins with it.
+            tf.autograph.experimental.set_loop_options(
+                shape_invariants=[(order, tf.TensorShape([None]))]
+            )
             begin = (step % steps_per_epoch) * batch_size
             step_seed = tf.random.fold_in(seed, step)
             if begin == 0:

@@ -197,8 +197,8 @@ def _check_clients(
         values = np.full_like(values, scheme.common_budget)
     if (values < scheme.min_budget).any():
         raise ValueError(
-            f"{scheme.name} needs budgets of at least {scheme.min_budget:g} bits, found "
-            f"{values.min():g}."
+            f"{scheme.name} needs budgets of at least {scheme.min_budget:g} bits; "
+            f"found {values.min():g}."
         )
     return list(budgets), values
 

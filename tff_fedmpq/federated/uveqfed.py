@@ -5,10 +5,10 @@ arXiv 2006.03262: pairs of entries of an update are quantized to the nearest poi
 hexagonal lattice, with a dither that client and server draw from a common seed and the
 server subtracts; the points are entropy-coded.
 
-Deviations: entries are scaled by their tensor's standard deviation, and one step for all
-tensors is chosen, by bisection on the empirical entropy, as fine as the client's budget
-of v_n bits per entry admits. No entry overloads the quantizer, and measured bits stay
-within the budget; with the paper's fixed scaling they exceed it by up to 17 %.
+Deviations: entries are scaled by their tensor's standard deviation, and one step for
+all tensors is chosen, by bisection on the empirical entropy, as fine as the client's
+budget of v_n bits per entry admits. No entry overloads the quantizer, and measured bits
+stay within the budget.
 
 The range coder runs where the round's measurements are read (`simulation.ledger`) and
 not inside the computation, whose workers have no Python: within the round coordinates

@@ -7,7 +7,7 @@ from tff_fedmpq.keras.layers import (
     QuantDepthwiseConv2D,
     QuantReLU,
 )
-from tff_fedmpq.keras.optimizer import IntegerSGD
+from tff_fedmpq.keras.optimizer import IntegerSGD, StraightThroughSGD
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, quantized_kernels
 from tff_fedmpq.keras.resnet import resnet, resnet20, resnet44
 from tff_fedmpq.keras.summary import LayerSummary, ModelSummary, summary
@@ -21,6 +21,7 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "QuantReLU",
     "QuantizedKernel",
+    "StraightThroughSGD",
     "quantize_model",
     "quantized_kernels",
     "resnet",

@@ -113,7 +113,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         if kernel is None:
             variable.assign_sub(self.float_learning_rate * velocity)
         else:
-            self._move_codes(kernel, velocity, index)
+            self.move_codes(kernel, velocity, index)
 
     def _decayed(self, variable: tf.Variable, kernel: QuantizedKernel | None):
         """Returns the gradient of ``||w||^2 / 2`` on the variable."""
@@ -121,9 +121,16 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             return variable
         return tf.square(kernel.step_size()) * kernel.signed_levels()
 
-    def _move_codes(
+    def move_codes(
         self, kernel: QuantizedKernel, velocity: tf.Variable, index: int
     ) -> None:
+        """Moves the codes of a kernel.
+
+        Args:
+          kernel: whose codes move.
+          velocity: float32, the momentum buffer of ``dL/du``.
+          index: the place of the codes among the trainable variables.
+        """
         step = tf.cast(self.iterations, tf.int32)
         seed = tf.random.fold_in(self.rounding_seed, step)
         seed = tf.random.fold_in(seed, index)
@@ -149,3 +156,43 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             "code_update": self.code_update,
             "seed": self.seed,
         }
+
+
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
+class StraightThroughSGD(IntegerSGD):
+    """SGD on float master weights of quantized kernels, for comparison.
+
+    The usual quantization-aware training: a float copy of the weights takes the SGD
+    step, at `float_learning_rate`, and codes are its nearest levels; gradients pass the
+    rounding straight through. It is what FedMPQ does without: the masters cost four
+    bytes a weight on the device. They begin as the weights that the codes stand for.
+
+    Args:
+      **kwargs: of `IntegerSGD`; `learning_rate` and `code_update` are not used.
+    """
+
+    def build(self, var_list: list[tf.Variable]) -> None:
+        """Creates the masters too, float32, in code units; None for float variables."""
+        built_before = getattr(self, "_built", False)
+        super().build(var_list)
+        if not built_before:
+            self.masters = [
+                self.add_variable(variable.shape, tf.float32, name="master")
+                if hasattr(variable, "quantized_kernel")
+                else None
+                for variable in var_list
+            ]
+
+    def move_codes(
+        self, kernel: QuantizedKernel, velocity: tf.Variable, index: int
+    ) -> None:
+        """Moves the master, and sets the codes to its nearest levels."""
+        master = self.masters[index]
+        present = tf.cond(
+            tf.equal(self.iterations, 0), kernel.signed_levels, master.read_value
+        )
+        # A gradient on codes is delta times that on weights, which delta scales again.
+        rate = self.float_learning_rate / tf.square(kernel.step_size())
+        master.assign(present - rate * velocity)
+        codes = kernel.representation.nearest_codes(master, kernel.bit_width)
+        kernel.codes.assign(codes)

@@ -35,7 +35,8 @@ def encode(symbols: np.ndarray) -> bytes:
         raise ValueError("Expected at least one symbol to encode, found none.")
     smallest = int(symbols.min())
     offsets = (symbols.astype(np.int64) - smallest).astype(np.int32)
-    frequencies = _to_16_bits(np.bincount(offsets))
+    # At least two symbols: the coder has no model of a certain one.
+    frequencies = _to_16_bits(np.bincount(offsets, minlength=2))
     coder = _stream().queue.RangeEncoder()
     coder.encode(offsets, _model(frequencies))
     header = _HEADER.pack(symbols.size, smallest, len(frequencies))

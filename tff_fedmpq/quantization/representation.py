@@ -103,9 +103,12 @@ class Representation(abc.ABC):
         Returns:
           uint8[...] codes.
         """
-        codes = weights / step_size(scale, bit_width) + self.zero_point(bit_width)
-        codes = tf.clip_by_value(tf.round(codes), 0.0, max_code(bit_width))
-        return tf.cast(codes, tf.uint8)
+        return self.nearest_codes(weights / step_size(scale, bit_width), bit_width)
+
+    def nearest_codes(self, levels: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        """Rounds weights in units of the step size to codes, uint8[...]."""
+        codes = tf.round(levels + self.zero_point(bit_width))
+        return tf.cast(tf.clip_by_value(codes, 0.0, max_code(bit_width)), tf.uint8)
 
     def dequantize(
         self, codes: tf.Tensor, scale: tf.Tensor, bit_width: tf.Tensor

@@ -1,0 +1,186 @@
+"""FedMPQ's options, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tff_fedmpq.allocation.policies import keep_bit_widths, pruning_growing
+from tff_fedmpq.federated import build_fedmpq
+from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.scheme import weigh_by_examples
+from tff_fedmpq.keras import quantized_kernels
+from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
+from tff_fedmpq.quantization.scales import least_squares_scale, max_scale
+
+
+def test_defaults_are_the_papers():
+    scheme = fedmpq_scheme()
+    assert scheme.name == "fedmpq"
+    assert (scheme.lasso, scheme.activation_bits) == (0.01, 4)
+    training = scheme.training
+    assert (training.epochs, training.batch_size) == (5, 64)
+    assert (training.momentum, training.weight_decay) == (0.9, 5e-4)
+    assert training.pruning_threshold == 0.03
+    assert training.code_update == "integer" and training.saturate
+    assert scheme.allocation is pruning_growing
+    assert scheme.weights.representation is SIGN_MAGNITUDE
+    assert scheme.weights.scale_rule is least_squares_scale
+    assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 40
+
+
+def test_options_reach_the_scheme():
+    training = {
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 0.5,
+        "float_learning_rate": 0.25,
+        "momentum": 0.0,
+        "weight_decay": 0.125,
+        "code_update": "stochastic_rounding",
+        "pruning_threshold": None,
+        "saturate": False,
+    }
+    scheme = fedmpq_scheme(
+        lasso=0.5,
+        allocation=keep_bit_widths,
+        activation_bits=None,
+        representation="offset_binary",
+        scale_rule="max",
+        aggregation_weight=weigh_by_examples,
+        **training,
+    )
+    assert {name: getattr(scheme.training, name) for name in training} == training
+    assert scheme.lasso == 0.5
+    assert scheme.allocation is keep_bit_widths
+    assert scheme.activation_bits is None
+    assert scheme.weights.representation is OFFSET_BINARY
+    assert scheme.weights.scale_rule is max_scale
+    assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 10
+
+
+def test_options_reach_the_optimizer():
+    scheme = fedmpq_scheme(learning_rate=0.5, float_learning_rate=0.25, momentum=0.125)
+    config = scheme.training.build_optimizer().get_config()
+    assert config["learning_rate"] == 0.5
+    assert config["float_learning_rate"] == 0.25
+    assert config["momentum"] == 0.125
+
+
+def test_options_reach_the_clients_model(problem):
+    scheme = fedmpq_scheme(lasso=0.5, activation_bits=3, representation="offset_binary")
+    model = scheme.build_client_model(problem.model_fn)
+    assert [k.representation for k in quantized_kernels(model)] == [OFFSET_BINARY] * 2
+    # lambda M_l / M: two layers of 108 weights.
+    assert [model.get_layer(n).lasso for n in ("conv", "classifier")] == [0.25, 0.25]
+    assert [layer.activation_bits for layer in model.layers[2:3]] == [3]
+
+
+def test_the_literal_algorithm_can_be_named():
+    scheme = fedmpq_scheme(allocation="literal_pruning_growing")
+    rows = scheme.allocation(
+        np.full([1, 2], 8), np.float32([8, 1]), np.zeros([1, 2], np.int32),
+        np.array([10, 1]), np.array([8.0]),
+    )  # fmt: skip
+    # Printed, the first layer of the order never grows; here it is at 8 already.
+    assert np.asarray(rows).tolist() == [[8, 8]]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"representation": "ternary"}, ValueError),
+        ({"scale_rule": "min"}, ValueError),
+        ({"allocation": "random"}, ValueError),
+        ({"aggregation_weight": "age"}, ValueError),
+        ({"epochs": 0}, ValueError),
+        ({"pruning_threshold": 2}, ValueError),
+        ({"no_such_option": 1}, TypeError),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(options, error):
+    with pytest.raises(error) as caught:
+        fedmpq_scheme(**options)
+    assert "\n" not in str(caught.value)
+    name, value = next(iter(options.items()))
+    assert str(value) in str(caught.value) or name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lasso": -1.0}, "lasso"),
+        ({"lasso": float("nan")}, "lasso"),
+        ({"activation_bits": 9}, "activation_bits"),
+        ({"activation_bits": 0}, "activation_bits"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"code_update": "guess"}, "guess"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_when_the_process_is_built(problem, options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        problem.build(**options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("budgets", "words"),
+    [
+        ({}, "budgets is empty"),
+        ({"dora": 0.5}, "1 to 8"),
+        ({"dora": 2, "bert": 8.01}, r"1 to 8.*8\.01"),
+        ({"dora": -3}, "1 to 8"),
+        ({"dora": float("nan")}, "1 to 8.*nan"),
+        ({"dora": float("inf")}, "1 to 8.*inf"),
+        ({"dora": "many"}, "numbers.*many"),
+        ({"dora": None}, "1 to 8|numbers"),
+        ({"dora": [2, 4]}, "1 to 8|numbers"),
+        ({"dora": 2, "bert": [2, 4]}, "numbers"),
+        ({"dora": 2, "zoe": 4}, "zoe"),
+    ],
+    ids=str,
+)
+def test_bad_budgets_are_refused_when_the_process_is_built(problem, budgets, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        build_fedmpq(problem.model_fn, budgets, problem.client_data)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_client_without_data_is_named_with_those_that_have(problem):
+    with pytest.raises(ValueError, match=r"no clients \['zoe'\].*'dora'"):
+        build_fedmpq(problem.model_fn, {"zoe": 2}, problem.client_data)
+
+
+# --- its parts, each left out -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table_after_two_rounds(runtime, problem):
+    """options -> int32[N, L]."""
+
+    def run(**options) -> np.ndarray:
+        process = problem.build(lasso=20.0, **options) if "lasso" not in options else (
+            problem.build(**options)
+        )
+        state = process.initialize()
+        for _ in range(2):
+            state = process.next(state, problem.client_ids).state
+        return state.distributor["bit_widths"]
+
+    return run
+
+
+def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
+    tables = {
+        "all": table_after_two_rounds(),
+        "no lasso": table_after_two_rounds(lasso=0.0),
+        "no pruning": table_after_two_rounds(pruning_threshold=None),
+        "no allocation": table_after_two_rounds(allocation="keep"),
+    }
+    shown = {name: table.tolist() for name, table in tables.items()}
+    assert len({str(table) for table in shown.values()}) == len(tables), shown
+    # Nobody decides: everyone keeps the uniform bits of the start.
+    rows = [sorted(row) for row in shown["no allocation"]]
+    assert rows == [[2, 2], [8, 8], [5, 6], [4, 4]]

@@ -1,0 +1,391 @@
+"""A round against NumPy, and a run with TFF's own programs and evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+from oracles import allocation as allocation_oracle
+from oracles import quantization as oracle
+
+from tff_fedmpq.allocation import prune_and_grow
+from tff_fedmpq.federated.model_spec import float_non_trainable_variables
+from tff_fedmpq.keras import quantize_model
+from tff_fedmpq.simulation.runtime import local_async_runtime
+
+LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def assert_equal(a, b):
+    """Of two states or metrics: bit for bit."""
+    tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def model_by_oracle(problem, message) -> list[np.ndarray]:
+    """The float model that a client's message stands for, in `spec`'s split order."""
+    kernels, begin = [], 0
+    for shape, bits, scale in zip(
+        problem.spec.kernel_shapes, message["bit_widths"].tolist(), message["scales"]
+    ):
+        size = int(np.prod(shape))
+        end = begin + -(-size * bits // 8)
+        codes = oracle.unpack(message["codes"][begin:end], bits, size).reshape(shape)
+        kernels.append(oracle.levels(oracle.SIGN_MAGNITUDE, scale, bits)[codes])
+        begin = end
+    return [*kernels, *message["rest"]]
+
+
+def as_list(problem, state) -> list[np.ndarray]:
+    weights = problem.split(state.global_model_weights)
+    return [*weights.kernels, *weights.rest]
+
+
+def used_bits(problem, table) -> np.ndarray:
+    return table @ problem.spec.layer_sizes
+
+
+def budget_bits(problem) -> np.ndarray:
+    budgets = np.array(list(problem.budgets.values()))
+    return np.floor(budgets * problem.spec.layer_sizes.sum())
+
+
+# --- types ------------------------------------------------------------------
+
+
+def test_only_strings_go_in(process):
+    signature = process.next.type_signature
+    state_type = process.initialize.type_signature.result
+    assert [name for name, _ in signature.parameter.items()] == ["state", "client_ids"]
+    assert signature.parameter["state"] == state_type
+    assert state_type.placement is tff.SERVER
+    clients = tff.FederatedType(tff.TensorType(np.str_), tff.CLIENTS)
+    assert signature.parameter["client_ids"] == clients
+    assert signature.result["state"] == state_type
+    assert signature.result["metrics"].placement is tff.SERVER
+    assert isinstance(process, tff.learning.templates.LearningProcess)
+
+
+def test_weights_have_the_types_of_model_weights(process, problem):
+    result = process.get_model_weights.type_signature.result
+    assert result.python_container is tff.learning.models.ModelWeights
+    trainable = [tuple(t.shape) for _, t in result["trainable"].items()]
+    assert trainable == list(problem.spec.trainable_shapes)
+    non_trainable = [tuple(t.shape) for _, t in result["non_trainable"].items()]
+    assert non_trainable == list(problem.spec.non_trainable_shapes)
+
+
+# --- the start --------------------------------------------------------------
+
+
+def test_training_starts_from_model_fns_weights_and_uniform_bits(
+    runtime, process, problem
+):
+    state = process.initialize()
+    model = problem.model_fn()
+    for value, variable in zip(
+        state.global_model_weights.trainable, model.trainable_variables
+    ):
+        np.testing.assert_array_equal(value, variable)
+    for value, variable in zip(
+        state.global_model_weights.non_trainable, model.non_trainable_variables
+    ):
+        np.testing.assert_array_equal(value, variable)
+    assert state.distributor["round"] == 0
+    table = state.distributor["bit_widths"]
+    # 5.5 bits of two layers of equal size are 5 and 6.
+    assert [sorted(row) for row in table.tolist()] == [[2, 2], [8, 8], [5, 6], [4, 4]]
+    assert (used_bits(problem, table) == budget_bits(problem)).all()
+
+
+# --- a round ----------------------------------------------------------------
+
+
+def test_weights_are_the_mean_of_what_clients_sent(recorded_round, problem):
+    """Eq. 15 with p_n = v_n |D_n|, from the messages of clients run one by one."""
+    results = [recorded_round.results[name] for name in recorded_round.participants]
+    models = [model_by_oracle(problem, result.message) for result in results]
+    weights = [
+        problem.budgets[name] * len(problem.examples[name][1])
+        for name in recorded_round.participants
+    ]
+    assert weights.count(0) == 1
+    expected = [np.average(list(t), axis=0, weights=weights) for t in zip(*models)]
+    mine = as_list(problem, recorded_round.after)
+    assert len(mine) == len(expected)
+    for value, mean in zip(mine, expected):
+        np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-6)
+    for value, old in zip(mine, as_list(problem, recorded_round.before)):
+        assert not np.allclose(value, old, rtol=1e-3)
+
+
+def test_rows_are_pruned_and_grown_from_the_mean(recorded_round, problem):
+    before = recorded_round.before.distributor["bit_widths"]
+    after = recorded_round.after.distributor["bit_widths"]
+    results = recorded_round.results
+    mean = np.average(
+        [result.bit_widths for result in results.values()],
+        axis=0,
+        weights=[result.weight for result in results.values()],
+    )
+    np.testing.assert_allclose(
+        recorded_round.metrics["mean_bit_widths"], mean, rtol=1e-6
+    )
+    for row, name in enumerate(problem.client_ids):
+        if name not in results:
+            np.testing.assert_array_equal(after[row], before[row])
+            continue
+        reductions = before[row] - results[name].bit_widths
+        arguments = (mean, reductions, problem.spec.layer_sizes, problem.budgets[name])
+        np.testing.assert_array_equal(after[row], prune_and_grow(*arguments))
+        np.testing.assert_array_equal(
+            after[row], allocation_oracle.corrected(*arguments)
+        )
+    assert (after != before).any()
+    np.testing.assert_array_equal(recorded_round.metrics["bit_widths"], after)
+
+
+def test_a_round_measures_its_participants(recorded_round, problem):
+    metrics, results = recorded_round.metrics, recorded_round.results
+    took_part = [int(name in results) for name in problem.client_ids]
+    assert metrics["participations"].tolist() == took_part
+    train = metrics["client_work"]["train"]
+    sums = [result.training for result in results.values()]
+    count = sum(s.count for s in sums)
+    assert train["num_examples"] == count == 2 * (12 + 7)
+    np.testing.assert_allclose(
+        train["loss"], sum(s.loss for s in sums) / count, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        train["accuracy"], sum(s.correct for s in sums) / count, rtol=1e-6
+    )
+    densities = [result.top_plane_densities for result in results.values()]
+    np.testing.assert_allclose(
+        metrics["top_plane_densities"], np.mean(densities, axis=0), rtol=1e-5
+    )
+    rounds = [s.distributor["round"] for s in (recorded_round.before, recorded_round.after)]
+    assert rounds == [1, 2]
+
+
+def test_the_table_stays_within_budgets(runtime, process, problem):
+    state = process.initialize()
+    everyone = problem.client_ids
+    for participants in (everyone, ["dora", "cleo"], everyone, ["bert"], everyone):
+        state = process.next(state, participants).state
+        table = state.distributor["bit_widths"]
+        assert ((table >= 1) & (table <= 8)).all()
+        used, budget = used_bits(problem, table), budget_bits(problem)
+        assert (used <= budget).all()
+        # And no bit is left that a layer could use.
+        smallest = np.where(table < 8, problem.spec.layer_sizes, np.inf).min(axis=1)
+        assert (budget - used < smallest).all()
+
+
+def test_the_order_of_participants_changes_nothing_but_rounding(
+    runtime, process, recorded_round, problem
+):
+    output = process.next(recorded_round.before, recorded_round.participants[::-1])
+    for a, b in zip(as_list(problem, output.state), as_list(problem, recorded_round.after)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert_equal(output.state.distributor, recorded_round.after.distributor)
+    assert_equal(output.metrics["uplink_bits"], recorded_round.metrics["uplink_bits"])
+
+
+def test_every_round_has_its_own_seed(runtime, process, recorded_round):
+    """The same weights and table, one round later, train differently."""
+    later = recorded_round.before._replace(
+        distributor=collections.OrderedDict(
+            bit_widths=recorded_round.before.distributor["bit_widths"],
+            round=recorded_round.before.distributor["round"] + 1,
+        )
+    )
+    output = process.next(later, recorded_round.participants)
+    kernels = [
+        state.global_model_weights.trainable[0]
+        for state in (output.state, recorded_round.after)
+    ]
+    assert (kernels[0] != kernels[1]).any()
+
+
+# --- rounds without an average ----------------------------------------------
+
+
+@pytest.mark.parametrize("participants", [["anna"], []], ids=["no examples", "nobody"])
+def test_a_round_without_examples_changes_nothing(
+    runtime, process, recorded_round, participants
+):
+    before = recorded_round.before
+    output = process.next(before, participants)
+    assert_equal(output.state.global_model_weights, before.global_model_weights)
+    np.testing.assert_array_equal(
+        output.state.distributor["bit_widths"], before.distributor["bit_widths"]
+    )
+    assert output.state.distributor["round"] == before.distributor["round"] + 1
+    train = output.metrics["client_work"]["train"]
+    assert list(train.values()) == [0, 0, 0]
+    assert output.metrics["participations"].sum() == len(participants)
+    # The client without examples has been sent a model all the same.
+    assert (output.metrics["downlink_bits"].sum() > 0) == bool(participants)
+
+
+# --- wrong rounds -----------------------------------------------------------
+
+
+def test_a_client_twice_is_refused(runtime, process):
+    with pytest.raises(Exception, match="took part twice"):
+        process.next(process.initialize(), ["dora", "bert", "dora"])
+
+
+def test_an_unknown_client_is_refused_by_name(runtime, process):
+    with pytest.raises(Exception, match=r"No budget was given for client.*zoe"):
+        process.next(process.initialize(), ["dora", "zoe"])
+
+
+def test_a_refused_round_leaves_the_process_usable(runtime, process, recorded_round):
+    with pytest.raises(Exception, match="No budget"):
+        process.next(recorded_round.before, ["zoe"])
+    output = process.next(recorded_round.before, recorded_round.participants)
+    assert_equal(output.state, recorded_round.after)
+
+
+# --- weights in and out -----------------------------------------------------
+
+
+def test_model_weights_go_out_and_in(runtime, process, recorded_round):
+    state = recorded_round.after
+    weights = process.get_model_weights(state)
+    assert_equal(weights, state.global_model_weights)
+    doubled = tf.nest.map_structure(lambda value: 2 * value, weights)
+    changed = process.set_model_weights(state, doubled)
+    assert_equal(process.get_model_weights(changed), doubled)
+    assert_equal(changed.distributor, state.distributor)
+    assert_equal(process.set_model_weights(changed, weights), state)
+
+
+# --- seeds ------------------------------------------------------------------
+
+
+def run_two_rounds(process):
+    state = process.next(process.initialize(), ["bert", "cleo"]).state
+    return process.next(state, ["bert", "dora"])
+
+
+def test_the_same_seed_gives_the_same_run(runtime, process, problem):
+    first = run_two_rounds(process)
+    assert_equal(run_two_rounds(process), first)
+    assert_equal(run_two_rounds(problem.build()), first)
+
+
+def test_another_seed_gives_another_run(runtime, process, problem):
+    first, other = run_two_rounds(process), run_two_rounds(problem.build(seed=6))
+    kernels = [output.state.global_model_weights.trainable[0] for output in (first, other)]
+    assert (kernels[0] != kernels[1]).any()
+
+
+# --- with TFF's own evaluation and programs ---------------------------------
+
+
+def global_model(problem) -> tf.keras.Model:
+    """The server's model as a user builds it: float weights, 4-bit activations."""
+    return quantize_model(problem.model_fn(), bit_width=None, activation_bits=4)
+
+
+def evaluation_process(problem) -> tff.learning.templates.LearningProcess:
+    def model_fn():
+        return tff.learning.models.from_keras_model(
+            global_model(problem),
+            loss=LOSS,
+            input_spec=(
+                tf.TensorSpec([None, 8, 8, 3]),
+                tf.TensorSpec([None], tf.int32),
+            ),
+            metrics=[
+                tf.keras.metrics.SparseCategoricalCrossentropy(
+                    name="crossentropy", from_logits=True
+                ),
+                tf.keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            ],
+        )
+
+    return tff.learning.algorithms.build_fed_eval(model_fn)
+
+
+def evaluate_by_keras(problem, weights, examples) -> dict[str, float]:
+    model = global_model(problem)
+    for variable, value in zip(model.trainable_variables, weights.trainable):
+        variable.assign(value)
+    statistics = float_non_trainable_variables(model)
+    for variable, value in zip(statistics, weights.non_trainable):
+        variable.assign(value)
+    images, labels = (np.concatenate(parts) for parts in zip(*examples))
+    logits = model(images, training=False)
+    correct = np.argmax(logits, axis=1) == labels
+    return {"crossentropy": float(LOSS(labels, logits)), "accuracy": correct.mean()}
+
+
+def test_federated_evaluation_agrees_with_keras(
+    runtime, process, problem, recorded_round
+):
+    state = recorded_round.after
+    for _ in range(3):
+        state = process.next(state, ["bert", "dora"]).state
+    weights = process.get_model_weights(state)
+    # Statistics matter: they have moved.
+    start = problem.model_fn().non_trainable_variables
+    for value, initial in zip(weights.non_trainable, start):
+        assert np.abs(value - initial.numpy()).max() > 0.1
+    evaluation = evaluation_process(problem)
+    examples = [problem.make_examples(20, 8), problem.make_examples(9, 9)]
+    datasets = [
+        tf.data.Dataset.from_tensor_slices(pair).batch(5) for pair in examples
+    ]
+    present = evaluation.set_model_weights(evaluation.initialize(), weights)
+    output = evaluation.next(present, datasets)
+    metrics = output.metrics["client_work"]["eval"]["current_round_metrics"]
+    expected = evaluate_by_keras(problem, weights, examples)
+    np.testing.assert_allclose(
+        metrics["crossentropy"], expected["crossentropy"], rtol=1e-4
+    )
+    np.testing.assert_allclose(metrics["accuracy"], expected["accuracy"], rtol=1e-6)
+    moved = weights._replace(
+        non_trainable=[value + 1 for value in weights.non_trainable]
+    ) if hasattr(weights, "_replace") else tff.learning.models.ModelWeights(
+        weights.trainable, [value + 1 for value in weights.non_trainable]
+    )
+    other = evaluate_by_keras(problem, moved, examples)
+    assert abs(other["crossentropy"] - expected["crossentropy"]) > 1e-3
+
+
+def test_tffs_training_program_runs_it(process, problem, tmp_path):
+    """`tff.learning.programs.train_model`, with checkpoints and released metrics."""
+    released = tff.program.MemoryReleaseManager()
+    models = tff.program.MemoryReleaseManager()
+    states = tff.program.FileProgramStateManager(str(tmp_path / "states"))
+    arguments = {
+        "train_process": process,
+        "train_data_source": tff.program.ClientIdDataSource(problem.client_ids),
+        "train_per_round_clients": len(problem.client_ids),
+        "program_state_manager": states,
+        "model_output_manager": models,
+        "train_metrics_manager": released,
+        "evaluation_manager": None,
+        "evaluation_periodicity": 1,
+    }
+    with local_async_runtime():
+        asyncio.run(
+            tff.learning.programs.train_model(train_total_rounds=1, **arguments)
+        )
+        # It goes on from the saved state.
+        asyncio.run(
+            tff.learning.programs.train_model(train_total_rounds=2, **arguments)
+        )
+    assert asyncio.run(states.get_versions()) == [0, 1, 2]
+    values = released.values()
+    assert list(values) == [1, 2]
+    last = models.values()["training_checkpoint_round_2"]
+    assert last.distributor["round"] == 2
+    for round_number in (1, 2):
+        assert "loss" in str(values[round_number])
