@@ -85,12 +85,12 @@ def test_another_structure_is_refused_with_the_mend(structure):
 def test_a_client_trains_as_the_trainer_does(recorded_round, problem):
     """TFF adds nothing: the same message and seed give the same model."""
     scheme = problem.scheme
-    trainer = LocalTrainer(
-        scheme.build_client_model(problem.model_fn),
-        scheme.training,
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
     for name in recorded_round.participants:
+        trainer = LocalTrainer(
+            scheme.build_client_model(problem.model_fn),
+            scheme.training,
+            tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
         sent, result = recorded_round.messages[name], recorded_round.results[name]
         weights = messages.unpack_model(
             tf.nest.map_structure(tf.constant, sent), problem.spec

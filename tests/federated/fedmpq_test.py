@@ -161,8 +161,10 @@ def table_after_two_rounds(runtime, problem):
     """options -> int32[N, L]."""
 
     def run(**options) -> np.ndarray:
-        process = problem.build(lasso=20.0, **options) if "lasso" not in options else (
-            problem.build(**options)
+        process = (
+            problem.build(lasso=20.0, **options)
+            if "lasso" not in options
+            else (problem.build(**options))
         )
         state = process.initialize()
         for _ in range(2):

@@ -76,7 +76,8 @@ class QuantizedLayerBase:
         model = tf.keras.Sequential(
             [tf.keras.Input(self.input_shape), layer, tf.keras.layers.Flatten(), head]
         )
-        model.compile(IntegerSGD(seed=4), "mse")
+        # Op by op, which is quicker than tracing; optimizer_test traces.
+        model.compile(IntegerSGD(seed=4), "mse", run_eagerly=True)
         return model
 
     def inputs(self, batch=4, seed=0):
@@ -128,6 +129,7 @@ class QuantizedLayerBase:
         assert type(loaded.layers[0]) is self.quantized
         assert isinstance(loaded.optimizer, IntegerSGD)
         np.testing.assert_array_equal(loaded(x), model(x))
+        loaded.run_eagerly = True
         for _ in range(2):
             assert loaded.train_on_batch(x, y) == model.train_on_batch(x, y)
         for one, two in zip(loaded.variables, model.variables):

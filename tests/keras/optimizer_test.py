@@ -380,7 +380,7 @@ def test_fit_learns_by_moving_codes(bit_width, code_update):
     model = make_classifier(bit_width, code_update)
     before = [kernel.codes.numpy() for kernel in quantized_kernels(model)]
     x, y = blobs(160)
-    model.fit(x, y, batch_size=32, epochs=12, verbose=0)
+    model.fit(x, y, batch_size=32, epochs=8, verbose=0)
     _, accuracy = model.evaluate(*blobs(200, seed=1), verbose=0)
     assert accuracy > 0.8  # Chance is 0.25.
     for kernel, codes in zip(quantized_kernels(model), before):

@@ -19,6 +19,8 @@ from tff_fedmpq.federated.scheme import (
 from tff_fedmpq.federated.uplink import ModelUplink, Uplink
 from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
 
+_OPTIONS_OF_CODES = {"code_update", "pruning_threshold", "saturate"}
+
 
 def fedavg_scheme(
     *,
@@ -43,7 +45,14 @@ def float_scheme(
     aggregation_weight: str | AggregationWeight,
     training: dict[str, Any],
 ) -> Scheme:
-    """Returns a scheme of float training, which its uplink tells apart from others."""
+    """Returns a scheme of float training, which its uplink tells apart from others.
+
+    Raises:
+      TypeError: for an option that acts on codes, of which there are none.
+    """
+    of_codes = sorted(_OPTIONS_OF_CODES & set(training))
+    if of_codes:
+        raise TypeError(f"{name} trains float weights and has no {of_codes}")
     return Scheme(
         name=name,
         weights=None,

@@ -82,6 +82,12 @@ class ModelSpec:
         """Weights per quantized layer, the paper's ``M_l``: int64[L]."""
         return np.array([np.prod(s) for s in self.kernel_shapes], np.int64)
 
+    @property
+    def num_weights(self) -> int:
+        """All weights, quantized or not."""
+        shapes = self.trainable_shapes + self.non_trainable_shapes
+        return int(sum(np.prod(shape) for shape in shapes))
+
     def split(self, trainable: Sequence[Any], non_trainable: Sequence[Any]):
         """Returns weights in Keras's order as `FloatWeights`."""
         pairs = list(zip(trainable, self.is_kernel))

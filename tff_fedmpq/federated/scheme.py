@@ -105,6 +105,15 @@ class Scheme:
     common_budget: float | None = None
     min_budget: float = 1.0
 
+    @property
+    def precision(self) -> str:
+        """Bits of updates, weights and activations; "v" is a client's budget."""
+        weights = "32"
+        if self.weights is not None:
+            weights = "v" if self.common_budget is None else f"{self.common_budget:g}"
+        updates = self.uplink.update_bits or weights
+        return f"{updates}/{weights}/{self.activation_bits or 32}"
+
     def build_client_model(
         self, model_fn: ModelFn, dtype_policy: str | None = None
     ) -> tf.keras.Model:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -10,6 +12,7 @@ from tff_fedmpq.federated.fedavg import fedavg_scheme
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.fedpaq import fedpaq_scheme
 from tff_fedmpq.federated.fpq8 import fpq8_scheme
+from tff_fedmpq.federated.local_training import LocalTrainingConfig
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.uveqfed import uveqfed_scheme
 
@@ -38,4 +41,20 @@ def build_scheme(name: str, options: Mapping[str, Any]) -> Scheme:
     try:
         return SCHEMES[name](**options)
     except TypeError as error:
-        raise ValueError(f"Scheme {name} has no such option: {error}.") from error
+        raise ValueError(
+            f"Scheme {name} does not take these options ({error}). Options of all "
+            f"schemes: {_field_names(LocalTrainingConfig)}; of {name}: "
+            f"{_option_names(SCHEMES[name])}."
+        ) from error
+
+
+def _field_names(config: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(config)]
+
+
+def _option_names(scheme_fn: Callable[..., Scheme]) -> list[str]:
+    """Returns the named arguments of a scheme's function."""
+    # AQFL and FPQ8 hand theirs on to FedMPQ's function.
+    parameters = inspect.signature(scheme_fn).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return names or _option_names(fedmpq_scheme)

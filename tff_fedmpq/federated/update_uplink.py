@@ -26,6 +26,8 @@ def tensor_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
 class UpdateUplink(Uplink):
     """Sends ``trained - received``: quantized for tensors of rank 2 and more."""
 
+    update_bits = "v"
+
     @abc.abstractmethod
     def encode_update(
         self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor

@@ -21,7 +21,14 @@ Message = Mapping[str, Any]
 
 
 class Uplink(abc.ABC):
-    """A scheme's way from the client to the server. Instances hold no state."""
+    """A scheme's way from the client to the server. Instances hold no state.
+
+    Attributes:
+      update_bits: bits of an entry, for tables: "v" for a client's budget; None where
+        the model goes up as it is.
+    """
+
+    update_bits: str | None = None
 
     @abc.abstractmethod
     def encode(

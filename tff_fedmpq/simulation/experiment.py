@@ -31,6 +31,7 @@ from absl import logging
 
 from tff_fedmpq.federated.model_spec import ModelSpec
 from tff_fedmpq.federated.process import build_process
+from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.schemes import build_scheme
 from tff_fedmpq.simulation import datasets, evaluation, ledger, report
 from tff_fedmpq.simulation.augmentation import random_crop_and_flip
@@ -109,7 +110,7 @@ class _Run:
         self._config = config
         self._dataset = dataset
         self._output_dir = output_dir
-        self._scheme = build_scheme(config.scheme, _scheme_options(config))
+        self._scheme = build_config_scheme(config)
         self._model_fn = build_model_fn(config.model, dataset, config.seed)
         self._partition = dirichlet_partition(
             dataset.train_labels,
@@ -228,6 +229,7 @@ class _Run:
     ) -> Mapping[str, Any]:
         return {
             "scheme": self._scheme.name,
+            "precision": self._scheme.precision,
             "dataset": self._dataset.name,
             "dataset_source": self._dataset.source,
             "protocol": self._config.as_dict(),
@@ -238,6 +240,7 @@ class _Run:
                 "names": list(self._spec.kernel_names),
                 "sizes": self._spec.layer_sizes.tolist(),
             },
+            "model_weights": self._spec.num_weights,
             "client_examples": self._partition.sizes.tolist(),
             "rounds": records,
             "tier_accuracy": self._evaluate_tiers(state, weights),
@@ -262,8 +265,13 @@ class _Run:
         )
 
 
-def _scheme_options(config: ExperimentConfig) -> dict[str, Any]:
-    return {
+def build_config_scheme(config: ExperimentConfig) -> Scheme:
+    """Returns the scheme that a configuration names, with its settings.
+
+    Raises:
+      ValueError: for an unknown scheme, or an option that it does not have.
+    """
+    options = {
         "epochs": config.local_epochs,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
@@ -272,6 +280,7 @@ def _scheme_options(config: ExperimentConfig) -> dict[str, Any]:
         "weight_decay": config.weight_decay,
         **config.scheme_options,
     }
+    return build_scheme(config.scheme, options)
 
 
 def _load_dataset(

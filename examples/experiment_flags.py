@@ -1,0 +1,108 @@
+"""Flags that describe a run, shared by the examples."""
+
+from __future__ import annotations
+
+import os
+
+# TensorFlow's start-up notes say nothing about a run.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from typing import Any  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from tff_fedmpq.simulation.config import (  # noqa: E402
+    DTYPE_POLICIES,
+    PRESETS,
+    ExperimentConfig,
+    config_from_preset,
+)
+from tff_fedmpq.simulation.datasets import LOADERS  # noqa: E402
+from tff_fedmpq.simulation.models import MODEL_DEPTHS  # noqa: E402
+
+_PRESET = flags.DEFINE_enum(
+    "preset",
+    "paper",
+    sorted(PRESETS),
+    "Settings to start from; other flags replace some of them. 'paper': 50 rounds of 5 "
+    "local epochs, hours on a laptop. 'quick': a fifth of the images and a small "
+    "network, within three minutes.",
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Directory of the extracted data set; by default $TFF_FEDMPQ_DATA_DIR, then "
+    "~/.keras/datasets, then a download.",
+)
+_SETTINGS = {
+    "dataset": flags.DEFINE_enum(
+        "dataset",
+        None,
+        sorted(LOADERS),
+        "'auto' (the default) is CIFAR-10 where it is found or can be downloaded, else "
+        "scikit-learn's digits, which need no file.",
+    ),
+    "alpha": flags.DEFINE_float(
+        "alpha", None, "Of the Dirichlet partition; smaller is more heterogeneous."
+    ),
+    "num_clients": flags.DEFINE_integer("num_clients", None, "Clients in all."),
+    "budgets": flags.DEFINE_list(
+        "budgets",
+        None,
+        "Bits per weight of each client, 1 to 8, fractions allowed: 2,2,4,4,4,6,... By "
+        "default 20, 30, 30 and 20 % of the clients have 2, 4, 6 and 8 bits.",
+    ),
+    "clients_per_round": flags.DEFINE_integer(
+        "clients_per_round", None, "Clients that train in a round."
+    ),
+    "rounds": flags.DEFINE_integer("rounds", None, "Communication rounds."),
+    "local_epochs": flags.DEFINE_integer("local_epochs", None, "Epochs per round."),
+    "batch_size": flags.DEFINE_integer("batch_size", None, "Of local training."),
+    "model": flags.DEFINE_enum("model", None, sorted(MODEL_DEPTHS), "The network."),
+    "train_examples": flags.DEFINE_integer(
+        "train_examples", None, "Training images to use, drawn by the seed."
+    ),
+    "learning_rate": flags.DEFINE_float(
+        "learning_rate", None, "Of the integer update of codes (eta)."
+    ),
+    "float_learning_rate": flags.DEFINE_float(
+        "float_learning_rate", None, "Of BatchNorm and biases, or of a float model."
+    ),
+    "momentum": flags.DEFINE_float("momentum", None, "Of local SGD."),
+    "weight_decay": flags.DEFINE_float("weight_decay", None, "Of local SGD."),
+    "augment": flags.DEFINE_bool("augment", None, "Random crops and flips."),
+    "compute": flags.DEFINE_enum(
+        "compute",
+        None,
+        sorted(DTYPE_POLICIES),
+        "What layers compute in; bfloat16 is faster on processors that have it.",
+    ),
+}
+_FEDMPQ_OPTIONS = {
+    "lasso": flags.DEFINE_float(
+        "lasso", None, "FedMPQ: lambda of the group Lasso; 0 is off."
+    ),
+    "pruning_threshold": flags.DEFINE_float(
+        "epsilon", None, "FedMPQ: density up to which a top bit plane is pruned."
+    ),
+}
+
+
+def read_config(**settings: Any) -> ExperimentConfig:
+    """Returns the configuration that the flags describe.
+
+    Args:
+      **settings: of `ExperimentConfig`, instead of flags.
+
+    Raises:
+      ValueError: for a setting out of range.
+    """
+    from_flags = {name: flag.value for name, flag in _SETTINGS.items()}
+    from_flags["dataset"] = from_flags["dataset"] or "auto"
+    return config_from_preset(_PRESET.value, **{**from_flags, **settings})
+
+
+def read_fedmpq_options() -> dict[str, Any]:
+    """Returns the options of FedMPQ that were given."""
+    values = {name: flag.value for name, flag in _FEDMPQ_OPTIONS.items()}
+    return {name: value for name, value in values.items() if value is not None}
