@@ -30,6 +30,7 @@ SEED = 5
 OPTIONS = {
     "epochs": 2,
     "batch_size": 4,
+    "learning_rate": 0.1,
     "scale_rule": "max",
     "pruning_threshold": 0.3,
     "lasso": 0.1,
@@ -39,10 +40,13 @@ OPTIONS = {
 def small_model() -> tf.keras.Model:
     tf.keras.utils.set_random_seed(1)
     layers = tf.keras.layers
+    normal = tf.keras.initializers.RandomNormal(stddev=0.2, seed=1)
     return tf.keras.Sequential(
         [
             layers.Input((8, 8, 3)),
-            layers.Conv2D(4, 3, strides=2, use_bias=False, name="conv"),
+            layers.Conv2D(
+                4, 3, strides=2, use_bias=False, kernel_initializer=normal, name="conv"
+            ),
             layers.BatchNormalization(momentum=0.5),
             layers.ReLU(),
             layers.Flatten(),

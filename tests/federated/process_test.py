@@ -59,7 +59,7 @@ def budget_bits(problem) -> np.ndarray:
 def test_only_strings_go_in(process):
     signature = process.next.type_signature
     state_type = process.initialize.type_signature.result
-    assert [name for name, _ in signature.parameter.items()] == ["state", "client_ids"]
+    assert tff.structure.name_list(signature.parameter) == ["state", "client_ids"]
     assert signature.parameter["state"] == state_type
     assert state_type.placement is tff.SERVER
     clients = tff.FederatedType(tff.TensorType(np.str_), tff.CLIENTS)
@@ -72,9 +72,9 @@ def test_only_strings_go_in(process):
 def test_weights_have_the_types_of_model_weights(process, problem):
     result = process.get_model_weights.type_signature.result
     assert result.python_container is tff.learning.models.ModelWeights
-    trainable = [tuple(t.shape) for _, t in result["trainable"].items()]
+    trainable = [tuple(t.shape) for t in result["trainable"]]
     assert trainable == list(problem.spec.trainable_shapes)
-    non_trainable = [tuple(t.shape) for _, t in result["non_trainable"].items()]
+    non_trainable = [tuple(t.shape) for t in result["non_trainable"]]
     assert non_trainable == list(problem.spec.non_trainable_shapes)
 
 

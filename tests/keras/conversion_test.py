@@ -218,7 +218,6 @@ def test_fused_and_separate_relu_are_the_same():
     assert 4 < len(np.unique(outputs[0])) <= 8
 
 
-@pytest.mark.xfail(strict=True, reason="a ReLU is recognised by Keras's function only")
 def test_relu_of_tensorflow_is_quantized():
     model = tf.keras.Sequential(
         [tf.keras.Input([6]), layers.Dense(9, activation=tf.nn.relu)]
@@ -449,9 +448,6 @@ def test_without_policy_each_layer_keeps_its_own():
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only layers of the outer model are known to be its output"
-)
 def test_mixed_policy_where_the_output_is_of_an_inner_model():
     inputs = tf.keras.Input([6])
     head = tf.keras.Sequential([layers.Dense(3), layers.Dense(2)], name="head")
@@ -485,11 +481,6 @@ def test_not_a_model(wrong):
         quantize_model(wrong)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TypeError,
-    reason="Keras's from_config turns the layer's ValueError into a TypeError",
-)
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -508,11 +499,6 @@ def test_wrong_arguments(wrong, message):
         quantize_model(make(sequential), **wrong)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="the kernel is looked for among the layer's trainable weights",
-)
 @pytest.mark.parametrize("bit_width", [8, None])
 def test_frozen_layers(bit_width):
     model = make(sequential)
@@ -522,9 +508,6 @@ def test_frozen_layers(bit_width):
     np.testing.assert_allclose(quantized(images()), model(images()), atol=0.2)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=IndexError, reason="nothing looks whether the model is built"
-)
 def test_unbuilt_model():
     with pytest.raises(ValueError, match="build"):
         quantize_model(tf.keras.Sequential([layers.Dense(2)]))

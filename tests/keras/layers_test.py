@@ -428,9 +428,6 @@ class TestQuantReLU:
             QuantReLU(bits)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the activation is a lambda, which Keras warns of serializing"
-)
 def test_config_of_quantized_activation_gives_no_warning():
     layer = QuantDense(3, activation="relu", activation_bits=4)
     with warnings.catch_warnings():

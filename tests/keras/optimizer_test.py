@@ -329,11 +329,6 @@ def test_wrong_arguments(wrong, message):
         IntegerSGD(**wrong)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="all momentum buffers are called 'velocity'; HDF5 wants names to differ",
-)
 def test_hdf5_file(tmp_path):
     model = make_classifier(4, "integer")
     x, y = blobs(8)

@@ -84,9 +84,6 @@ def test_float_kernels_of_quantized_layers_are_rest():
     assert result.float_rest.num_weights == 8
 
 
-@pytest.mark.xfail(
-    strict=True, reason="summary finds kernels among the trainable variables only"
-)
 def test_frozen_layers_are_counted_as_stored():
     model = make_model()
     before = summary(model)

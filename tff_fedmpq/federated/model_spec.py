@@ -52,8 +52,18 @@ class ModelSpec:
 
     @classmethod
     def from_model(cls, model: tf.keras.Model) -> ModelSpec:
-        """Reads the spec off a Keras model that clients train."""
+        """Reads the spec off a Keras model that clients train.
+
+        Raises:
+          ValueError: if a quantized layer is frozen.
+        """
         variables = model.trainable_variables
+        num_trained = sum(hasattr(v, "quantized_kernel") for v in variables)
+        if num_trained < len(quantized_kernels(model)):
+            raise ValueError(
+                "A quantized layer of the model has trainable=False. Codes travel with "
+                "every round: make it trainable, or keep it out of quantization."
+            )
         is_kernel = tuple(hasattr(v, "quantized_kernel") for v in variables)
         return cls(
             tuple(

@@ -7,6 +7,7 @@ layers that hold weights and are not understood are named in a warning.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,13 @@ def quantize_model(
             f"Sequential or functional; found {type(model).__name__}. In a subclassed "
             "model, use QuantConv2D, QuantDense and QuantReLU directly."
         )
+    quant_layers.check_options(
+        bit_width, activation_bits, representation, scale_rule, lasso
+    )
+    if not model.built:
+        raise ValueError(
+            f"{model.name} has no weights yet: begin it with an Input layer or build it."
+        )
     kernel_options = {
         "bit_width": bit_width,
         "representation": representation,
@@ -82,7 +90,7 @@ def quantize_model(
         "lasso": lasso / max(_num_kernel_weights(model), 1),
     }
     converter = _Converter(
-        kernel_options, activation_bits, dtype_policy, set(model.output_names)
+        kernel_options, activation_bits, dtype_policy, frozenset(model.output_names)
     )
     quantized = tf.keras.models.clone_model(model, clone_function=converter)
     if bit_width is not None and converter.left_in_float:
@@ -96,52 +104,52 @@ def quantize_model(
     return quantized
 
 
+@dataclasses.dataclass(frozen=True)
 class _Converter:
     """Maps a layer to its quantized form, or to a plain copy.
 
     Attributes:
-      left_in_float: names of layers with weights that have no quantized form.
+      kernel_options: arguments of quantized layers; "lasso" is per weight.
+      activation_bits: of every ReLU.
+      dtype_policy: of all layers but those that give the model's output.
+      output_names: of the layers of this model that do.
+      left_in_float: names of layers that have no quantized form, as they are found.
     """
 
-    def __init__(
-        self,
-        kernel_options: dict[str, Any],
-        activation_bits: int | None,
-        dtype_policy: str | None,
-        output_names: set[str],
-    ):
-        self._kernel_options = kernel_options
-        self._activation_bits = activation_bits
-        self._dtype_policy = dtype_policy
-        self._output_names = output_names
-        self.left_in_float: list[str] = []
+    kernel_options: dict[str, Any]
+    activation_bits: int | None
+    dtype_policy: str | None
+    output_names: frozenset[str]
+    left_in_float: list[str] = dataclasses.field(default_factory=list)
 
     def __call__(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+        is_output = layer.name in self.output_names
         if isinstance(layer, _FUNCTIONAL):
-            return tf.keras.models.clone_model(layer, clone_function=self)
+            names = frozenset(layer.output_names if is_output else ())
+            converter = dataclasses.replace(self, output_names=names)
+            return tf.keras.models.clone_model(layer, clone_function=converter)
         config = layer.get_config()
         # The output keeps its policy: logits and loss belong in float32.
-        if self._dtype_policy is not None and layer.name not in self._output_names:
-            config["dtype"] = self._dtype_policy
+        if self.dtype_policy is not None and not is_output:
+            config["dtype"] = self.dtype_policy
         if type(layer) in _QUANTIZED_FORMS:
             return self._convert_kernel_layer(layer, config)
-        if self._activation_bits is not None and _is_relu_layer(layer):
+        if self.activation_bits is not None and _is_relu_layer(layer):
             return quant_layers.QuantReLU(
-                self._activation_bits, name=layer.name, dtype=config["dtype"]
+                self.activation_bits, name=layer.name, dtype=config["dtype"]
             )
-        if layer.trainable_weights and not isinstance(
-            layer, _FLOAT_BY_DESIGN + tuple(_QUANTIZED_FORMS.values())
-        ):
+        known = _FLOAT_BY_DESIGN + tuple(_QUANTIZED_FORMS.values())
+        if layer.weights and not isinstance(layer, known):
             self.left_in_float.append(layer.name)
         return type(layer).from_config(config)
 
     def _convert_kernel_layer(
         self, layer: tf.keras.layers.Layer, config: dict[str, Any]
     ) -> tf.keras.layers.Layer:
-        options = dict(self._kernel_options)
-        options["lasso"] *= _kernel_size(layer)
-        if layer.activation is tf.keras.activations.relu:
-            options["activation_bits"] = self._activation_bits
+        options = dict(self.kernel_options)
+        options["lasso"] *= _kernel(layer).shape.num_elements()
+        if layer.activation in quant_layers.RELU_FUNCTIONS:
+            options["activation_bits"] = self.activation_bits
         return _QUANTIZED_FORMS[type(layer)].from_config({**config, **options})
 
 
@@ -152,7 +160,7 @@ def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
         return bool(plain and layer.max_value in (None, activations.CLIP_VALUE))
     return (
         isinstance(layer, tf.keras.layers.Activation)
-        and layer.activation is tf.keras.activations.relu
+        and layer.activation in quant_layers.RELU_FUNCTIONS
     )
 
 
@@ -165,14 +173,16 @@ def _leaf_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
             yield layer
 
 
-def _kernel_size(layer: tf.keras.layers.Layer) -> int:
-    """Returns the number of weights in the kernel of a convolution or dense layer."""
-    return layer.trainable_weights[0].shape.num_elements()
+def _kernel(layer: tf.keras.layers.Layer) -> tf.Variable:
+    """Returns the kernel of a stock layer that has a quantized form."""
+    if isinstance(layer, tf.keras.layers.DepthwiseConv2D):
+        return layer.depthwise_kernel
+    return layer.kernel
 
 
 def _num_kernel_weights(model: tf.keras.Model) -> int:
     return sum(
-        _kernel_size(layer)
+        _kernel(layer).shape.num_elements()
         for layer in _leaf_layers(model)
         if type(layer) in _QUANTIZED_FORMS
     )
@@ -183,9 +193,10 @@ def _copy_weights(model: tf.keras.Model, quantized: tf.keras.Model) -> None:
     for source, target in zip(_leaf_layers(model), _leaf_layers(quantized)):
         if type(source) is type(target):
             target.set_weights(source.get_weights())
-            continue
-        for weight, variable in zip(source.trainable_weights, target.trainable_weights):
-            if hasattr(variable, "quantized_kernel"):
-                variable.quantized_kernel.quantize(weight)
+        elif source.weights:  # A ReLU has none.
+            if target.quantized_kernel is not None:
+                target.quantized_kernel.quantize(_kernel(source))
             else:
-                variable.assign(weight)
+                _kernel(target).assign(_kernel(source))
+            if source.use_bias:
+                target.bias.assign(source.bias)

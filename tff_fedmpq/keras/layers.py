@@ -15,7 +15,8 @@ names, computing the same function of their dequantized kernel, with more argume
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, Callable
 
 import tensorflow as tf
 
@@ -25,6 +26,51 @@ from tff_fedmpq.quantization import activations, scales
 from tff_fedmpq.quantization import representation as representation_lib
 
 _PACKAGE = "tff_fedmpq"
+
+
+RELU_FUNCTIONS = (tf.keras.activations.relu, tf.nn.relu)
+
+
+def check_options(
+    bit_width: int | None,
+    activation_bits: int | None,
+    representation: str | representation_lib.Representation,
+    scale_rule: str | scales.ScaleRule,
+    lasso: float,
+) -> None:
+    """Checks the arguments that quantized layers have beside the stock ones.
+
+    Raises:
+      ValueError: if one is out of range, or there is no such name.
+    """
+    if bit_width is not None:
+        representation_lib.check_bit_width(bit_width)
+    if activation_bits is not None:
+        representation_lib.check_bit_width(activation_bits, "activation_bits")
+    representation_lib.get_representation(representation)
+    scales.get_scale_rule(scale_rule)
+    if not lasso >= 0:
+        raise ValueError(f"lasso has to be 0 or more, found {lasso!r}.")
+
+
+def _regularize(
+    regularizer: Callable[[tf.Tensor], tf.Tensor], kernel: QuantizedKernel
+) -> tf.Tensor:
+    return regularizer(kernel.value())
+
+
+@tf.keras.utils.register_keras_serializable(package=_PACKAGE)
+class _ReLUOfBits:
+    """A quantized ReLU as the activation function of a layer."""
+
+    def __init__(self, bits: int):
+        self.bits = bits
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return activations.quantized_relu(x, self.bits)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"bits": self.bits}
 
 
 class _KernelView:
@@ -63,13 +109,7 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        if bit_width is not None:
-            representation_lib.check_bit_width(bit_width)
-        # Looked up at once, so that a misspelt name fails here and not in `build`.
-        representation_lib.get_representation(representation)
-        scales.get_scale_rule(scale_rule)
-        if not lasso >= 0:
-            raise ValueError(f"lasso has to be 0 or more, found {lasso!r}.")
+        check_options(bit_width, activation_bits, representation, scale_rule, lasso)
         self.bit_width = bit_width
         self.representation = representation
         self.scale_rule = scale_rule
@@ -80,14 +120,13 @@ class _QuantizedLayer(tf.keras.layers.Layer):
             self._quantize_activation(activation_bits)
 
     def _quantize_activation(self, bits: int) -> None:
-        representation_lib.check_bit_width(bits, "activation_bits")
-        if self.activation is not tf.keras.activations.relu:
+        if self.activation not in RELU_FUNCTIONS:
             raise ValueError(
                 f"{self.name}: activation_bits quantizes the output of a ReLU, but the "
                 f"layer's activation is {self.activation}. Use activation='relu', or "
                 "leave activation_bits out."
             )
-        self.activation = lambda x: activations.quantized_relu(x, bits)
+        self.activation = _ReLUOfBits(bits)
 
     def add_weight(self, name: str | None = None, shape: Any = None, **kwargs: Any):
         """Adds a variable of the stock layer; a kernel becomes a quantized one."""
@@ -108,9 +147,9 @@ class _QuantizedLayer(tf.keras.layers.Layer):
             self.scale_rule,
         )
         if kwargs.get("regularizer") is not None:
-            self.add_loss(lambda: kwargs["regularizer"](kernel.value()))
+            self.add_loss(functools.partial(_regularize, kwargs["regularizer"], kernel))
         if self.lasso:
-            self.add_loss(lambda: bit_plane_lasso(kernel, self.lasso))
+            self.add_loss(functools.partial(bit_plane_lasso, kernel, self.lasso))
         self.quantized_kernel = kernel
         return kernel
 

@@ -84,8 +84,8 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             return
         # Not `add_variable_from_reference`: that would make a buffer of codes uint8.
         self.velocities = [
-            self.add_variable(variable.shape, tf.float32, name="velocity")
-            for variable in var_list
+            self.add_variable(variable.shape, tf.float32, name=f"velocity_{i}")
+            for i, variable in enumerate(var_list)
         ]
         # A variable, so that one traced step serves every client and round.
         self.rounding_seed = self.add_variable(
@@ -177,10 +177,10 @@ class StraightThroughSGD(IntegerSGD):
         super().build(var_list)
         if not built_before:
             self.masters = [
-                self.add_variable(variable.shape, tf.float32, name="master")
+                self.add_variable(variable.shape, tf.float32, name=f"master_{i}")
                 if hasattr(variable, "quantized_kernel")
                 else None
-                for variable in var_list
+                for i, variable in enumerate(var_list)
             ]
 
     def move_codes(

@@ -185,9 +185,12 @@ def _with_seed(
 
 
 def quantized_kernels(model: tf.keras.Model) -> list[QuantizedKernel]:
-    """Returns the quantized kernels of a model, in the order of its variables."""
+    """Returns the quantized kernels of a model, in the order of its variables.
+
+    Those of frozen layers come after all others.
+    """
     return [
         variable.quantized_kernel
-        for variable in model.trainable_variables
+        for variable in model.weights
         if hasattr(variable, "quantized_kernel")
     ]
