@@ -80,7 +80,7 @@ def quantize_model(
     )
     if not model.built:
         raise ValueError(
-            f"{model.name} has no weights yet: begin it with an Input layer or build it."
+            f"{model.name} has no weights yet: build it, or give it an Input layer."
         )
     kernel_options = {
         "bit_width": bit_width,
