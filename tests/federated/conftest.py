@@ -85,7 +85,7 @@ class Problem(NamedTuple):
             self.model_fn,
             self.budgets,
             self.client_data,
-            process={"seed": seed},
+            seed=seed,
             **{**self.options, **options},
         )
 

@@ -14,6 +14,17 @@ from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import least_squares_scale, max_scale
 
 
+_FOUND_BY_KERAS = pytest.mark.xfail(
+    strict=True,
+    reason="Found only when Keras rebuilds a layer, which makes it a TypeError of many "
+    "lines: neither `fedmpq_scheme` nor `quantize_model` looks at lasso",
+)
+_ONE_BUDGET_A_LIST = pytest.mark.xfail(
+    strict=True,
+    reason="A list of lists passes `check_budgets`; the error speaks of bit_reductions",
+)
+
+
 def test_defaults_are_the_papers():
     scheme = fedmpq_scheme()
     assert scheme.name == "fedmpq"
@@ -110,8 +121,8 @@ def test_wrong_options_are_refused(options, error):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lasso": -1.0}, "lasso"),
-        ({"lasso": float("nan")}, "lasso"),
+        pytest.param({"lasso": -1.0}, "lasso", marks=_FOUND_BY_KERAS),
+        pytest.param({"lasso": float("nan")}, "lasso", marks=_FOUND_BY_KERAS),
         ({"activation_bits": 9}, "activation_bits"),
         ({"activation_bits": 0}, "activation_bits"),
         ({"momentum": 1.0}, "momentum"),
@@ -136,7 +147,7 @@ def test_wrong_options_are_refused_when_the_process_is_built(problem, options, w
         ({"dora": float("inf")}, "1 to 8.*inf"),
         ({"dora": "many"}, "numbers.*many"),
         ({"dora": None}, "1 to 8|numbers"),
-        ({"dora": [2, 4]}, "1 to 8|numbers"),
+        pytest.param({"dora": [2, 4]}, "1 to 8|numbers", marks=_ONE_BUDGET_A_LIST),
         ({"dora": 2, "bert": [2, 4]}, "numbers"),
         ({"dora": 2, "zoe": 4}, "zoe"),
     ],

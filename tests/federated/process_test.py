@@ -391,6 +391,12 @@ def test_tffs_training_program_runs_it(process, problem, tmp_path):
     assert asyncio.run(states.get_versions()) == [0, 1, 2]
     values = released.values()
     assert list(values) == [1, 2]
+    for metrics in values.values():
+        # `train_model` puts the metrics of `client_work.train` here.
+        train = metrics["model_metrics"]
+        assert train["num_examples"] == 2 * sum(
+            len(labels) for _, labels in problem.examples.values()
+        )
+        assert train["loss"] > 0 and 0 <= train["accuracy"] <= 1
     last = models.values()["training_checkpoint_round_2"]
     assert last.distributor["round"] == 2
-    print(values)

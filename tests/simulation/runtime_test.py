@@ -43,6 +43,8 @@ def end_by(name):
     time.sleep(1)
     os.kill(os.getpid(), getattr(signal, name))
 
+# A job started with `&` inherits SIGINT as ignored, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ending = sys.argv[1]
 with runtime.local_runtime():
     if os.fork() == 0:
@@ -309,7 +311,7 @@ def scripts():
 @pytest.mark.parametrize("ending", _STATUSES)
 def test_pipe_reaches_its_end_and_no_worker_is_left(scripts, ending):
     process, value = scripts[ending]
-    assert process.wait(timeout=180) == _STATUSES[ending]
+    assert process.wait(timeout=300) == _STATUSES[ending]
     # End-of-file comes only when nobody else holds the pipe any more.
     output, _ = process.communicate(timeout=5)
     assert b"in the block" in output

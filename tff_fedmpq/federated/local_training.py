@@ -194,7 +194,8 @@ class LocalTrainer:
             )
             begin = (step % steps_per_epoch) * batch_size
             step_seed = tf.random.fold_in(seed, step)
-            if begin == 0:
+            # `begin == 0` compares identities, and is false, in a TFF computation.
+            if tf.equal(begin, 0):
                 order = tf.random.experimental.stateless_shuffle(
                     tf.range(count), step_seed
                 )

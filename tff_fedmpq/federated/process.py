@@ -4,14 +4,13 @@
        |
        |  client ids {str}@CLIENTS  ->  keys {int32[1]}@CLIENTS
        |
-       |  federated_select: per key, quantize W to b[key], pack        (`_build_select`)
+       |  federated_select: per key, quantize W to b[key], pack   (`server.message_for`)
        v
-    CLIENTS  unpack, read own examples, train, prune, pack             (`client_work`)
+    CLIENTS  unpack, read own examples, train, prune, pack        (`client_work`)
        |
-       |  federated_aggregate: unpack, dequantize, add up              (`aggregation`)
+       |  federated_aggregate: unpack, dequantize, add up         (`aggregation`)
        v
-    SERVER   weighted mean -> next W; allocation policy -> next b;     (`_build_update`)
-             measurements
+    SERVER   weighted mean -> next W; allocation policy -> next b (`server.update`)
 
     next: (<S@SERVER, {str}@CLIENTS> -> <state=S@SERVER, metrics=M@SERVER>)
 
@@ -20,7 +19,6 @@ Only client ids enter a round; a client's examples are read inside the computati
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 from typing import Any, Callable, Protocol
 
@@ -29,16 +27,15 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_fedmpq.allocation.budgets import check_budgets
-from tff_fedmpq.allocation.prune_and_grow import uniform_bit_widths
-from tff_fedmpq.federated import aggregation, client_work, messages
+from tff_fedmpq.federated import aggregation, client_work
 from tff_fedmpq.federated.local_training import Augment, OnStep
 from tff_fedmpq.federated.model_spec import (
-    FloatWeights,
     ModelFn,
     ModelSpec,
     float_non_trainable_variables,
 )
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.server import Server
 
 
 def build_process(
@@ -71,7 +68,7 @@ def build_process(
     Returns:
       The process. Its state is a `tff.learning.templates.LearningAlgorithmState` with
       ``distributor = {bit_widths: int32[N, L], round: int32}``; for its metrics see
-      `_measurements`.
+      `server.measurements`.
 
     Raises:
       ValueError: for budgets out of range, or clients without data.
@@ -79,9 +76,14 @@ def build_process(
     client_ids, budget_values = _check_clients(budgets, client_data, scheme)
     loss = loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
-    initialize = _build_initialize(model_fn, scheme, spec, budget_values)
+    server = Server(scheme, spec, budget_values, seed)
+    initialize = _build_initialize(server, scheme.build_global_model(model_fn))
     state_type = initialize.type_signature.result.member
-    select_fn = _build_select(state_type, scheme, spec, seed)
+
+    @tff.tensorflow.computation(state_type, np.int32)
+    def select_fn(state, key):
+        return server.message_for(state, key)
+
     work = client_work.build_client_work(
         model_fn,
         scheme,
@@ -97,9 +99,11 @@ def build_process(
     aggregate = _build_aggregate(
         work.type_signature.result, scheme, spec, len(client_ids)
     )
-    update = _build_update(
-        state_type, aggregate.type_signature.result.member, scheme, spec, budget_values
-    )
+
+    @tff.tensorflow.computation(state_type, aggregate.type_signature.result.member)
+    def update(state, sums):
+        return server.update(state, sums)
+
     key_of = _build_key_lookup(client_ids)
     num_clients = len(client_ids)
 
@@ -143,7 +147,11 @@ class ProcessBuilder(Protocol):
         budgets: Mapping[str, float],
         client_data: tff.simulation.datasets.ClientData,
         *,
-        process: Mapping[str, Any] | None = None,
+        loss: tf.keras.losses.Loss | None = None,
+        augment: Augment | None = None,
+        dtype_policy: str | None = None,
+        on_step: OnStep | None = None,
+        seed: int = 0,
         **options: Any,
     ) -> tff.learning.templates.LearningProcess:
         """Builds the process.
@@ -153,7 +161,11 @@ class ProcessBuilder(Protocol):
             output.
           budgets: client id -> average bits per weight, 1 to 8.
           client_data: holds the clients' examples, pairs (x, y).
-          process: further arguments of `build_process`: loss, augment, seed ...
+          loss: see `build_process`, as for the next four.
+          augment: of training batches.
+          dtype_policy: of layers.
+          on_step: for progress reports.
+          seed: of everything random in training.
           **options: arguments of the scheme's function, among them epochs, batch_size
             and learning rates (`LocalTrainingConfig`).
         """
@@ -167,11 +179,24 @@ def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
         budgets: Mapping[str, float],
         client_data: tff.simulation.datasets.ClientData,
         *,
-        process: Mapping[str, Any] | None = None,
+        loss: tf.keras.losses.Loss | None = None,
+        augment: Augment | None = None,
+        dtype_policy: str | None = None,
+        on_step: OnStep | None = None,
+        seed: int = 0,
         **options: Any,
     ) -> tff.learning.templates.LearningProcess:
-        scheme = scheme_fn(**options)
-        return build_process(model_fn, budgets, client_data, scheme, **(process or {}))
+        return build_process(
+            model_fn,
+            budgets,
+            client_data,
+            scheme_fn(**options),
+            loss=loss,
+            augment=augment,
+            dtype_policy=dtype_policy,
+            on_step=on_step,
+            seed=seed,
+        )
 
     build.__name__ = f"build_{scheme_fn.__name__.replace('_scheme', '')}"
     build.__doc__ = ProcessBuilder.__call__.__doc__
@@ -203,40 +228,14 @@ def _check_clients(
     return list(budgets), values
 
 
-def _model_weights(spec: ModelSpec, weights: FloatWeights):
-    trainable, non_trainable = spec.join(weights)
-    return tff.learning.models.ModelWeights(list(trainable), list(non_trainable))
-
-
-def _float_weights(spec: ModelSpec, weights) -> FloatWeights:
-    return spec.split(tuple(weights.trainable), tuple(weights.non_trainable))
-
-
-def _build_initialize(
-    model_fn: ModelFn, scheme: Scheme, spec: ModelSpec, budgets: np.ndarray
-) -> tff.Computation:
-    """Builds ( -> S@SERVER): the model's initial weights, everyone's uniform bits."""
-    model = scheme.build_global_model(model_fn)
+def _build_initialize(server: Server, model: tf.keras.Model) -> tff.Computation:
+    """Builds ( -> S@SERVER), with the weights that a Keras model has now."""
     trainable = [v.numpy() for v in model.trainable_variables]
     non_trainable = [v.numpy() for v in float_non_trainable_variables(model)]
-    table = np.zeros([len(budgets), 0], np.int32)
-    if spec.kernel_shapes:
-        table = uniform_bit_widths(spec.layer_sizes, budgets)
 
     @tff.tensorflow.computation
     def initial_state():
-        return tff.learning.templates.LearningAlgorithmState(
-            global_model_weights=tff.learning.models.ModelWeights(
-                [tf.constant(w) for w in trainable],
-                [tf.constant(w) for w in non_trainable],
-            ),
-            distributor=collections.OrderedDict(
-                bit_widths=tf.constant(table), round=tf.constant(0)
-            ),
-            client_work=(),
-            aggregator=(),
-            finalizer=(),
-        )
+        return server.initial_state(trainable, non_trainable)
 
     @tff.federated_computation
     def initialize():
@@ -258,37 +257,6 @@ def _build_key_lookup(client_ids: list[str]) -> tff.Computation:
             return tf.reshape(tf.argmax(matches, output_type=tf.int32), [1])
 
     return key_of
-
-
-def _build_select(
-    state_type: tff.Type, scheme: Scheme, spec: ModelSpec, seed: int
-) -> tff.Computation:
-    """Builds (<S, int32> -> MESSAGE): the model of one client, packed.
-
-    Its seed is a function of the run's seed, the round and the client.
-    """
-
-    @tff.tensorflow.computation(state_type, np.int32)
-    def select_fn(state, key):
-        weights = _float_weights(spec, state.global_model_weights)
-        bit_widths = tf.gather(state.distributor["bit_widths"], key)
-        if scheme.weights is None:
-            quantized = messages.QuantizedWeights(
-                (), tf.zeros([0]), bit_widths, weights.rest
-            )
-        else:
-            quantized = messages.quantize_weights(
-                weights,
-                bit_widths,
-                scheme.weights.representation,
-                scheme.weights.scale_rule,
-            )
-        round_seed = tf.random.fold_in([seed, 0], state.distributor["round"])
-        message = messages.pack_model(quantized)
-        message["seed"] = tf.random.fold_in(round_seed, key)
-        return message
-
-    return select_fn
 
 
 def _build_aggregate(
@@ -319,100 +287,3 @@ def _build_aggregate(
         return tff.federated_aggregate(results, zero(), accumulate, merge, report)
 
     return aggregate
-
-
-def _build_update(
-    state_type: tff.Type,
-    sums_type: tff.Type,
-    scheme: Scheme,
-    spec: ModelSpec,
-    budgets: np.ndarray,
-) -> tff.Computation:
-    """Builds (<S, RoundSums> -> <S, M>): the server's part after aggregation."""
-
-    @tff.tensorflow.computation(state_type, sums_type)
-    def update(state, sums):
-        once = tf.debugging.Assert(
-            tf.reduce_all(sums.participations <= 1),
-            [
-                "A client took part twice in one round; participations:",
-                sums.participations,
-            ],
-            summarize=20,
-        )
-        with tf.control_dependencies([once]):
-            weights = _next_weights(state, sums, scheme, spec)
-            table = _next_bit_widths(state, sums, scheme, spec, budgets)
-        next_state = state._replace(
-            global_model_weights=_model_weights(spec, weights),
-            distributor=collections.OrderedDict(
-                bit_widths=table, round=state.distributor["round"] + 1
-            ),
-        )
-        return next_state, _measurements(sums, table)
-
-    return update
-
-
-def _next_weights(state, sums, scheme: Scheme, spec: ModelSpec) -> FloatWeights:
-    """Returns the next global model; the present one after a round of nobody."""
-    present = _float_weights(spec, state.global_model_weights)
-    mean, _ = aggregation.weighted_mean(sums)
-    applied = scheme.uplink.apply(present, mean)
-    return tf.nest.map_structure(
-        lambda new, old: tf.where(aggregation.has_average(sums), new, old),
-        applied,
-        present,
-    )
-
-
-def _next_bit_widths(
-    state, sums, scheme: Scheme, spec: ModelSpec, budgets: np.ndarray
-) -> tf.Tensor:
-    """Returns the table with new rows for the round's participants, int32[N, L]."""
-    table = state.distributor["bit_widths"]
-    if not spec.kernel_shapes:
-        return table
-    took_part = sums.participations[:, tf.newaxis] > 0
-    reductions = tf.where(took_part, table - sums.bit_widths, 0)
-    _, mean_bit_widths = aggregation.weighted_mean(sums)
-    decided = scheme.allocation(
-        table, mean_bit_widths, reductions, spec.layer_sizes, budgets
-    )
-    changed = tf.logical_and(took_part, aggregation.has_average(sums))
-    return tf.where(changed, decided, table)
-
-
-def _measurements(sums, table: tf.Tensor) -> Mapping[str, Any]:
-    """Returns what is known of a round.
-
-    client_work.train: loss and accuracy (float32[]) over all steps of all clients, and
-      how many examples those were.
-    participations: int32[N], 1 for those that took part.
-    uplink_bits, downlink_bits: int64[N, 4] by `messages.BIT_ITEMS`, counted from the
-      tensors that travelled.
-    uplink_symbols: int16[N, streams, symbols], counted so far as they are, of schemes
-      whose uplink is entropy-coded; empty for others.
-    mean_bit_widths: float32[L], the average of what came back.
-    top_plane_densities: float32[L], mean over clients, before pruning.
-    bit_widths: int32[N, L], the table of the next round.
-    """
-    count = sums.training.count
-    num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
-    train = collections.OrderedDict(
-        loss=tf.math.divide_no_nan(sums.training.loss, count),
-        accuracy=tf.math.divide_no_nan(sums.training.correct, count),
-        num_examples=count,
-    )
-    return collections.OrderedDict(
-        client_work=collections.OrderedDict(train=train),
-        participations=sums.participations,
-        uplink_bits=sums.uplink_bits,
-        downlink_bits=sums.downlink_bits,
-        uplink_symbols=sums.symbols,
-        mean_bit_widths=aggregation.weighted_mean(sums)[1],
-        top_plane_densities=tf.math.divide_no_nan(
-            sums.top_plane_densities, num_clients
-        ),
-        bit_widths=table,
-    )
