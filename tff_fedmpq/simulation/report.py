@@ -11,6 +11,7 @@ import numpy as np
 
 matplotlib.use("Agg")  # Before pyplot: a run needs no screen.
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import ticker  # noqa: E402
 
 _BITS_PER_MEGABYTE = 8e6
 
@@ -29,6 +30,8 @@ def plot_curves(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     _plot_loss(axes[0, 1], rounds, numbers)
     _plot_bits(axes[1, 0], rounds, numbers)
     _plot_bit_widths(axes[1, 1], rounds, numbers, figure)
+    for panel in axes.flat:
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     protocol = result["protocol"]
     figure.suptitle(
         f"{result['scheme']}: {protocol['model']} on {result['dataset']}, "

@@ -1,0 +1,108 @@
+"""The range coder: every block is restored, and is as short as the entropy says."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tff_fedmpq.quantization import entropy_coding
+
+LOWEST, HIGHEST = -(2**15), 2**15 - 1
+
+
+def entropy_bits(symbols):
+    """Bits of all symbols at their empirical entropy."""
+    _, counts = np.unique(symbols, return_counts=True)
+    return float(-np.sum(counts * np.log2(counts / symbols.size)))
+
+
+def check_restored(symbols):
+    block = entropy_coding.encode(symbols)
+    assert isinstance(block, bytes)
+    np.testing.assert_array_equal(entropy_coding.decode(block), symbols)
+    return block
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    symbols=hnp.arrays(
+        np.int16,
+        st.integers(1, 200),
+        elements=st.integers(LOWEST, HIGHEST - 1),
+        fill=st.integers(-3, 3),
+    )
+)
+def test_symbols_are_restored(symbols):
+    check_restored(symbols)
+
+
+@pytest.mark.parametrize("value", [LOWEST, -1, 0, 5, HIGHEST])
+@pytest.mark.parametrize("count", [1, 2, 10_000])
+def test_one_symbol_again_and_again(value, count):
+    block = check_restored(np.full(count, value, np.int16))
+    assert len(block) <= 24  # It says nothing but what, and how often.
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64])
+def test_any_integers_are_taken(dtype):
+    check_restored(np.array([3, -2, 0, 3], dtype))
+
+
+def test_a_rare_symbol_among_many_is_not_lost():
+    symbols = np.zeros(300_000, np.int16)
+    symbols[1234], symbols[-1] = 7, -9
+    check_restored(symbols)
+
+
+@pytest.mark.parametrize("deviation", [0.3, 1.0, 5.0, 40.0])
+@pytest.mark.parametrize("source", ["normal", "laplace"])
+def test_code_is_within_one_percent_of_the_entropy(source, deviation):
+    """Beside the table of frequencies, 16 bits per value between the extremes."""
+    rng = np.random.default_rng(0)
+    draw = getattr(rng, source)
+    symbols = np.rint(draw(scale=deviation, size=200_000)).astype(np.int16)
+    bits = 8 * len(check_restored(symbols))
+    table = 16 * (int(symbols.max()) - int(symbols.min()) + 1)
+    assert entropy_bits(symbols) <= bits - table <= 1.01 * entropy_bits(symbols)
+    assert bits <= 1.02 * entropy_bits(symbols)
+
+
+def test_a_code_is_below_its_plain_size_in_bits():
+    """Four equally likely symbols take two bits each, not sixteen."""
+    symbols = np.random.default_rng(0).integers(-2, 2, 100_000).astype(np.int16)
+    bits = 8 * len(entropy_coding.encode(symbols))
+    assert bits == pytest.approx(2 * symbols.size, rel=0.002)
+
+
+def test_the_block_is_the_documented_one():
+    """n uint32, smallest int16, size uint16, frequencies uint16[size], words uint32."""
+    symbols = np.array([4, 4, 4, -1, 4, 7], np.int16)
+    block = entropy_coding.encode(symbols)
+    assert np.frombuffer(block, "<u4", 1) == [6]
+    assert np.frombuffer(block, "<i2", 1, 4) == [-1]
+    assert np.frombuffer(block, "<u2", 1, 6) == [9]
+    frequencies = np.frombuffer(block, "<u2", 9, 8)
+    np.testing.assert_array_equal(np.flatnonzero(frequencies), [0, 5, 8])
+    assert frequencies[5] == pytest.approx(4 * frequencies[0], abs=3)
+    assert (len(block) - 8 - 2 * 9) % 4 == 0
+
+
+def test_the_same_symbols_give_the_same_bytes():
+    symbols = np.random.default_rng(0).integers(-9, 9, 1000)
+    assert entropy_coding.encode(symbols) == entropy_coding.encode(symbols.copy())
+
+
+def test_nothing_cannot_be_coded():
+    with pytest.raises(ValueError, match="at least one symbol"):
+        entropy_coding.encode(np.zeros(0, np.int16))
+
+
+def test_without_the_library_one_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(ImportError, match="pip install constriction"):
+        entropy_coding.encode(np.array([1, 2]))
