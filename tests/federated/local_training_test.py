@@ -134,11 +134,6 @@ def test_the_number_of_examples_may_be_known_to_the_graph(problem, trainer, init
     assert_equal(train(known_to_the_graph(problem), weights, examples)[0], first)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="LocalTrainer.train goes on with the momentum and the step count of its "
-    "last call; a TFF computation begins each call with fresh variables",
-)
 def test_a_trainer_keeps_nothing_from_its_last_call(problem, initial):
     trainer = known_to_the_graph(problem)
     weights, examples = initial(3, 6), problem.make_examples(7, 0)

@@ -171,7 +171,7 @@ class LocalTrainer:
         """
         self._assign(weights)
         seeds = tf.random.split(seed, 2)
-        self._optimizer.rounding_seed.assign(seeds[0])
+        self._optimizer.reset(seeds[0])
         sums = self._run_epochs(images, labels, seeds[1])
         densities = [
             bit_planes.top_plane_density(k.representation, k.codes, k.bit_width)

@@ -218,6 +218,8 @@ def _check_clients(
             f"it has {sorted(client_data.client_ids)[:10]}."
         )
     values = check_budgets(list(budgets.values()))
+    if values.ndim != 1:
+        raise ValueError("A client's budget is one number; found a sequence of them.")
     if scheme.common_budget is not None:
         values = np.full_like(values, scheme.common_budget)
     if (values < scheme.min_budget).any():

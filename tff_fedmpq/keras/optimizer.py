@@ -96,6 +96,17 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         )
         self._built = True
 
+    def reset(self, seed: tf.Tensor) -> None:
+        """Forgets all steps, as if freshly built.
+
+        Args:
+          seed: int32[2], of the rounding from here on.
+        """
+        for velocity in self.velocities:
+            velocity.assign(tf.zeros_like(velocity))
+        self.iterations.assign(0)
+        self.rounding_seed.assign(seed)
+
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Moves one variable by its gradient.
 

@@ -1,0 +1,66 @@
+"""AQFL: fixed precision, whatever training does; by codes or by float masters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tff_fedmpq.federated import build_aqfl, messages
+from tff_fedmpq.federated.aqfl import aqfl_scheme
+from tff_fedmpq.federated.local_training import OPTIMIZERS, LocalTrainer
+
+
+def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
+    """Algorithm 2, pruning and Lasso are off: the table is that of the start."""
+    process = build_aqfl(
+        problem.model_fn,
+        problem.budgets,
+        problem.client_data,
+        epochs=1,
+        batch_size=4,
+        code_update="straight_through",
+    )
+    state = process.initialize()
+    start = state.distributor["bit_widths"]
+    assert [sorted(row) for row in start.tolist()] == [[2, 2], [8, 8], [5, 6], [4, 4]]
+    for participants in (["bert", "cleo"], problem.client_ids):
+        output = process.next(state, participants)
+        state = output.state
+        np.testing.assert_array_equal(state.distributor["bit_widths"], start)
+    sizes = problem.spec.layer_sizes
+    packed = [sum(-(-n * b // 8) * 8 for n, b in zip(sizes, row)) for row in start]
+    for direction in ("uplink_bits", "downlink_bits"):
+        np.testing.assert_array_equal(output.metrics[direction][:, 0], packed)
+
+
+@pytest.mark.parametrize("code_update", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("bits", [2, 8])
+def test_every_way_to_train_codes_learns(problem, code_update, bits):
+    scheme = aqfl_scheme(epochs=30, batch_size=6, code_update=code_update)
+    model = scheme.build_client_model(problem.model_fn)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    start = problem.scheme.build_global_model(problem.model_fn)
+    weights = problem.spec.split(
+        [v.numpy() for v in start.trainable_variables],
+        [v.numpy() for v in start.non_trainable_variables],
+    )
+    received = messages.quantize_weights(
+        weights,
+        tf.fill([len(weights.kernels)], bits),
+        scheme.weights.representation,
+        scheme.weights.scale_rule,
+    )
+    images, labels = problem.make_examples(24, seed=9)
+    trainer = LocalTrainer(model, scheme.training, loss)
+    trained, sums, _ = trainer.train(
+        received, tf.constant(images), tf.constant(labels), tf.constant([1, 2])
+    )
+    np.testing.assert_array_equal(trained.bit_widths, received.bit_widths)
+    np.testing.assert_array_equal(trained.scales, received.scales)
+    for before, after in zip(received.codes, trained.codes):
+        assert after.dtype == tf.uint8 and np.max(after) < 2**bits
+        assert np.any(before != after)
+    # Over thirty epochs of examples as bright as their label says.
+    assert float(sums.correct / sums.count) > 0.8
+    assert float(sums.loss / sums.count) < 0.6 * np.log(3)
