@@ -298,11 +298,6 @@ def test_the_hexagon_beats_the_square_at_equal_rate():
     assert gain == pytest.approx(expected, abs=0.04)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="The dither is of a parallelogram, not of the Voronoi cell around zero: "
-    "zeros take a bit per entry.",
-)
 @every_lattice
 def test_no_information_needs_no_bits(name):
     """A dither of zero's own cell leaves zeros where they are."""

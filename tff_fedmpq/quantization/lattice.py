@@ -1,7 +1,8 @@
 """Subtractive dithered lattice quantization (UVeQFed, arXiv 2006.03262, section III).
 
-A vector ``x`` of L entries, a step ``Delta`` and a dither ``d``, uniform over a cell of
-the lattice and known at both ends, give the lattice point and the restored vector::
+A vector ``x`` of L entries, a step ``Delta`` and a dither ``d``, uniform over the
+lattice's Voronoi cell around zero and known at both ends, give the lattice point and
+the restored vector::
 
     p = Q(x / Delta + d),        x' = Delta (p - d)
 
@@ -114,6 +115,20 @@ HEXAGONAL = HexagonalLattice()
 LATTICES: dict[str, Lattice] = {"integer": INTEGERS, "hexagonal": HEXAGONAL}
 
 
+def dither(lattice: Lattice, uniform: tf.Tensor) -> tf.Tensor:
+    """Returns a dither, uniform over the Voronoi cell around zero: float32[n, L].
+
+    Any cell would serve to whiten the error; with this one, entries of zero stay zero
+    and cost nothing.
+
+    Args:
+      lattice: of L dimensions.
+      uniform: float32[n, L] in [0, 1).
+    """
+    in_some_cell = lattice.cell(uniform)
+    return in_some_cell - lattice.points(lattice.nearest(in_some_cell))
+
+
 def quantize(
     lattice: Lattice, x: tf.Tensor, step: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
@@ -129,14 +144,14 @@ def quantize(
     Returns:
       Coordinates, float32[n, L] of whole numbers.
     """
-    return lattice.nearest(x / step + lattice.cell(uniform))
+    return lattice.nearest(x / step + dither(lattice, uniform))
 
 
 def dequantize(
     lattice: Lattice, coordinates: tf.Tensor, step: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
     """Returns the vectors of `coordinates`, float32[n, L]; see `quantize`."""
-    return step * (lattice.points(coordinates) - lattice.cell(uniform))
+    return step * (lattice.points(coordinates) - dither(lattice, uniform))
 
 
 def entropy_bits(symbols: tf.Tensor) -> tf.Tensor:
