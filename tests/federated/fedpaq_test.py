@@ -26,7 +26,7 @@ def make_updates(seed=0):
 
 def encode(updates, budget, seed=(1, 2), uplink=UPLINK):
     """What goes up for updates of a model whose weights were one."""
-    rest = [np.ones(shape, np.float32) for shape in SHAPES]
+    rest = [tf.ones(shape) for shape in SHAPES]
     received = messages.QuantizedWeights((), tf.zeros([0]), [], rest)
     trained = received._replace(rest=[r + u for r, u in zip(rest, updates)])
     budget = tf.constant(budget, tf.float32)

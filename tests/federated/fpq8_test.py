@@ -23,8 +23,8 @@ def test_it_is_aqfl_at_eight_bits():
 
 def test_activations_of_the_clients_model_have_eight_bits(problem):
     model = fpq8_scheme().build_client_model(problem.model_fn)
-    bits = [layer.bits for layer in model.layers if isinstance(layer, QuantReLU)]
-    assert bits == [8]
+    relus = [layer for layer in model.layers if isinstance(layer, QuantReLU)]
+    assert [relu.activation_bits for relu in relus] == [8]
 
 
 def test_clients_weigh_by_their_examples():

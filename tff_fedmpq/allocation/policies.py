@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.allocation.prune_and_grow import prune_and_grow_graph
+from tff_fedmpq.lookup import lookup
 
 AllocationPolicy = Callable[
     [tf.Tensor, tf.Tensor, tf.Tensor, np.ndarray, np.ndarray], tf.Tensor
@@ -62,16 +63,5 @@ ALLOCATION_POLICIES: Mapping[str, AllocationPolicy] = {
 
 
 def get_allocation_policy(identifier: str | AllocationPolicy) -> AllocationPolicy:
-    """Returns the policy of that name (or the function itself).
-
-    Raises:
-      ValueError: if there is none of that name.
-    """
-    if callable(identifier):
-        return identifier
-    if identifier not in ALLOCATION_POLICIES:
-        raise ValueError(
-            f"Unknown allocation policy {identifier!r}; choose one of "
-            f"{sorted(ALLOCATION_POLICIES)}."
-        )
-    return ALLOCATION_POLICIES[identifier]
+    """Returns the policy of that name; see `lookup`."""
+    return lookup(identifier, ALLOCATION_POLICIES, "allocation policy")

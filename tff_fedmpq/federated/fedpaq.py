@@ -26,6 +26,7 @@ from tff_fedmpq.federated.scheme import (
 )
 from tff_fedmpq.federated.update_uplink import UpdateUplink
 from tff_fedmpq.federated.uplink import Message
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import packing, stochastic_quantizer
 
 
@@ -36,12 +37,7 @@ class ScalarUpdateUplink(UpdateUplink):
     """
 
     def __init__(self, norm: str = "max"):
-        if norm not in stochastic_quantizer.NORMS:
-            raise ValueError(
-                f"Unknown norm {norm!r}; choose one of "
-                f"{sorted(stochastic_quantizer.NORMS)}."
-            )
-        self._norm = stochastic_quantizer.NORMS[norm]
+        self._norm = lookup(norm, stochastic_quantizer.NORMS, "norm")
 
     def encode_update(
         self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor

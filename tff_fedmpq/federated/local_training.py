@@ -23,6 +23,7 @@ from tff_fedmpq.keras.optimizer import (
     StraightThroughSGD,
 )
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import bit_planes
 
 # (batch of images, stateless seed int32[2]) -> batch of images
@@ -71,11 +72,7 @@ class LocalTrainingConfig:
                 "epochs and batch_size have to be at least 1, found "
                 f"{self.epochs} and {self.batch_size}."
             )
-        if self.code_update not in OPTIMIZERS:
-            raise ValueError(
-                f"Unknown code_update {self.code_update!r}; choose one of "
-                f"{sorted(OPTIMIZERS)}."
-            )
+        lookup(self.code_update, OPTIMIZERS, "code_update")
         threshold = self.pruning_threshold
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(

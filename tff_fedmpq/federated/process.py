@@ -19,8 +19,9 @@ Only client ids enter a round; a client's examples are read inside the computati
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any, Callable, Protocol
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
@@ -138,68 +139,41 @@ def build_process(
     )
 
 
-class ProcessBuilder(Protocol):
-    """Builds a scheme's learning process; rounds take client ids."""
+ProcessBuilder = Callable[..., tff.learning.templates.LearningProcess]
 
-    def __call__(
-        self,
+
+def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
+    """Returns the function that builds the processes of one scheme.
+
+    It takes the arguments of `build_process`, and in the place of a `Scheme` those of
+    the scheme's function, by keyword.
+    """
+    parameters = inspect.signature(build_process).parameters.values()
+    of_process = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def build(
         model_fn: ModelFn,
         budgets: Mapping[str, float],
         client_data: tff.simulation.datasets.ClientData,
-        *,
-        loss: tf.keras.losses.Loss | None = None,
-        augment: Augment | None = None,
-        dtype_policy: str | None = None,
-        on_step: OnStep | None = None,
-        seed: int = 0,
         **options: Any,
     ) -> tff.learning.templates.LearningProcess:
-        """Builds the process.
+        """Builds the scheme's learning process; its rounds take client ids.
 
         Args:
           model_fn: returns a Sequential or functional float Keras model with logits as
             output.
           budgets: client id -> average bits per weight, 1 to 8.
           client_data: holds the clients' examples, pairs (x, y).
-          loss: see `build_process`, as for the next four.
-          augment: of training batches.
-          dtype_policy: of layers.
-          on_step: for progress reports.
-          seed: of everything random in training.
-          **options: arguments of the scheme's function, among them epochs, batch_size
-            and learning rates (`LocalTrainingConfig`).
+          **options: keyword arguments of `build_process` (loss, augment, dtype_policy,
+            on_step, seed), and those of the scheme's function, among them epochs,
+            batch_size and learning rates (`LocalTrainingConfig`).
         """
-
-
-def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
-    """Returns the function that builds the processes of one scheme."""
-
-    def build(
-        model_fn: ModelFn,
-        budgets: Mapping[str, float],
-        client_data: tff.simulation.datasets.ClientData,
-        *,
-        loss: tf.keras.losses.Loss | None = None,
-        augment: Augment | None = None,
-        dtype_policy: str | None = None,
-        on_step: OnStep | None = None,
-        seed: int = 0,
-        **options: Any,
-    ) -> tff.learning.templates.LearningProcess:
-        return build_process(
-            model_fn,
-            budgets,
-            client_data,
-            scheme_fn(**options),
-            loss=loss,
-            augment=augment,
-            dtype_policy=dtype_policy,
-            on_step=on_step,
-            seed=seed,
-        )
+        of_scheme = {k: v for k, v in options.items() if k not in of_process}
+        process_options = {k: v for k, v in options.items() if k in of_process}
+        scheme = scheme_fn(**of_scheme)
+        return build_process(model_fn, budgets, client_data, scheme, **process_options)
 
     build.__name__ = f"build_{scheme_fn.__name__.replace('_scheme', '')}"
-    build.__doc__ = ProcessBuilder.__call__.__doc__
     return build
 
 

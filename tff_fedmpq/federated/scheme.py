@@ -22,6 +22,7 @@ from tff_fedmpq.federated.local_training import LocalTrainingConfig
 from tff_fedmpq.federated.model_spec import ModelFn
 from tff_fedmpq.federated.uplink import Uplink
 from tff_fedmpq.keras.conversion import quantize_model
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization.representation import MAX_BIT_WIDTH, Representation
 from tff_fedmpq.quantization.scales import ScaleRule
 
@@ -49,19 +50,8 @@ AGGREGATION_WEIGHTS: Mapping[str, AggregationWeight] = {
 
 
 def get_aggregation_weight(identifier: str | AggregationWeight) -> AggregationWeight:
-    """Returns the aggregation weight of that name (or the function itself).
-
-    Raises:
-      ValueError: if there is none of that name.
-    """
-    if callable(identifier):
-        return identifier
-    if identifier not in AGGREGATION_WEIGHTS:
-        raise ValueError(
-            f"Unknown aggregation weight {identifier!r}; choose one of "
-            f"{sorted(AGGREGATION_WEIGHTS)}."
-        )
-    return AGGREGATION_WEIGHTS[identifier]
+    """Returns the aggregation weight of that name; see `lookup`."""
+    return lookup(identifier, AGGREGATION_WEIGHTS, "aggregation weight")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tff_fedmpq.federated.scheme import (
 )
 from tff_fedmpq.federated.update_uplink import UpdateUplink, tensor_shapes
 from tff_fedmpq.federated.uplink import Message
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import lattice as lattice_lib
 
 # Bits of a range coder's block beside the symbols' entropy: header, the last words,
@@ -50,12 +51,7 @@ class LatticeUpdateUplink(UpdateUplink):
     """Sends lattice points of updates, and a step per tensor."""
 
     def __init__(self, lattice: str = "hexagonal"):
-        if lattice not in lattice_lib.LATTICES:
-            raise ValueError(
-                f"Unknown lattice {lattice!r}; choose one of "
-                f"{sorted(lattice_lib.LATTICES)}."
-            )
-        self._lattice = lattice_lib.LATTICES[lattice]
+        self._lattice = lookup(lattice, lattice_lib.LATTICES, "lattice")
 
     def encode_update(
         self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor

@@ -17,6 +17,7 @@ from typing import Any, Callable
 import tensorflow as tf
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization.integer_update import (
     integer_update,
     stochastic_rounding_update,
@@ -64,11 +65,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         super().__init__(name=name, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
-        if code_update not in CODE_UPDATES:
-            raise ValueError(
-                f"Unknown code_update {code_update!r}; choose one of "
-                f"{sorted(CODE_UPDATES)}."
-            )
+        lookup(code_update, CODE_UPDATES, "code_update")
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.float_learning_rate = float_learning_rate
         self.momentum = momentum

@@ -28,6 +28,8 @@ import abc
 
 import tensorflow as tf
 
+from tff_fedmpq.lookup import lookup
+
 MIN_BIT_WIDTH = 1
 MAX_BIT_WIDTH = 8
 
@@ -188,19 +190,8 @@ REPRESENTATIONS = {r.name: r for r in (OFFSET_BINARY, SIGN_MAGNITUDE)}
 
 
 def get_representation(identifier: str | Representation) -> Representation:
-    """Returns the representation of that name (or the object itself).
-
-    Raises:
-      ValueError: if there is no representation of that name.
-    """
-    if isinstance(identifier, Representation):
-        return identifier
-    if identifier not in REPRESENTATIONS:
-        raise ValueError(
-            f"Unknown representation {identifier!r}; choose one of "
-            f"{sorted(REPRESENTATIONS)} or pass a `Representation`."
-        )
-    return REPRESENTATIONS[identifier]
+    """Returns the representation of that name; see `lookup`."""
+    return lookup(identifier, REPRESENTATIONS, "representation")
 
 
 def check_bit_width(bit_width: int, what: str = "bit_width") -> int:

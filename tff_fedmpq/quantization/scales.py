@@ -15,6 +15,7 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import representation as representation_lib
 
 ScaleRule = Callable[
@@ -127,16 +128,5 @@ SCALE_RULES: dict[str, ScaleRule] = {
 
 
 def get_scale_rule(identifier: str | ScaleRule) -> ScaleRule:
-    """Returns the scale rule of that name (or the function itself).
-
-    Raises:
-      ValueError: if there is no rule of that name.
-    """
-    if callable(identifier):
-        return identifier
-    if identifier not in SCALE_RULES:
-        raise ValueError(
-            f"Unknown scale rule {identifier!r}; choose one of {sorted(SCALE_RULES)} "
-            "or pass a function (weights, bit_width, representation) -> scale."
-        )
-    return SCALE_RULES[identifier]
+    """Returns the scale rule of that name; see `lookup`."""
+    return lookup(identifier, SCALE_RULES, "scale rule")
