@@ -37,7 +37,14 @@ def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
 @pytest.mark.parametrize("code_update", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("bits", [2, 8])
 def test_every_way_to_train_codes_learns(problem, code_update, bits):
-    scheme = aqfl_scheme(epochs=30, batch_size=6, code_update=code_update)
+    scheme = aqfl_scheme(
+        epochs=30,
+        batch_size=6,
+        learning_rate=0.3,
+        float_learning_rate=0.02,
+        momentum=0.5,
+        code_update=code_update,
+    )
     model = scheme.build_client_model(problem.model_fn)
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     start = problem.scheme.build_global_model(problem.model_fn)

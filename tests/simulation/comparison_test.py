@@ -204,10 +204,11 @@ def test_every_run_gets_its_scheme_seed_and_options(tmp_path, monkeypatch):
     assert [(row.scheme, row.seeds) for row in rows] == [("fedpaq", 2), ("aqfl", 2)]
 
 
-def test_initial_weights_are_the_same_for_all_schemes():
+def test_initial_weights_are_the_same_for_every_scheme():
     """And others for another seed."""
     dataset = datasets.load("digits", None)
-    configs = [ExperimentConfig(**SMALL, scheme=scheme, seed=4) for scheme in SCHEMES]
+    schemes = ("fedavg", "fpq8", "fedmpq")
+    configs = [ExperimentConfig(**SMALL, scheme=scheme, seed=4) for scheme in schemes]
     models = [
         build_config_scheme(config).build_global_model(
             build_model_fn(config.model, dataset, config.seed)
