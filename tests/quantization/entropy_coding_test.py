@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -106,3 +107,21 @@ def test_without_the_library_one_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "constriction", None)
     with pytest.raises(ImportError, match="pip install constriction"):
         entropy_coding.encode(np.array([1, 2]))
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0, 300.0])
+@pytest.mark.parametrize("tail", ["gaussian", "cauchy"])
+def test_symbol_bits_bound_the_coded_size(spread, tail):
+    """The block is its header, 16 bits a value of the alphabet, and the symbols."""
+    rng = np.random.default_rng(7)
+    draws = (
+        rng.normal(size=50_000) if tail == "gaussian" else rng.standard_cauchy(50_000)
+    )
+    symbols = np.rint(np.clip(spread * draws, -30_000, 30_000)).astype(np.int16)
+    alphabet = int(symbols.max()) - int(symbols.min()) + 1
+    payload = 8 * len(entropy_coding.encode(symbols)) - 64 - 16 * max(alphabet, 2)
+    bound = float(entropy_coding.symbol_bits(tf.constant(symbols, tf.float32)))
+    # Two words of 32 bits at the end, and the rounding of 24-bit probabilities.
+    assert entropy_bits(symbols) * 0.9999 <= bound
+    assert payload <= 1.001 * bound + 96
+    assert bound <= 1.001 * payload + 96

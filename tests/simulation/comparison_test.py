@@ -152,9 +152,6 @@ def test_nothing_is_run_before_everything_is_checked(
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Budgets are checked when the scheme's turn has come."
-)
 def test_budgets_are_checked_before_anything_is_run(tmp_path, monkeypatch):
     started = []
 

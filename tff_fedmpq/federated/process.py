@@ -27,7 +27,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_fedmpq.allocation.budgets import check_budgets
 from tff_fedmpq.federated import aggregation, client_work
 from tff_fedmpq.federated.local_training import Augment, OnStep
 from tff_fedmpq.federated.model_spec import (
@@ -191,17 +190,7 @@ def _check_clients(
             f"client_data has no clients {sorted(without_data)}, which have a budget; "
             f"it has {sorted(client_data.client_ids)[:10]}."
         )
-    values = check_budgets(list(budgets.values()))
-    if values.ndim != 1:
-        raise ValueError("A client's budget is one number; found a sequence of them.")
-    if scheme.common_budget is not None:
-        values = np.full_like(values, scheme.common_budget)
-    if (values < scheme.min_budget).any():
-        raise ValueError(
-            f"{scheme.name} needs budgets of at least {scheme.min_budget:g} bits; "
-            f"found {values.min():g}."
-        )
-    return list(budgets), values
+    return list(budgets), scheme.effective_budgets(list(budgets.values()))
 
 
 def _build_initialize(server: Server, model: tf.keras.Model) -> tff.Computation:

@@ -15,8 +15,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Callable
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from tff_fedmpq.allocation.budgets import check_budgets
 from tff_fedmpq.allocation.policies import AllocationPolicy, keep_bit_widths
 from tff_fedmpq.federated.local_training import LocalTrainingConfig
 from tff_fedmpq.federated.model_spec import ModelFn
@@ -103,6 +106,26 @@ class Scheme:
             weights = "v" if self.common_budget is None else f"{self.common_budget:g}"
         updates = self.uplink.update_bits or weights
         return f"{updates}/{weights}/{self.activation_bits or 32}"
+
+    def effective_budgets(self, budgets: npt.ArrayLike) -> np.ndarray:
+        """Returns the budgets that clients have under this scheme, float64[N].
+
+        Raises:
+          ValueError: if one is no number from 1 to 8, or too small for the scheme.
+        """
+        values = check_budgets(budgets)
+        if values.ndim != 1:
+            raise ValueError(
+                "A client's budget is one number; found a sequence of them."
+            )
+        if self.common_budget is not None:
+            values = np.full_like(values, self.common_budget)
+        if (values < self.min_budget).any():
+            raise ValueError(
+                f"{self.name} needs budgets of at least {self.min_budget:g} bits; "
+                f"found {values.min():g}."
+            )
+        return values
 
     def build_client_model(
         self, model_fn: ModelFn, dtype_policy: str | None = None

@@ -42,9 +42,10 @@ def build_scheme(name: str, options: Mapping[str, Any]) -> Scheme:
         return SCHEMES[name](**options)
     except TypeError as error:
         raise ValueError(
-            f"Scheme {name} does not take these options ({error}). Options of all "
-            f"schemes: {_field_names(LocalTrainingConfig)}; of {name}: "
-            f"{_option_names(SCHEMES[name])}."
+            f"Scheme {name} does not take these options ({error}). Options of local "
+            f"training: {_field_names(LocalTrainingConfig)}, of which code_update, "
+            "pruning_threshold and saturate are for quantized schemes; of "
+            f"{name}: {_option_names(SCHEMES[name])}."
         ) from error
 
 

@@ -5,10 +5,10 @@ arXiv 2006.03262: pairs of entries of an update are quantized to the nearest poi
 hexagonal lattice, with a dither that client and server draw from a common seed and the
 server subtracts; the points are entropy-coded.
 
-Deviations: entries are scaled by their tensor's standard deviation, and one step for
+Deviations: entries are scaled by their tensor's root mean square, and one step for
 all tensors is chosen, by bisection on the empirical entropy, as fine as the client's
-budget of v_n bits per entry admits. No entry overloads the quantizer, and measured bits
-stay within the budget.
+budget of v_n bits per entry admits, so that measured bits stay within the budget and no
+entry overloads the quantizer.
 
 The range coder runs where the round's measurements are read (`simulation.ledger`) and
 not inside the computation, whose workers have no Python: within the round coordinates
@@ -17,6 +17,7 @@ travel as int16, and it is their range-coded bytes that are counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,17 +35,17 @@ from tff_fedmpq.federated.scheme import (
 from tff_fedmpq.federated.update_uplink import UpdateUplink, tensor_shapes
 from tff_fedmpq.federated.uplink import Message
 from tff_fedmpq.lookup import lookup
+from tff_fedmpq.quantization import entropy_coding
 from tff_fedmpq.quantization import lattice as lattice_lib
 
-# Bits of a range coder's block beside the symbols' entropy: header, the last words,
-# 16 bits per symbol of the alphabet, and what 16-bit frequencies lose.
+# Bits of a range coder's block beside symbols and frequencies: its header, and what the
+# coder's last words may waste.
 _BLOCK_BITS = 192.0
 _BITS_PER_FREQUENCY = 16.0
-_CODER_LOSS = 1.0005
 
-_LOG2_STEP_RANGE = (-12.0, 5.0)  # Of the step, in standard deviations.
+_LOG2_STEP_RANGE = (-12.0, 5.0)  # Of the step, in root mean squares.
 _BISECTIONS = 14
-_MAX_COORDINATE = 2.0**15 - 1
+_MAX_COORDINATE = 2.0**15 - 1  # Coordinates are int16.
 
 
 class LatticeUpdateUplink(UpdateUplink):
@@ -56,20 +57,22 @@ class LatticeUpdateUplink(UpdateUplink):
     def encode_update(
         self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor
     ) -> Message:
-        deviations = tf.stack([tf.math.reduce_std(u) for u in updates])
+        sizes = tf.stack([tf.sqrt(tf.reduce_mean(tf.square(u))) for u in updates])
         # A tensor that did not change is all zero; any scale describes it.
-        deviations = tf.where(deviations > 0, deviations, 1.0)
-        scaled = [u / deviations[i] for i, u in enumerate(updates)]
+        sizes = tf.where(sizes > 0, sizes, 1.0)
+        scaled = [u / sizes[i] for i, u in enumerate(updates)]
         vectors = tf.concat([self._to_vectors(u) for u in scaled], axis=0)
         uniform = self._uniform(tf.shape(vectors), seed)
         num_entries = sum(u.shape.num_elements() for u in updates)
-        step = self._finest_step(vectors, uniform, budget * num_entries)
+        step, fits = self._finest_step(vectors, uniform, budget * num_entries)
         coordinates = self._coordinates(vectors, step, uniform)
         return {
             "bit_widths": tf.zeros([0], tf.uint8),
             "codes": tf.cast(coordinates, tf.int16),
             "dither_seed": seed,
-            "scales": step * deviations,
+            # An update too small for its budget (the block's overhead alone exceeds
+            # it) is better not applied than applied as noise.
+            "scales": tf.where(fits, step * sizes, 0.0),
         }
 
     def decode_update(
@@ -115,20 +118,25 @@ class LatticeUpdateUplink(UpdateUplink):
     def _coordinates(
         self, vectors: tf.Tensor, step: tf.Tensor, uniform: tf.Tensor
     ) -> tf.Tensor:
-        coordinates = lattice_lib.quantize(self._lattice, vectors, step, uniform)
-        return tf.clip_by_value(coordinates, -_MAX_COORDINATE, _MAX_COORDINATE)
+        return lattice_lib.quantize(self._lattice, vectors, step, uniform)
 
     def _finest_step(
         self, vectors: tf.Tensor, uniform: tf.Tensor, max_bits: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns the smallest step whose coded size is at most `max_bits`."""
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the smallest step of at most `max_bits`, and whether there is one."""
         low, high = (tf.constant(bound) for bound in _LOG2_STEP_RANGE)
+        # Finer steps would take the largest entry out of the coordinates' range.
+        largest = tf.reduce_max(tf.abs(vectors)) / (_MAX_COORDINATE - 1.0)
+        low = tf.maximum(low, tf.math.log(largest) / math.log(2.0))
+        high = tf.maximum(high, low)
+        coarsest = self._coordinates(vectors, tf.pow(2.0, high), uniform)
+        some_step_fits = self._coded_bits(coarsest) <= max_bits
         for _ in tf.range(_BISECTIONS):
             middle = (low + high) / 2.0
             coordinates = self._coordinates(vectors, tf.pow(2.0, middle), uniform)
             fits = self._coded_bits(coordinates) <= max_bits
             low, high = tf.where(fits, low, middle), tf.where(fits, middle, high)
-        return tf.pow(2.0, high)
+        return tf.pow(2.0, high), some_step_fits
 
     def _coded_bits(self, coordinates: tf.Tensor) -> tf.Tensor:
         """Returns a bound on the range-coded size of all coordinates, float32[]."""
@@ -137,7 +145,7 @@ class LatticeUpdateUplink(UpdateUplink):
             symbols = coordinates[:, column]
             spread = tf.reduce_max(symbols) - tf.reduce_min(symbols) + 1.0
             overhead = _BLOCK_BITS + _BITS_PER_FREQUENCY * spread
-            bits += _CODER_LOSS * lattice_lib.entropy_bits(symbols) + overhead
+            bits += entropy_coding.symbol_bits(symbols) + overhead
         return bits
 
 

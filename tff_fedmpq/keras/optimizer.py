@@ -173,7 +173,9 @@ class StraightThroughSGD(IntegerSGD):
     The usual quantization-aware training: a float copy of the weights takes the SGD
     step, at `float_learning_rate`, and codes are its nearest levels; gradients pass the
     rounding straight through. It is what FedMPQ does without: the masters cost four
-    bytes a weight on the device. They begin as the weights that the codes stand for.
+    bytes a weight on the device. They begin, at the first step, as the weights that the
+    codes stand for; who changes codes later on has to `reset`. Weight decay is that of
+    the codes' weights, as the gradient is.
 
     Args:
       **kwargs: of `IntegerSGD`; `learning_rate` and `code_update` are not used.

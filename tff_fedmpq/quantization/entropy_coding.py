@@ -11,12 +11,15 @@ brought to 16 bits; a symbol that occurs keeps a frequency above zero.
 
 from __future__ import annotations
 
+import math
 import struct
 
 import numpy as np
+import tensorflow as tf
 
 _HEADER = struct.Struct("<IhH")
 _MAX_FREQUENCY = 2**16 - 1
+_PROBABILITY_BITS = 24  # Of constriction's coder.
 
 
 def encode(symbols: np.ndarray) -> bytes:
@@ -29,11 +32,16 @@ def encode(symbols: np.ndarray) -> bytes:
       The bytes that `decode` restores them from.
 
     Raises:
-      ValueError: if there is no symbol.
+      ValueError: if there is no symbol, or they are spread too far.
     """
     if not symbols.size:
         raise ValueError("Expected at least one symbol to encode, found none.")
-    smallest = int(symbols.min())
+    smallest, largest = int(symbols.min()), int(symbols.max())
+    if smallest < -(2**15) or largest - smallest + 1 > _MAX_FREQUENCY:
+        raise ValueError(
+            "Expected symbols from -2**15 on that are spread over less than 2**16 "
+            f"values, found {smallest} to {largest}."
+        )
     offsets = (symbols.astype(np.int64) - smallest).astype(np.int32)
     # At least two symbols: the coder has no model of a certain one.
     frequencies = _to_16_bits(np.bincount(offsets, minlength=2))
@@ -56,6 +64,28 @@ def decode(block: bytes) -> np.ndarray:
     words = np.frombuffer(block, "<u4", offset=begin).astype(np.uint32)
     decoder = _stream().queue.RangeDecoder(words)
     return decoder.decode(_model(frequencies), count) + np.int32(smallest)
+
+
+def symbol_bits(symbols: tf.Tensor) -> tf.Tensor:
+    """Returns a close bound on the range-coded size of symbols, without the header.
+
+    In a graph, where the coder itself cannot run: the cross-entropy of the symbols
+    under the 16-bit frequencies that `encode` would use. The coder keeps a probability
+    of ``2**-24`` for values of the alphabet that do not occur.
+
+    Args:
+      symbols: float32[n] of whole numbers.
+
+    Returns:
+      Bits, float32[].
+    """
+    _, _, counts = tf.unique_with_counts(symbols)
+    counts = tf.cast(counts, tf.float32)
+    scale = _MAX_FREQUENCY / tf.reduce_max(counts)
+    frequencies = tf.maximum(tf.round(counts * scale), 1.0)
+    spread = tf.reduce_max(symbols) - tf.reduce_min(symbols) + 1.0
+    total = tf.reduce_sum(frequencies) * (1.0 + spread * 2.0**-_PROBABILITY_BITS)
+    return tf.reduce_sum(counts * tf.math.log(total / frequencies)) / math.log(2.0)
 
 
 def _to_16_bits(counts: np.ndarray) -> np.ndarray:

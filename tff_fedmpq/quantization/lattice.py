@@ -152,15 +152,3 @@ def dequantize(
 ) -> tf.Tensor:
     """Returns the vectors of `coordinates`, float32[n, L]; see `quantize`."""
     return step * (lattice.points(coordinates) - dither(lattice, uniform))
-
-
-def entropy_bits(symbols: tf.Tensor) -> tf.Tensor:
-    """Returns the empirical entropy of symbols times their number: bits, float32[].
-
-    Args:
-      symbols: float32[n] of whole numbers.
-    """
-    _, _, counts = tf.unique_with_counts(symbols)
-    counts = tf.cast(counts, tf.float32)
-    total = tf.reduce_sum(counts)
-    return -tf.reduce_sum(counts * tf.math.log(counts / total)) / math.log(2.0)

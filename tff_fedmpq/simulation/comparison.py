@@ -96,6 +96,8 @@ def run_comparison(
       ValueError: for an unknown scheme or option, before anything is run.
     """
     check_schemes(schemes)
+    if not seeds:
+        raise ValueError("Expected at least one seed.")
     output_dir = pathlib.Path(output_dir).expanduser()
     options = scheme_options or {}
     configs = {

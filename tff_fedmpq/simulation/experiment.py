@@ -269,7 +269,7 @@ def build_config_scheme(config: ExperimentConfig) -> Scheme:
     """Returns the scheme that a configuration names, with its settings.
 
     Raises:
-      ValueError: for an unknown scheme, or an option that it does not have.
+      ValueError: for an unknown scheme, or an option or budget that it cannot serve.
     """
     options = {
         "epochs": config.local_epochs,
@@ -280,7 +280,9 @@ def build_config_scheme(config: ExperimentConfig) -> Scheme:
         "weight_decay": config.weight_decay,
         **config.scheme_options,
     }
-    return build_scheme(config.scheme, options)
+    scheme = build_scheme(config.scheme, options)
+    scheme.effective_budgets(config.budgets)  # Whether it can serve them.
+    return scheme
 
 
 def _load_dataset(
