@@ -138,7 +138,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "clients_per_round": 10,
     },
 }
-}
 
 
 def config_from_preset(preset: str, **overrides: Any) -> ExperimentConfig:
