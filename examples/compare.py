@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
             _OUTPUT_DIR.value,
             scheme_options={"fedmpq": experiment_flags.read_fedmpq_options()},
             data_dir=experiment_flags.DATA_DIR.value,
+            announce=lambda line: print(line, flush=True),
         )
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)

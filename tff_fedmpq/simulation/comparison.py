@@ -16,9 +16,10 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
+from absl import logging
 
 from tff_fedmpq.federated.schemes import SCHEMES
 from tff_fedmpq.simulation.config import ExperimentConfig
@@ -79,6 +80,7 @@ def run_comparison(
     *,
     scheme_options: Mapping[str, Mapping[str, Any]] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    announce: Callable[[str], None] = logging.info,
 ) -> list[ComparisonRow]:
     """Runs all schemes with all seeds, one after the other, and writes the table.
 
@@ -91,6 +93,7 @@ def run_comparison(
       output_dir: where everything goes.
       scheme_options: scheme -> its own options.
       data_dir: where the data set lies.
+      announce: called with a line before each run.
 
     Raises:
       ValueError: for an unknown scheme or option, before anything is run.
@@ -111,7 +114,7 @@ def run_comparison(
         build_config_scheme(run_config)  # Fails early on options that do not exist.
     results: dict[str, list[Mapping[str, Any]]] = {scheme: [] for scheme in schemes}
     for (scheme, seed), run_config in configs.items():
-        print(f"== {scheme}, seed {seed}", flush=True)
+        announce(f"== {scheme}, seed {seed}")
         directory = output_dir / scheme / f"seed{seed}"
         result = run_experiment(run_config, directory, data_dir=data_dir, resume=True)
         results[scheme].append(result)
