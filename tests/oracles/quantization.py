@@ -283,19 +283,38 @@ def per_plane_step(gradient, learning_rate, bit_width):
     return whole, fraction
 
 
+# Of U - t in float32, where |t| < 256: two roundings of 2^-17 each.
+ROUNDING_ERROR = 2.0**-16
+
+
+def signed_step(gradient, learning_rate, bit_width):
+    """The closed form with the sign of the gradient, exact."""
+    step = closed_form_step(gradient, learning_rate, bit_width)
+    return step if gradient > 0 else -step
+
+
 def integer_update(codes, gradients, bit_width, learning_rate, uniform):
-    """New codes: int64, shape of `codes`; the closed form, one by one."""
+    """New codes: int64, shape of `codes`; the closed form, one by one.
+
+    floor(U - t) is -floor(t) or one less, the latter with the chance of t's fraction;
+    as much, mirrored, for steps upwards.
+    """
     codes = np.asarray(codes)
     result = np.zeros(codes.shape, np.int64)
     for index in np.ndindex(*codes.shape):
-        gradient = float(gradients[index])
-        step = closed_form_step(gradient, learning_rate, bit_width)
-        step = min(step, Fraction(2**bit_width - 1))
-        units = math.floor(step)
-        if Fraction(float(uniform[index])) < step - units:
-            units += 1
-        moved = int(codes[index]) + (units if gradient < 0 else -units)
+        step = signed_step(float(gradients[index]), learning_rate, bit_width)
+        moved = int(codes[index]) + math.floor(Fraction(float(uniform[index])) - step)
         result[index] = min(max(moved, 0), 2**bit_width - 1)
+    return result
+
+
+def is_near_whole_step(gradients, bit_width, learning_rate, uniform):
+    """Where U - t is as near to an integer as float32 can tell at 8 bits."""
+    result = np.zeros(np.shape(gradients), bool)
+    for index in np.ndindex(*result.shape):
+        step = signed_step(float(gradients[index]), learning_rate, bit_width)
+        position = Fraction(float(uniform[index])) - step
+        result[index] = step != 0 and abs(position - round(position)) < ROUNDING_ERROR
     return result
 
 

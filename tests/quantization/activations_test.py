@@ -88,16 +88,17 @@ def test_at_most_two_to_the_k_levels_and_zero_is_one(bits, dtype):
 
 @every_k
 @every_dtype
-def test_gradient_passes_inside_the_range(bits, dtype):
-    """dq/dx = 1 where 0 <= x <= c, both ends included, else 0."""
-    x = inputs(dtype)
+@pytest.mark.parametrize("clip_value", [CLIP_VALUE, 2.5])
+def test_gradient_passes_inside_the_range(bits, dtype, clip_value):
+    """dq/dx = 1 where 0 < x < c, else 0; at 0 and c as for ReLU6: 0."""
+    x = inputs(dtype, clip_value)
     upstream = tf.cast(np.random.default_rng(5).normal(size=x.shape), dtype)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        result = quantized_relu(x, bits)
+        result = quantized_relu(x, bits, clip_value)
     gradient = tape.gradient(result, x, output_gradients=upstream)
     assert gradient.dtype == dtype
-    inside = (as_float64(x) >= 0) & (as_float64(x) <= 6.0)
+    inside = (as_float64(x) > 0) & (as_float64(x) < clip_value)
     assert 0.3 < np.mean(inside) < 0.7
     np.testing.assert_array_equal(as_float64(gradient), as_float64(upstream) * inside)
 

@@ -125,3 +125,73 @@ def test_symbol_bits_bound_the_coded_size(spread, tail):
     assert entropy_bits(symbols) * 0.9999 <= bound
     assert payload <= 1.001 * bound + 96
     assert bound <= 1.001 * payload + 96
+
+
+def histogram_bits(codes, bit_width):
+    """Bits of codes and of 16-bit frequencies, at the best width of the bins."""
+    sizes = []
+    for bin_bits in range(bit_width + 1):
+        in_bin = bin_bits * codes.size
+        table = 16 * 2 ** (bit_width - bin_bits)
+        sizes.append(entropy_bits(codes >> bin_bits) + in_bin + table)
+    return min(sizes)
+
+
+def check_codes_restored(codes, bit_width):
+    block = entropy_coding.encode_codes(codes, bit_width)
+    restored = entropy_coding.decode_codes(block, bit_width, codes.size)
+    assert isinstance(block, bytes) and restored.dtype == np.uint8
+    np.testing.assert_array_equal(restored, codes)
+    return block
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data(), bit_width=st.integers(1, 8), count=st.integers(1, 3000))
+def test_codes_are_restored_and_about_as_short_as_their_entropy(data, bit_width, count):
+    top = 2**bit_width - 1
+    codes = data.draw(
+        hnp.arrays(
+            np.uint8,
+            count,
+            elements=st.integers(0, top),
+            fill=st.integers(0, top),
+        )
+    )
+    block = check_codes_restored(codes, bit_width)
+    # k, and the coder's last words; 16 bits of a frequency are exact to 2**-17.
+    assert 8 * len(block) <= 1.001 * histogram_bits(codes, bit_width) + 8 + 64
+    packed_bytes = -(-codes.size * bit_width // 8)
+    assert len(block) <= packed_bytes + 8 + 1e-5 * codes.size
+
+
+@pytest.mark.parametrize("bit_width", [2, 4, 6, 8])
+@pytest.mark.parametrize("count", [500, 2304, 36_864])
+def test_gaussian_codes_are_shorter_than_packed(bit_width, count):
+    """Also where a histogram of every value would cost more than it saves."""
+    draws = np.random.default_rng(0).normal(0.5, 0.15, count)
+    top = 2**bit_width - 1
+    codes = np.rint(np.clip(draws, 0, 1) * top).astype(np.uint8)
+    block = check_codes_restored(codes, bit_width)
+    assert len(block) < 0.97 * codes.size * bit_width / 8
+
+
+def test_the_block_of_codes_is_the_documented_one():
+    """k uint8, frequencies uint16, words uint32."""
+    codes = np.repeat(np.array([0, 1, 6], np.uint8), [100, 100, 800])
+    block = check_codes_restored(codes, 3)
+    assert block[0] == 1  # 0 and 1 are equally likely: bins of two suffice.
+    frequencies = np.frombuffer(block, "<u2", 4, 1)
+    assert frequencies[[1, 2]].tolist() == [0, 0]
+    assert frequencies[3] == pytest.approx(4 * frequencies[0], abs=3)
+    assert (len(block) - 1 - 2 * 4) % 4 == 0
+
+
+def test_codes_are_checked():
+    with pytest.raises(TypeError, match="uint8"):
+        entropy_coding.encode_codes(np.zeros(3, np.int32), 4)
+    with pytest.raises(ValueError, match="below 4; found 4"):
+        entropy_coding.encode_codes(np.array([4], np.uint8), 2)
+    with pytest.raises(ValueError, match="at least one code"):
+        entropy_coding.encode_codes(np.zeros(0, np.uint8), 2)
+    with pytest.raises(ValueError):
+        entropy_coding.encode_codes(np.zeros(1, np.uint8), 9)

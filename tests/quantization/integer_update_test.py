@@ -1,8 +1,9 @@
 """The integer update of Eq. 6-10 in its closed form.
 
 Elements whose log2(eta |g|) is within 1e-4 of a half are left out: there the
-exponent may go either way in float32.  Elsewhere the update is exact, since a
-power of two times K(b) < 2^15 has no rounding.
+exponent may go either way in float32.  Elsewhere the step t is exact, since a
+power of two times K(b) < 2^15 has no rounding, and U - t is so to 2^-16 of a unit;
+elements nearer to an integer than that are left out too.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def test_update(seed, shape, learning_rate, bit_width):
     result = update(codes, gradients, bit_width, learning_rate, uniform)
     want = oracle.integer_update(codes, gradients, bit_width, learning_rate, uniform)
     safe = ~oracle.is_near_half(gradients, learning_rate)
+    safe &= ~oracle.is_near_whole_step(gradients, bit_width, learning_rate, uniform)
     np.testing.assert_array_equal(result[safe], want[safe])
     assert np.all(result <= 2**bit_width - 1)
 
@@ -109,25 +111,23 @@ def test_update(seed, shape, learning_rate, bit_width):
 @every_bit_width
 @pytest.mark.parametrize("exponent", range(-14, 9))
 def test_powers_of_two_are_exact(bit_width, exponent):
-    """S(x) = x here: the step is 2^exponent K(b) to the last bit.
+    """S(x) = x here: the step is 2^exponent K(b) units, to 2^-16 of a unit.
 
-    A step that comes out a hair below an integer would lose a whole unit, and
-    the chance of one more would be wrong by the width of the strata.
+    A step that comes out a hair below an integer would lose a whole unit.
     """
     size = Fraction(2) ** exponent * oracle.step_gain(bit_width)
-    chance = size - math.floor(size)
-    # Straddling the chance by less than the error of an inexact power would be.
-    uniform = np.array([0, float(chance) * (1 - 1e-6), float(chance)], np.float32)
-    codes = np.full(3, 2**bit_width - 1, np.uint8)
-    gradients = np.full(3, 2.0**exponent, np.float32)
-    want = oracle.integer_update(codes, gradients, bit_width, 1.0, uniform)
-    np.testing.assert_array_equal(
-        update(codes, gradients, bit_width, 1.0, uniform), want
-    )
-    want = oracle.integer_update(0 * codes, -gradients, bit_width, 1.0, uniform)
-    np.testing.assert_array_equal(
-        update(0 * codes, -gradients, bit_width, 1.0, uniform), want
-    )
+    chance = float(size - math.floor(size))
+    margin = oracle.ROUNDING_ERROR
+    for sign, start, tie in ((1, 2**bit_width - 1, chance), (-1, 0, 1 - chance)):
+        # Straddling the place where one more unit is due.
+        uniform = np.array([margin, tie - margin, tie + margin, 1 - margin])
+        uniform = np.clip(uniform, 0, 1 - margin).astype(np.float32)
+        codes = np.full(4, start, np.uint8)
+        gradients = np.full(4, sign * 2.0**exponent, np.float32)
+        want = oracle.integer_update(codes, gradients, bit_width, 1.0, uniform)
+        np.testing.assert_array_equal(
+            update(codes, gradients, bit_width, 1.0, uniform), want
+        )
 
 
 @every_bit_width
@@ -238,6 +238,7 @@ def test_one_trace_serves_every_bit_width():
         rate = np.float32(0.1)
         want = oracle.integer_update(codes, gradients, bit_width, rate, uniform)
         safe = ~oracle.is_near_half(gradients, rate)
+        safe &= ~oracle.is_near_whole_step(gradients, bit_width, rate, uniform)
         np.testing.assert_array_equal(result.numpy()[safe], want[safe])
     assert len(traces) == 1
 

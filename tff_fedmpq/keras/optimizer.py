@@ -115,22 +115,23 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         index = self._index_dict[self._var_key(variable)]
         gradient = tf.convert_to_tensor(gradient)  # Of embeddings: IndexedSlices.
         if self.l2_decay:
-            gradient += self.l2_decay * self._decayed(variable, kernel)
-        velocity = self.velocities[index]
-        velocity.assign(self.momentum * velocity + gradient)
+            gradient += self._decay_gradient(variable, kernel)
+        velocity = self.momentum * self.velocities[index] + gradient
+        self.velocities[index].assign(velocity)
         if kernel is None:
             variable.assign_sub(self.float_learning_rate * velocity)
         else:
             self.move_codes(kernel, velocity, index)
 
-    def _decayed(self, variable: tf.Variable, kernel: QuantizedKernel | None):
-        """Returns the gradient of ``||w||^2 / 2`` on the variable."""
+    def _decay_gradient(self, variable: tf.Variable, kernel: QuantizedKernel | None):
+        """Returns the gradient of ``decay ||w||^2 / 2`` on the variable."""
         if kernel is None:
-            return variable
-        return tf.square(kernel.step_size()) * kernel.signed_levels()
+            return self.l2_decay * variable
+        step, levels = kernel.step_and_levels()
+        return (self.l2_decay * tf.square(step)) * levels
 
     def move_codes(
-        self, kernel: QuantizedKernel, velocity: tf.Variable, index: int
+        self, kernel: QuantizedKernel, velocity: tf.Tensor, index: int
     ) -> None:
         """Moves the codes of a kernel.
 
@@ -139,14 +140,13 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
           velocity: float32, the momentum buffer of ``dL/du``.
           index: the place of the codes among the trainable variables.
         """
-        step = tf.cast(self.iterations, tf.int32)
-        seed = tf.random.fold_in(self.rounding_seed, step)
-        seed = tf.random.fold_in(seed, index)
+        # The generator scrambles its seed, so neighbouring ones are as good as any.
+        seed = self.rounding_seed + [tf.cast(self.iterations, tf.int32), index]
         uniform = tf.random.stateless_uniform(velocity.shape, seed, alg="philox")
         kernel.codes.assign(
             CODE_UPDATES[self.code_update](
                 kernel.codes.value(),
-                velocity.value(),
+                velocity,
                 kernel.bit_width.value(),
                 tf.cast(self.learning_rate, tf.float32),
                 uniform,
@@ -194,7 +194,7 @@ class StraightThroughSGD(IntegerSGD):
             ]
 
     def move_codes(
-        self, kernel: QuantizedKernel, velocity: tf.Variable, index: int
+        self, kernel: QuantizedKernel, velocity: tf.Tensor, index: int
     ) -> None:
         """Moves the master, and sets the codes to its nearest levels."""
         master = self.masters[index]

@@ -60,12 +60,20 @@ class QuantizedKernel:
         """Returns the weights in code units, ``u - z``, float32, as a kernel."""
         return self.representation.signed_levels(self.codes, self.bit_width)
 
+    def step_and_levels(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns `step_size` and `signed_levels`, of which the weights are a product.
+
+        Each variable is read once: a training step is full of small operations.
+        """
+        bit_width = self.bit_width.value()
+        step = representation_lib.step_size(self.scale.value(), bit_width)
+        return step, self.representation.signed_levels(self.codes.value(), bit_width)
+
     def value(self) -> tf.Tensor:
         """Returns the weights, float32, with the straight-through gradient."""
-        step = self.step_size()
-        weights = step * self.signed_levels()
+        step, levels = self.step_and_levels()
         return attach_code_gradient(
-            self.codes, weights, lambda upstream: step * upstream
+            self.codes, step * levels, lambda upstream: step * upstream
         )
 
     def quantize(self, weights: tf.Tensor) -> None:

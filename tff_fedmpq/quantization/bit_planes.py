@@ -17,29 +17,48 @@ import tensorflow as tf
 from tff_fedmpq.quantization import representation as representation_lib
 
 MAX_PLANES = representation_lib.MAX_BIT_WIDTH
-_NUM_MAGNITUDES = 2**MAX_PLANES
+NUM_CODES = 2**MAX_PLANES
 
 # DIGITS[v, i] is digit i of the integer v: float32[256, 8].
-DIGITS = ((np.arange(_NUM_MAGNITUDES)[:, None] >> np.arange(MAX_PLANES)) & 1).astype(
+DIGITS = ((np.arange(NUM_CODES)[:, None] >> np.arange(MAX_PLANES)) & 1).astype(
     np.float32
 )
+# A function of codes alone is computed once for each of them, then looked up.
+EVERY_CODE = np.arange(NUM_CODES, dtype=np.uint8)
 
 
-def plane_counts(magnitudes: tf.Tensor) -> tf.Tensor:
+def plane_counts(
+    representation: representation_lib.Representation,
+    codes: tf.Tensor,
+    bit_width: tf.Tensor,
+) -> tf.Tensor:
     """Returns the number of ones in each plane.
 
     Args:
-      magnitudes: int32[...], from 0 to 255.
+      representation: says what the planes of the codes are.
+      codes: uint8[...].
+      bit_width: int32[].
 
     Returns:
       float32[8]; index ``i`` is the plane of weight ``2**i``.
     """
-    histogram = tf.math.bincount(
-        tf.reshape(magnitudes, [-1]),
-        minlength=_NUM_MAGNITUDES,
-        maxlength=_NUM_MAGNITUDES,
+    # Not `tf.math.bincount`: around the same kernel it looks for the largest value, and
+    # this runs for every layer in every step. One row is quicker than a flat vector.
+    histogram = tf.raw_ops.DenseBincount(
+        input=tf.reshape(tf.cast(codes, tf.int32), [1, -1]),
+        size=NUM_CODES,
+        weights=tf.zeros([0], tf.float32),
+        binary_output=False,
     )
-    return tf.linalg.matvec(DIGITS, tf.cast(histogram, tf.float32), transpose_a=True)
+    digits = digits_of_codes(representation, bit_width)
+    return tf.squeeze(tf.matmul(histogram, digits), 0)
+
+
+def digits_of_codes(
+    representation: representation_lib.Representation, bit_width: tf.Tensor
+) -> tf.Tensor:
+    """Returns the digit of each code in each plane, float32[256, 8] of 0 and 1."""
+    return tf.gather(DIGITS, representation.magnitudes(EVERY_CODE, bit_width))
 
 
 def plane_densities(
@@ -57,7 +76,7 @@ def plane_densities(
     Returns:
       float32[8]; zero for planes that do not exist.
     """
-    counts = plane_counts(representation.magnitudes(codes, bit_width))
+    counts = plane_counts(representation, codes, bit_width)
     return counts / tf.cast(tf.size(codes), tf.float32)
 
 

@@ -13,7 +13,7 @@ Hence the gradient on codes of the same effect, to first order::
 
     sign * lambda M_l / M * sum_i 2**i B_i / ||B_i||_2 / K
 
-It depends on the magnitude alone, so it is a table of 256 entries.
+It depends on the code alone, so it is a table of 256 entries.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def penalty(
       codes: uint8[...].
       bit_width: int32[].
     """
-    counts = bit_planes.plane_counts(representation.magnitudes(codes, bit_width))
+    counts = bit_planes.plane_counts(representation, codes, bit_width)
     return tf.reduce_sum(tf.sqrt(counts))
 
 
@@ -60,9 +60,11 @@ def code_gradient(
     Returns:
       float32[...], in loss per code unit. An empty plane pulls nothing.
     """
-    magnitudes = representation.magnitudes(codes, bit_width)
-    norms = tf.sqrt(bit_planes.plane_counts(magnitudes))
-    pulls = tf.math.divide_no_nan(_PLANE_WEIGHTS, norms)
-    table = tf.linalg.matvec(bit_planes.DIGITS, pulls)
-    signs = representation.signs(codes, bit_width)
-    return signs * tf.gather(table * (strength / step_gain(bit_width)), magnitudes)
+    digits = bit_planes.digits_of_codes(representation, bit_width)
+    counts = bit_planes.plane_counts(representation, codes, bit_width)
+    pulls = tf.math.divide_no_nan(_PLANE_WEIGHTS, tf.sqrt(counts))
+    signs = representation.signs(bit_planes.EVERY_CODE, bit_width)
+    pulls *= strength / step_gain(bit_width)
+    table = signs * tf.linalg.matvec(digits, pulls)
+    # Twice as quick as `tf.gather`, which copies slices.
+    return tf.gather_nd(table, tf.cast(codes, tf.int32)[..., tf.newaxis])

@@ -8,10 +8,10 @@ times a constant, and the sum over planes has a closed form: with
 
     t = S(eta |g|) * K,     K = sum_i 4**(i-1) = (4**b - 1) / 3
 
-code units, saturated at the code range. Whole units are done, the rest is done with its
-probability (the paper's Bernoulli parts with ``q_i <= 0``)::
+code units. Whole units are done, the rest is done with its probability (the paper's
+Bernoulli parts with ``q_i <= 0``), which is one floor with a uniform number ``U``::
 
-    u <- clip(u - sign(g) * (floor(t) + [U < t - floor(t)]), 0, 2**b - 1)
+    u <- clip(u + floor(U - sign(g) t), 0, 2**b - 1)
 
 `integer_update_per_plane` is the literal, plane by plane reading, kept for comparison:
 it alone can take a group Lasso gradient per plane (Eq. 12) without linearising it.
@@ -25,17 +25,19 @@ import tensorflow as tf
 
 from tff_fedmpq.quantization import representation as representation_lib
 
-_FLOAT32_EXPONENT = 0x7F800000
+# As int32 has it: the bits 0xFF800000.
+_FLOAT32_SIGN_AND_EXPONENT = -0x00800000
 _SQRT2 = 1.4142135
 
 
 def step_gain(bit_width: tf.Tensor) -> tf.Tensor:
     """Returns ``K = (4**b - 1) / 3``, float32[]: code units per unit of gradient."""
-    return tf.cast(tf.bitwise.left_shift(1, 2 * bit_width) - 1, tf.float32) / 3.0
+    largest = representation_lib.max_code(bit_width)
+    return largest * (largest + 2.0) / 3.0
 
 
 def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
-    """Returns ``2**round(log2 x)`` for ``x >= 0``, and 0 for 0 and subnormals.
+    """Returns ``sign(x) 2**round(log2 |x|)``, and 0 for 0 and subnormals.
 
     ``round(log2 x) = floor(log2(x sqrt 2))``, and the floor of a float's logarithm is
     its exponent: clearing the mantissa is exact, and quicker than log and pow.
@@ -44,7 +46,8 @@ def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
       x: float32[...].
     """
     bits = tf.bitcast(x * _SQRT2, tf.int32)
-    return tf.bitcast(tf.bitwise.bitwise_and(bits, _FLOAT32_EXPONENT), tf.float32)
+    power = tf.bitwise.bitwise_and(bits, _FLOAT32_SIGN_AND_EXPONENT)
+    return tf.bitcast(power, tf.float32)
 
 
 def round_stochastically(x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
@@ -77,9 +80,8 @@ def integer_update(
     Returns:
       uint8[...], the new codes.
     """
-    units = nearest_power_of_two(learning_rate * tf.abs(code_gradient))
-    units = units * step_gain(bit_width)
-    return _move(codes, code_gradient, units, bit_width, uniform)
+    units = nearest_power_of_two(learning_rate * code_gradient) * step_gain(bit_width)
+    return _move(codes, units, bit_width, uniform)
 
 
 def stochastic_rounding_update(
@@ -94,8 +96,8 @@ def stochastic_rounding_update(
     As `integer_update`, which see, without the rounding to powers of two: on average
     the step is ``eta K g`` code units.
     """
-    units = learning_rate * tf.abs(code_gradient) * step_gain(bit_width)
-    return _move(codes, code_gradient, units, bit_width, uniform)
+    units = (learning_rate * step_gain(bit_width)) * code_gradient
+    return _move(codes, units, bit_width, uniform)
 
 
 def integer_update_per_plane(
@@ -122,29 +124,25 @@ def integer_update_per_plane(
     weights = tf.where(
         planes < bit_width, tf.cast(tf.bitwise.left_shift(1, planes), tf.float32), 0.0
     )
-    powers = nearest_power_of_two(learning_rate * tf.abs(plane_gradients))
-    units = tf.linalg.matvec(tf.sign(plane_gradients) * powers, weights)
-    return _move(codes, units, tf.abs(units), bit_width, uniform)
+    powers = nearest_power_of_two(learning_rate * plane_gradients)
+    units = tf.linalg.matvec(powers, weights)
+    return _move(codes, units, bit_width, uniform)
 
 
 def _move(
-    codes: tf.Tensor,
-    direction: tf.Tensor,
-    units: tf.Tensor,
-    bit_width: tf.Tensor,
-    uniform: tf.Tensor,
+    codes: tf.Tensor, units: tf.Tensor, bit_width: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
-    """Moves codes by `units` against the sign of `direction`, within their range."""
+    """Moves codes down by `units`, rounded stochastically, within their range."""
     if codes.dtype != tf.uint8:
         raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
-    for what, tensor in (("gradient", direction), ("uniform", uniform)):
+    for what, tensor in (("gradient", units), ("uniform", uniform)):
         # One number for all codes would broadcast, and round them all alike.
         if not codes.shape.is_compatible_with(tensor.shape):
             raise ValueError(
                 f"Expected {what} of the codes' shape {codes.shape}, found "
                 f"{tensor.shape}."
             )
+    # Rounded before the codes are added: beside them a small step would be lost.
+    moved = tf.cast(codes, tf.float32) + tf.floor(uniform - units)
     largest = representation_lib.max_code(bit_width)
-    steps = round_stochastically(tf.minimum(units, largest), uniform)
-    moved = tf.cast(codes, tf.float32) - tf.sign(direction) * steps
     return tf.cast(tf.clip_by_value(moved, 0.0, largest), tf.uint8)
