@@ -11,8 +11,8 @@ from typing import Any  # noqa: E402
 
 from absl import flags  # noqa: E402
 
+from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES  # noqa: E402
 from tff_fedmpq.simulation.config import (  # noqa: E402
-    DTYPE_POLICIES,
     PRESETS,
     ExperimentConfig,
     config_from_preset,
@@ -74,8 +74,9 @@ _SETTINGS = {
     "compute": flags.DEFINE_enum(
         "compute",
         None,
-        sorted(DTYPE_POLICIES),
-        "What layers compute in; bfloat16 is faster on processors that have it.",
+        sorted([AUTO, *DTYPE_POLICIES]),
+        "What layers compute in; 'auto' (the default) is bfloat16 for quantized "
+        "schemes on processors that have instructions for it, else float32.",
     ),
 }
 _FEDMPQ_OPTIONS = {

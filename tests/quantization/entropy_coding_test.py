@@ -177,9 +177,9 @@ def test_gaussian_codes_are_shorter_than_packed(bit_width, count):
 
 def test_the_block_of_codes_is_the_documented_one():
     """k uint8, frequencies uint16, words uint32."""
-    codes = np.repeat(np.array([0, 1, 6], np.uint8), [100, 100, 800])
+    codes = np.repeat(np.array([0, 1, 6, 7], np.uint8), [100, 100, 400, 400])
     block = check_codes_restored(codes, 3)
-    assert block[0] == 1  # 0 and 1 are equally likely: bins of two suffice.
+    assert block[0] == 1  # Each is as likely as its neighbour: bins of two suffice.
     frequencies = np.frombuffer(block, "<u2", 4, 1)
     assert frequencies[[1, 2]].tolist() == [0, 0]
     assert frequencies[3] == pytest.approx(4 * frequencies[0], abs=3)

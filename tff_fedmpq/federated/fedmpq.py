@@ -54,6 +54,7 @@ def fedmpq_scheme(
     representation: str | Representation = "sign_magnitude",
     scale_rule: str | ScaleRule = "least_squares",
     aggregation_weight: str | AggregationWeight = weigh_by_budget_and_examples,
+    outer_bit_width: int | None = None,
     **training: Any,
 ) -> Scheme:
     """Returns FedMPQ as a `Scheme`.
@@ -66,6 +67,7 @@ def fedmpq_scheme(
       representation: what codes stand for.
       scale_rule: how the server chooses scales.
       aggregation_weight: p_n, before normalisation.
+      outer_bit_width: bits of the first and the last layer (`Scheme`).
       **training: other fields of `LocalTrainingConfig`.
     """
     representation = get_representation(representation)
@@ -78,6 +80,7 @@ def fedmpq_scheme(
         uplink=ModelUplink(representation),
         aggregation_weight=get_aggregation_weight(aggregation_weight),
         allocation=get_allocation_policy(allocation),
+        outer_bit_width=outer_bit_width,
     )
 
 

@@ -200,11 +200,17 @@ class LocalTrainer:
             batch = tf.gather(images, chosen)
             if self._augment is not None:
                 batch = self._augment(batch, step_seed)
-            step_sums = self._step(batch, tf.gather(labels, chosen))
+            step_sums = self.step(batch, tf.gather(labels, chosen))
             sums = TrainingSums(*(a + b for a, b in zip(sums, step_sums)))
         return sums
 
-    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> TrainingSums:
+    def step(self, images: tf.Tensor, labels: tf.Tensor) -> TrainingSums:
+        """Takes one step of SGD on a batch, and returns the sums over it.
+
+        Args:
+          images: [batch, ...].
+          labels: int[batch].
+        """
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
             logits = self._model(images, training=True)

@@ -21,12 +21,17 @@ import tensorflow as tf
 
 from tff_fedmpq.allocation.budgets import check_budgets
 from tff_fedmpq.allocation.policies import AllocationPolicy, keep_bit_widths
+from tff_fedmpq.allocation.prune_and_grow import uniform_bit_widths
 from tff_fedmpq.federated.local_training import LocalTrainingConfig
 from tff_fedmpq.federated.model_spec import ModelFn
 from tff_fedmpq.federated.uplink import Uplink
 from tff_fedmpq.keras.conversion import quantize_model
 from tff_fedmpq.lookup import lookup
-from tff_fedmpq.quantization.representation import MAX_BIT_WIDTH, Representation
+from tff_fedmpq.quantization.representation import (
+    MAX_BIT_WIDTH,
+    Representation,
+    check_bit_width,
+)
 from tff_fedmpq.quantization.scales import ScaleRule
 
 # (budget in bits float32[], number of examples float32[]) -> p_n, before normalisation
@@ -85,6 +90,8 @@ class Scheme:
       aggregation_weight: how much a client counts in the average.
       common_budget: bits per weight that every client has, whatever its own budget.
       min_budget: smallest budget that the scheme can serve.
+      outer_bit_width: bits of the first and the last layer whatever the budget, which
+        is then exceeded by a little; None treats them as any other. For experiments.
     """
 
     name: str
@@ -97,6 +104,33 @@ class Scheme:
     allocation: AllocationPolicy = keep_bit_widths
     common_budget: float | None = None
     min_budget: float = 1.0
+    outer_bit_width: int | None = None
+
+    def __post_init__(self):
+        if self.outer_bit_width is None:
+            return
+        check_bit_width(self.outer_bit_width, "outer_bit_width")
+        if self.allocation is not keep_bit_widths:
+            raise ValueError(
+                f"{self.name}: outer_bit_width fixes the first and the last layer, so "
+                "the allocation has to be 'keep'."
+            )
+
+    def initial_bit_widths(
+        self, layer_sizes: np.ndarray, budgets: np.ndarray
+    ) -> np.ndarray:
+        """Returns the table before the first round, int32[N, L]: uniform bits.
+
+        Args:
+          layer_sizes: int64[L], weights per layer.
+          budgets: float64[N].
+        """
+        if not len(layer_sizes):
+            return np.zeros([len(budgets), 0], np.int32)
+        table = uniform_bit_widths(layer_sizes, budgets)
+        if self.outer_bit_width is not None:
+            table[:, [0, -1]] = self.outer_bit_width
+        return table
 
     @property
     def precision(self) -> str:

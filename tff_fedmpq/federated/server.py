@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_fedmpq.allocation.prune_and_grow import uniform_bit_widths
 from tff_fedmpq.federated import aggregation, messages
 from tff_fedmpq.federated.aggregation import RoundSums
 from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
@@ -36,14 +35,12 @@ class Server:
         self._spec = spec
         self._budgets = budgets
         self._seed = seed
-        self._initial_bit_widths = np.zeros([len(budgets), 0], np.int32)
-        if spec.kernel_shapes:
-            self._initial_bit_widths = uniform_bit_widths(spec.layer_sizes, budgets)
+        self._initial_bit_widths = scheme.initial_bit_widths(spec.layer_sizes, budgets)
 
     def initial_state(
         self, trainable: Sequence[np.ndarray], non_trainable: Sequence[np.ndarray]
     ) -> tff.learning.templates.LearningAlgorithmState:
-        """Returns the state before the first round: everyone has uniform bits.
+        """Returns the state before the first round.
 
         Args:
           trainable: initial weights, in Keras's order.

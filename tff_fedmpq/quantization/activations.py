@@ -41,7 +41,9 @@ def quantized_relu(
     def rounded(x):
         def gradient(upstream):
             # The derivative of ReLU6, of which the range is brought to [0, 6].
-            features = x if clip_value == 6.0 else x * tf.cast(6.0 / clip_value, x.dtype)
+            features = (
+                x if clip_value == 6.0 else x * tf.cast(6.0 / clip_value, x.dtype)
+            )
             return tf.raw_ops.Relu6Grad(gradients=upstream, features=features)
 
         return _round_to_levels(x, bits, clip_value), gradient

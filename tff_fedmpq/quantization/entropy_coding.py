@@ -160,10 +160,9 @@ def _to_16_bits(counts: np.ndarray) -> np.ndarray:
 
 
 def _bits_with(histogram: np.ndarray) -> float:
-    """Returns the bits of codes and frequencies, but for what is equal for all k.
+    """Returns the bits of n codes and their frequencies, less ``n * bit_width``.
 
-    Of k bits fewer in a frequency's index, each code spends k more within its bin; so
-    ``n (b - k)`` bits, the index of fixed length, are set against those it takes.
+    Each code takes ``bit_width - log2(bins)`` bits within its bin.
     """
     used = histogram[histogram > 0]
     total = used.sum()

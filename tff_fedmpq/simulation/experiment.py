@@ -82,7 +82,7 @@ def run_experiment(
     if resume and result_path.exists():
         logging.info("%s is finished; nothing to do.", output_dir)
         return json.loads(result_path.read_text())
-    dataset = _load_dataset(config, data_dir)  # Before anything is written.
+    dataset = load_dataset(config, data_dir)  # Before anything is written.
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_json(output_dir / "config.json", config.as_dict())
     result = _Run(config, dataset, output_dir).execute()
@@ -285,9 +285,18 @@ def build_config_scheme(config: ExperimentConfig) -> Scheme:
     return scheme
 
 
-def _load_dataset(
+def load_dataset(
     config: ExperimentConfig, data_dir: str | os.PathLike[str] | None
 ) -> datasets.ImageDataset:
+    """Returns a run's data set, with as many training images as it uses.
+
+    Args:
+      config: of the run.
+      data_dir: where data sets lie; None looks in the usual places.
+
+    Raises:
+      datasets.DatasetError: if it is missing or damaged.
+    """
     dataset = datasets.load(config.dataset, data_dir)
     total, wanted = len(dataset.train_labels), config.train_examples
     if wanted is None or wanted >= total:

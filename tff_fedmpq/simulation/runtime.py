@@ -173,6 +173,9 @@ class _Worker:
             stdout=log,
             stderr=log,
             bufsize=0,
+            # The C library gives every thread an arena, and the worker's many threads
+            # fill them one by one: its memory grew for hundreds of rounds.
+            env={"MALLOC_ARENA_MAX": "2", **os.environ},
             # Ctrl-C is for Python, which then stops the worker in good order.
             start_new_session=True,
         )

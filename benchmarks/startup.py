@@ -1,0 +1,127 @@
+"""How long a user waits: to the first training step, and to the end of round 1.
+
+    uv run python -m benchmarks.startup
+
+`examples/cifar10_fedmpq.py` is started in a fresh process and an empty directory, and
+watched from outside by the files that it writes: config.json (imports done, data set
+loaded), the first line of progress.log (a client's first step), rounds/00001.json
+(round 1 aggregated, evaluated and saved). Clients have few images, so that round 1 is
+start-up.
+
+Then the build of the process (`build_process` and `initialize`) in fresh processes, for
+ResNet-20 and ResNet-44: at most 10 s and 20 s.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks import measure
+
+_POLL_SECONDS = 0.01
+_DEADLINE_SECONDS = 300.0
+_BUILD_BARS = {"resnet20": 10.0, "resnet44": 20.0}
+_EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "cifar10_fedmpq.py"
+
+
+def time_example(directory: pathlib.Path) -> dict[str, float]:
+    """Runs the example for a round; returns seconds from its start to each event."""
+    flags = ["--dataset=cifar10", "--rounds=1", "--local_epochs=1"]
+    flags += ["--train_examples=640", f"--output_dir={directory / 'run'}"]
+    events = {
+        "settings and data": directory / "run" / "config.json",
+        "first training step": directory / "run" / "progress.log",
+        "end of round 1": directory / "run" / "rounds" / "00001.json",
+    }
+    seen: dict[str, float] = {}
+    started = time.perf_counter()
+    with open(directory / "log", "w") as log:
+        example = subprocess.Popen(
+            [sys.executable, _EXAMPLE, *flags], stdout=log, stderr=log
+        )
+        while example.poll() is None:
+            elapsed = time.perf_counter() - started
+            for event, path in events.items():
+                if event not in seen and path.exists() and path.stat().st_size:
+                    seen[event] = elapsed
+            if elapsed > _DEADLINE_SECONDS:
+                example.terminate()
+            time.sleep(_POLL_SECONDS)
+    if example.returncode or len(seen) < len(events):
+        raise RuntimeError(f"The example failed:\n{(directory / 'log').read_text()}")
+    return {**seen, "end of the program": time.perf_counter() - started}
+
+
+def build_in_this_process(model: str) -> None:
+    """Builds a process once and prints the seconds it took, as JSON."""
+    from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+    from tff_fedmpq.federated.process import build_process
+    from tff_fedmpq.simulation import datasets
+    from tff_fedmpq.simulation.client_data import build_client_data
+    from tff_fedmpq.simulation.models import build_model_fn
+    from tff_fedmpq.simulation.partition import dirichlet_partition
+    from tff_fedmpq.simulation.runtime import local_runtime
+
+    data = datasets.load("digits")
+    partition = dirichlet_partition(data.train_labels, 10, 0.5, 0, data.name)
+    with tempfile.TemporaryDirectory() as folder:
+        with local_runtime(log_path=pathlib.Path(folder) / "worker.log"):
+            client_data = build_client_data(folder, data, partition)
+            started = time.perf_counter()
+            budgets = {client: 4.0 for client in client_data.client_ids}
+            model_fn = build_model_fn(model, data, seed=0)
+            process = build_process(model_fn, budgets, client_data, fedmpq_scheme())
+            process.initialize()
+            seconds = time.perf_counter() - started
+    print(json.dumps(seconds))
+
+
+def time_build(model: str) -> float:
+    """Returns the seconds of a build in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.startup", f"--build={model}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def summarise(what: str, seconds: list[float]) -> dict[str, object]:
+    """Returns a row of the table."""
+    quartiles = [float(q) for q in np.quantile(seconds, [0.25, 0.75])]
+    return {"what": what, "seconds": float(np.median(seconds)), "quartiles": quartiles}
+
+
+def main() -> None:
+    """Starts fresh processes, one after the other."""
+    parser = measure.argument_parser(__doc__)
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="fresh processes of each"
+    )
+    parser.add_argument("--build", choices=list(_BUILD_BARS), help="only this, as JSON")
+    options = parser.parse_args()
+    if options.build:
+        return build_in_this_process(options.build)
+    before = measure.environment()
+    runs, builds = [], {model: [] for model in _BUILD_BARS}
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(time_example(pathlib.Path(folder)))
+        for model, seconds in builds.items():
+            seconds.append(time_build(model))
+    rows = [summarise(event, [run[event] for run in runs]) for event in runs[0]]
+    rows += [summarise(f"build, {model}", builds[model]) for model in builds]
+    bars = [
+        measure.bar(f"build of the process, {m}, s", float(np.median(s)), at_most=limit)
+        for (m, s), limit in zip(builds.items(), _BUILD_BARS.values())
+    ]
+    measure.save("startup", rows, bars, before, output=options.output)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Reproduces the paper's tables, cell by cell, over as many days as it takes.
+
+    python examples/reproduce.py table1 --list
+    python examples/reproduce.py table1 --cells='table1/cifar10/alpha0.5/*'
+    python examples/reproduce.py study --preset=reduced
+    python examples/reproduce.py --report_only
+
+A table is table1, table2, table3, table4, figure2, or study (questions of our own).
+What is finished is not redone; what was interrupted goes on. Says how long all will
+take before it starts. After each cell, its result is in --results_dir, and --document
+is written anew from the results there.
+"""
+
+from __future__ import annotations
+
+import os
+
+# TensorFlow's start-up notes say nothing about a run.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import signal  # noqa: E402
+import sys  # noqa: E402
+
+import tensorflow as tf  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+
+from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES  # noqa: E402
+from tff_fedmpq.simulation.reproduction import cells, document, runner  # noqa: E402
+from tff_fedmpq.simulation.reproduction.cost import (  # noqa: E402
+    CostEstimator,
+    Speed,
+)
+
+_PRESET = flags.DEFINE_enum(
+    "preset",
+    "paper",
+    sorted(cells.PRESETS),
+    "'paper': its protocol, hours for a cell; 'reduced': fewer images, rounds, epochs.",
+)
+_CELLS = flags.DEFINE_list(
+    "cells", [], "Patterns of ids, such as 'table1/cifar10/*/fedmpq/*'; by default all."
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds", None, "A run of every cell for each; by default 0, of the study 0 and 1."
+)
+_COMPUTE = flags.DEFINE_enum(
+    "compute",
+    cells.DEFAULT_COMPUTE,
+    sorted([AUTO, *DTYPE_POLICIES]),
+    "What layers on clients compute in ('auto': see cifar10_fedmpq.py). A cell that is "
+    "finished in the other is not redone.",
+)
+_LIST = flags.DEFINE_bool("list", False, "Only tell what is done and what is to do.")
+_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only write the document.")
+_SPEED = flags.DEFINE_float(
+    "images_per_second",
+    None,
+    "Speed of training for the estimate of time, instead of measuring it.",
+    lower_bound=1e-6,
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Directory of the extracted data sets; see cifar10_fedmpq.py."
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "runs/reproduce", "Where runs and their checkpoints go."
+)
+_RESULTS_DIR = flags.DEFINE_string(
+    "results_dir", "docs/results/reproduction", "Where a small file per result goes."
+)
+_DOCUMENT = flags.DEFINE_string(
+    "document", "docs/reproduction.md", "Written from the files in --results_dir."
+)
+# Evaluation has no backward pass; only for --images_per_second.
+_EVALUATION_SPEED_UP = 2.0
+
+
+def main(argv: list[str]) -> int:
+    """Runs what the flags say; user errors end in one line."""
+    logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("ERROR")  # Warns of each network whose speed is measured.
+    # Ends like Ctrl-C, which leaves a note of how far the cell has got.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if not _REPORT_ONLY.value:
+            _run(_read_table(argv))
+        if not _LIST.value:
+            _write_document()
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _read_table(argv: list[str]) -> str:
+    if len(argv) != 2 or argv[1] not in cells.TABLES:
+        found = " ".join(argv[1:]) or "nothing"
+        raise ValueError(f"Expected one of {', '.join(cells.TABLES)}; found {found}.")
+    return argv[1]
+
+
+def _run(table: str) -> None:
+    seeds = [int(seed) for seed in _SEEDS.value or cells.DEFAULT_SEEDS[table]]
+    selected = cells.select(
+        cells.expand(table, _PRESET.value, seeds, _COMPUTE.value), _CELLS.value
+    )
+    speed = None
+    if not _SPEED.value:
+        print("Measuring how fast local training is ...", flush=True)
+    else:
+        speed = Speed(_SPEED.value, _EVALUATION_SPEED_UP * _SPEED.value)
+    planned = runner.plan(
+        selected,
+        _OUTPUT_DIR.value,
+        _RESULTS_DIR.value,
+        CostEstimator(_DATA_DIR.value, speed),
+    )
+    print(runner.format_plan(planned), flush=True)
+    if not _LIST.value:
+        runner.run_cells(
+            planned,
+            _OUTPUT_DIR.value,
+            _RESULTS_DIR.value,
+            data_dir=_DATA_DIR.value,
+            announce=lambda line: print(line, flush=True),
+            on_result=_write_document,
+        )
+
+
+def _write_document() -> None:
+    document.write_document(_RESULTS_DIR.value, _DOCUMENT.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,95 @@
+"""The study: settings of its questions, and what it shares with the paper's tables."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+
+from tff_fedmpq.simulation.reproduction import cells, study
+
+
+def configs():
+    """Group -> configuration of all that can be run, at the reduced protocol."""
+    return {
+        cell.id.rsplit("/", 1)[0]: cell.config
+        for cell in cells.expand("study", "reduced", [0])
+        if cell.config
+    }
+
+
+def test_all_are_of_cifar10_at_alpha_half():
+    for config in configs().values():
+        assert (config.dataset, config.alpha) == ("cifar10", 0.5)
+    assert tuple(cells.DEFAULT_SEEDS["study"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        ("aqfl", (None, "keep", "examples")),
+        ("fedmpq", (0.03, "pruning_growing", "budget_and_examples")),
+    ],
+)
+def test_the_literal_reading(scheme, expected):
+    config = configs()[f"study/literal/{scheme}"]
+    options = config.scheme_options
+    assert (config.learning_rate, options["saturate"]) == (0.1, False)
+    assert options["representation"] == "offset_binary"
+    assert options["scale_rule"] == "max"
+    parts = ("pruning_threshold", "allocation", "aggregation_weight")
+    assert tuple(options[part] for part in parts) == expected
+
+
+@pytest.mark.parametrize("name", [n for n in study.READINGS if n != "literal"])
+def test_a_reading_changes_one_setting(name):
+    found = configs()
+    for scheme in study.READINGS[name].schemes:
+        literal = flatten(found[f"study/literal/{scheme}"])
+        changed = flatten(found[f"study/{name}/{scheme}"])
+        assert len([key for key in literal if literal[key] != changed[key]]) == 1
+
+
+def test_all_repairs_together_are_our_defaults():
+    found = configs()
+    for scheme in ("aqfl", "fedmpq"):
+        defaults = flatten(found[f"study/defaults/{scheme}"])
+        repaired = flatten(found[f"study/literal/{scheme}"])
+        for name, reading in study.READINGS.items():
+            if scheme in reading.schemes and name != "literal+printed-algorithm2":
+                repaired.update(reading.settings)
+                repaired.update(reading.options)
+        if scheme == "aqfl":  # It prunes nothing.
+            defaults.pop("saturate"), repaired.pop("saturate")
+        assert repaired == defaults
+
+
+def flatten(config):
+    settings = config.as_dict()
+    options = settings.pop("scheme_options")
+    return {**settings, **options}
+
+
+def test_shares_of_two_bit_clients():
+    found = configs()
+    for share in (0, 20, 40, 60, 80, 100):
+        budgets = found[f"study/two-bit{share}/fedmpq"].budgets
+        assert collections.Counter(budgets)[2.0] == share // 10
+    assert found["study/two-bit40/aqfl"].budgets == (2, 2, 2, 2, 4, 4, 6, 6, 8, 8)
+    assert found["study/two-bit20/aqfl"] == found["study/defaults/aqfl"]
+
+
+def test_runs_of_the_papers_tables_are_theirs():
+    owner = cells.owners("paper")
+    for scheme in ("aqfl", "fedmpq"):
+        first = f"table1/cifar10/alpha0.5/{scheme}"
+        shared = ("study/defaults", "study/two-bit20", "figure2/epochs5")
+        shared += ("table2/cifar10/clients10",)
+        assert {owner[f"{name}/{scheme}"] for name in shared} == {first}
+    assert owner["study/literal/aqfl"] == "study/literal/aqfl"
+
+
+def test_outer_layers_are_an_option_of_aqfl():
+    (cell,) = (c for c in cells.expand("study", "paper", [0]) if "outer" in c.id)
+    assert cell.config.scheme == "aqfl"
+    assert cell.config.scheme_options["outer_bit_width"] == 8

@@ -1,0 +1,244 @@
+"""`docs/reproduction.md`: ours beside the paper's, from result files alone.
+
+The tables are those of `tables` and `study`; a place shows the mean over the seeds
+that are finished, or how far a run has got. The same files give the same document.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tff_fedmpq.simulation.files import PathLike, write_atomically
+from tff_fedmpq.simulation.reproduction import cells, results
+from tff_fedmpq.simulation.reproduction.deviations import DEVIATIONS
+from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
+
+Record = Mapping[str, Any]
+Records = Mapping[str, Record]
+
+_BITS_PER_MEGABYTE = 8e6
+
+_HEAD = """# Reproduction of the paper's tables
+
+Written by `python examples/reproduce.py --report_only` from the result files in
+`docs/results/reproduction/` alone; do not edit it. The paper: Chen & Vikalo, CVPR 2024.
+
+Numbers are test accuracy of the global model after the last round, in %. "ours" is the
+mean over finished seeds; "67.10 +- 0.40 (2)" is mean, standard deviation over seeds and
+their number; without it, one seed. "paper" is what the paper prints. `not run`: no
+result yet. `round k of n`: interrupted there, no result yet. `n/a`: cannot be run, the
+reason stands below the table. `-`: the paper has no number."""
+
+
+def build_document(records_by_preset: Mapping[str, Records]) -> str:
+    """Returns the document.
+
+    Args:
+      records_by_preset: preset -> result id -> content of the result file.
+    """
+    parts = [_HEAD]
+    for preset in cells.PRESETS:
+        parts.extend(_preset_section(preset, records_by_preset.get(preset, {})))
+    parts.extend(_deviation_section())
+    parts.extend(_run_section(records_by_preset))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_document(results_dir: PathLike, path: PathLike) -> None:
+    """Writes the document of the result files in a directory.
+
+    Raises:
+      ValueError: naming a result file that is damaged.
+    """
+    records_by_preset = {
+        preset: results.read_records(results_dir, preset) for preset in cells.PRESETS
+    }
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, build_document(records_by_preset).encode())
+
+
+def _preset_section(preset: str, records: Records) -> Iterator[str]:
+    """Yields all tables at one preset; of a reduced one, those that were begun."""
+    label = "" if preset == "paper" else f" - {preset.upper()}"
+    yield f"## {_capitalised(cells.PRESETS[preset].title)}{label}"
+    yield describe_protocol(preset)
+    left_out = []
+    for grids in cells.TABLES.values():
+        for grid in grids():
+            is_begun = any(find_records(s, preset, records) for s in _slots(grid))
+            if is_begun or (preset == "paper" and grid.with_paper):
+                yield f"### {grid.title}{label}"
+                yield format_grid(grid, preset, records)
+            else:
+                left_out.append(grid.title)
+    if left_out:
+        yield "Not run: " + "; ".join(left_out) + "."
+    unused = sorted(set(records) - _used_ids(preset, records))
+    if unused:
+        yield (
+            "Not shown, for they are of settings that have changed since: "
+            + ", ".join(f"`{name}`" for name in unused)
+            + "."
+        )
+
+
+def describe_protocol(preset: str) -> str:
+    """Returns what a preset's runs have in common, in words."""
+    slot = Slot("", {"dataset": "cifar10", "scheme": "fedmpq"})
+    config = cells.build_config(slot, preset, seed=0)
+    images = "all"
+    if config.train_examples is not None:
+        images = f"{config.train_examples:,} (drawn by the seed)"
+    networks = ", ".join(f"{d}: {m}" for d, m in cells.PRESETS[preset].models.items())
+    text = (
+        f"Networks: {networks}. Training images: {images}; test images: all. "
+        f"{config.rounds} rounds of {config.local_epochs} local epochs, batch "
+        f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} "
+        f"({config.learning_rate:g} for codes), momentum {config.momentum:g}, weight "
+        f"decay {config.weight_decay:g}. {config.num_clients} clients, "
+        f"{config.clients_per_round} of them in a round, with "
+        f"{_join(config.budgets)} bits per weight, Dirichlet({config.alpha:g}) over "
+        "clients for each class, where a table does not say otherwise."
+    )
+    if preset == "paper":
+        return text
+    return (
+        f"**Not the paper's protocol: fewer images, rounds or epochs.** {text} The "
+        "paper's numbers are beside them for orientation; they are of its own protocol."
+    )
+
+
+def format_grid(grid: Grid, preset: str, records: Records) -> str:
+    """Returns a grid as a Markdown table, with its notes."""
+    heads = [grid.corner]
+    for column in grid.columns:
+        heads += [f"{column}, ours", "paper"] if grid.with_paper else [column]
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for row in grid.rows:
+        entries = [row]
+        for column in grid.columns:
+            slot = grid.slots.get((row, column))
+            entries.append(show_slot(slot, preset, records) if slot else "")
+            if grid.with_paper:
+                number = slot.paper if slot else None
+                entries.append("-" if number is None else f"{number:.1f}")
+        lines.append(_row(entries))
+    obstacles = {cells.find_obstacle(slot, preset) for slot in _slots(grid)} - {""}
+    notes = [grid.note] if grid.note else []
+    notes += [f"n/a: {obstacle}." for obstacle in sorted(obstacles)]
+    table = "\n".join(lines)
+    return f"{table}\n\n{' '.join(notes)}" if notes else table
+
+
+def show_slot(slot: Slot, preset: str, records: Records) -> str:
+    """Returns what stands in a place of a table."""
+    if cells.find_obstacle(slot, preset):
+        return "n/a"
+    found = list(find_records(slot, preset, records).values())
+    finished = [_accuracy(record) for record in found if record["finished"]]
+    if len(finished) > 1:
+        deviation = np.std(finished, ddof=1)
+        return f"{np.mean(finished):.2f} +- {deviation:.2f} ({len(finished)})"
+    if finished:
+        return f"{finished[0]:.2f}"
+    if found:
+        furthest = max(found, key=lambda record: record["rounds_done"])
+        return _progress(furthest)
+    return "not run"
+
+
+def find_records(slot: Slot, preset: str, records: Records) -> dict[str, Record]:
+    """Returns the results of a slot's present settings: result id -> content."""
+    found: dict[str, Record] = {}
+    if cells.find_obstacle(slot, preset):
+        return found
+    for seed in sorted({record["protocol"]["seed"] for record in records.values()}):
+        cell = cells.make_cell(slot, preset, seed)
+        record = records.get(cell.result_id)
+        if record and cell.config and results.has_settings(record, cell.config):
+            found[cell.result_id] = record
+    return found
+
+
+def _used_ids(preset: str, records: Records) -> set[str]:
+    slots = (s for grids in cells.TABLES.values() for g in grids() for s in _slots(g))
+    return {name for slot in slots for name in find_records(slot, preset, records)}
+
+
+def _deviation_section() -> Iterator[str]:
+    yield "## Deviations from the paper"
+    lines = [_row(["what", "why", "where, and how to undo it"]), _row(["---"] * 3)]
+    yield "\n".join([*lines, *(_row(deviation) for deviation in DEVIATIONS)])
+
+
+def _run_section(records_by_preset: Mapping[str, Records]) -> Iterator[str]:
+    yield "## Runs"
+    runs = [r for records in records_by_preset.values() for r in records.values()]
+    if not runs:
+        yield "None yet."
+        return
+    yield (
+        "MB: sent by, or to, all clients in all rounds. Devices: accuracy of the model "
+        "that a device of so many bits gets, with BatchNorm statistics estimated for "
+        "it. Times are of the machine named, with whatever else ran on it."
+    )
+    heads = ["run", "accuracy", "devices", "MB up", "MB down", "time", "compute"]
+    heads += ["hardware", "versions", "command"]
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    yield "\n".join([*lines, *(_row(_run_entries(run)) for run in runs)])
+
+
+def _run_entries(record: Record) -> list[str]:
+    name = f"{record['preset']}: {record['id']}"
+    command = f"`{record['command']}`"
+    if not record["finished"]:
+        return [name, _progress(record), *7 * [""], command]
+    tiers = (record["tier_accuracy"] or {}).items()
+    devices = ", ".join(f"{b}: {100 * t['accuracy']:.2f}" for b, t in tiers)
+    hours = _total(record, "seconds") / 3600
+    return [
+        name,
+        f"{_accuracy(record):.2f}",
+        devices,
+        f"{_total(record, 'uplink_bits') / _BITS_PER_MEGABYTE:.1f}",
+        f"{_total(record, 'downlink_bits') / _BITS_PER_MEGABYTE:.1f}",
+        f"{hours:.2f} h",
+        record["protocol"]["compute"],
+        f"{record['hardware']['cores']} cores, {record['hardware']['processor']}",
+        ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
+        command,
+    ]
+
+
+def _accuracy(record: Record) -> float:
+    return 100 * record["rounds"][-1]["test_accuracy"]
+
+
+def _progress(record: Record) -> str:
+    return f"round {record['rounds_done']} of {record['protocol']['rounds']}"
+
+
+def _total(record: Record, key: str) -> float:
+    return sum(round_record[key] for round_record in record["rounds"])
+
+
+def _slots(grid: Grid) -> list[Slot]:
+    return list(grid.slots.values())
+
+
+def _row(entries: Sequence[str]) -> str:
+    # A pipe within an entry would end it.
+    return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
+
+
+def _join(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]

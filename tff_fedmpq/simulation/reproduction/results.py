@@ -1,0 +1,151 @@
+"""The result file of a cell: small enough to be committed, and all the document needs.
+
+    RESULTS/<preset>/<result id>.json
+
+A finished run leaves its `result.json` without the lists that hold something for each
+client in each round (`clients`, `next_bit_widths`), and without densities where the
+file would be large; an interrupted one leaves `"finished": false` and the rounds done.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.files import PathLike, write_atomically
+from tff_fedmpq.simulation.reproduction.cells import Cell
+
+MAX_BYTES = 200_000
+_PER_CLIENT = ("clients", "next_bit_widths")
+_DENSITIES = "top_plane_densities"
+# They change what a run costs, and rounding; another seed does more.
+_IMMATERIAL = ("compute",)
+
+
+def result_path(results_dir: PathLike, cell: Cell) -> pathlib.Path:
+    """Returns where a cell's result file lies."""
+    return pathlib.Path(results_dir) / cell.preset / f"{cell.result_id}.json"
+
+
+def command_of(cell: Cell, config: ExperimentConfig) -> str:
+    """Returns the command that makes a cell's result."""
+    return (
+        f"python examples/reproduce.py {cell.table} --preset={cell.preset} "
+        f"--cells='{cell.result_id}' --seeds={config.seed} --compute={config.compute}"
+    )
+
+
+def finished_record(
+    result: Mapping[str, Any], cell: Cell, config: ExperimentConfig
+) -> dict[str, Any]:
+    """Returns what is kept of a finished run.
+
+    Args:
+      result: as `run_experiment` returns it.
+      cell: of the run.
+      config: of the run.
+    """
+    record = {**_heading(cell, config, True, len(result["rounds"])), **result}
+    record["rounds"] = _without(result["rounds"], *_PER_CLIENT)
+    if len(format_record(record)) > MAX_BYTES:
+        record["rounds"] = _without(record["rounds"], _DENSITIES)
+    return record
+
+
+def unfinished_record(
+    cell: Cell, config: ExperimentConfig, rounds_done: int
+) -> dict[str, Any]:
+    """Returns what is said of an interrupted run."""
+    return {
+        **_heading(cell, config, False, rounds_done),
+        "protocol": config.as_dict(),
+    }
+
+
+def write_record(results_dir: PathLike, cell: Cell, record: Mapping[str, Any]) -> None:
+    """Writes a cell's result file, whole or not at all."""
+    path = result_path(results_dir, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, format_record(record).encode())
+
+
+def read_record(results_dir: PathLike, cell: Cell) -> dict[str, Any] | None:
+    """Returns a cell's result, or None where there is none of these settings."""
+    path = result_path(results_dir, cell)
+    if not path.exists() or cell.config is None:
+        return None
+    record = _read(path)
+    return record if has_settings(record, cell.config) else None
+
+
+def read_records(results_dir: PathLike, preset: str) -> dict[str, dict[str, Any]]:
+    """Returns all result files of a preset: result id -> content.
+
+    Raises:
+      ValueError: naming a file that is damaged.
+    """
+    folder = pathlib.Path(results_dir) / preset
+    return {
+        str(path.relative_to(folder).with_suffix("")): _read(path)
+        for path in sorted(folder.rglob("*.json"))
+        if not path.name.startswith(".")
+    }
+
+
+def has_settings(record: Mapping[str, Any], config: ExperimentConfig) -> bool:
+    """Returns whether a result is of a configuration.
+
+    Settings that were unknown when it was written do not count against it.
+    """
+    recorded = dict(record["protocol"])
+    wanted = json.loads(json.dumps(config.as_dict()))
+    options = recorded.pop("scheme_options")
+    wanted_options = wanted.pop("scheme_options")
+    return _agree(recorded, wanted) and _agree(options, wanted_options)
+
+
+def format_record(record: Mapping[str, Any]) -> str:
+    """Returns a record as JSON with a line per entry, and per round."""
+    lines = []
+    for key, value in record.items():
+        text = json.dumps(value)
+        if key == "rounds" and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(r) for r in value) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _heading(
+    cell: Cell, config: ExperimentConfig, finished: bool, rounds_done: int
+) -> dict[str, Any]:
+    return {
+        "id": cell.result_id,
+        "preset": cell.preset,
+        "finished": finished,
+        "rounds_done": rounds_done,
+        "command": command_of(cell, config),
+    }
+
+
+def _without(rounds: list[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k not in keys} for r in rounds]
+
+
+def _agree(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    common = set(recorded) & set(wanted) - set(_IMMATERIAL)
+    return all(recorded[key] == wanted[key] for key in common)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        record["finished"], record["rounds_done"], record["protocol"]["scheme_options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no result file of a cell ({error!r}); delete it and run the "
+            "cell again."
+        ) from None
+    return record

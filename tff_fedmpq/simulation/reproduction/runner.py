@@ -1,0 +1,184 @@
+"""Runs cells one after the other; interrupted and started again, it goes on.
+
+OUTPUT/<preset>/<result id>/        the run: checkpoints, result.json (`experiment`)
+RESULTS/<preset>/<result id>.json   what is kept of it (`results`)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Callable
+
+from tff_fedmpq.simulation.datasets import DatasetNotFoundError
+from tff_fedmpq.simulation.experiment import run_experiment
+from tff_fedmpq.simulation.files import PathLike
+from tff_fedmpq.simulation.reproduction import results
+from tff_fedmpq.simulation.reproduction.cells import Cell
+from tff_fedmpq.simulation.reproduction.cost import CostEstimator
+
+_CANNOT = "cannot be run"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedCell:
+    """What is to be done for a cell.
+
+    Attributes:
+      cell: the cell.
+      state: "finished", "round 12 of 50", "not run", "cannot be run", or "the
+        same run as ...".
+      seconds: that it will take; 0 where nothing is to be done.
+      is_to_run: whether something is.
+      obstacle: why it cannot be run; "" where it can.
+    """
+
+    cell: Cell
+    state: str
+    seconds: float = 0.0
+    is_to_run: bool = False
+    obstacle: str = ""
+
+
+def plan(
+    cells: Sequence[Cell],
+    output_dir: PathLike,
+    results_dir: PathLike,
+    estimator: CostEstimator,
+) -> list[PlannedCell]:
+    """Returns what is to be done for each cell, and how long that will take.
+
+    Args:
+      cells: in the order of running.
+      output_dir: of the runs.
+      results_dir: of the result files.
+      estimator: of seconds.
+    """
+    planned = []
+    seen: dict[str, str] = {}
+    for cell in cells:
+        if cell.result_id in seen:
+            state = f"the same run as {seen[cell.result_id]}"
+            planned.append(PlannedCell(cell, state))
+            continue
+        if not cell.obstacle:
+            seen[cell.result_id] = cell.id
+        planned.append(_plan_cell(cell, output_dir, results_dir, estimator))
+    return planned
+
+
+def _plan_cell(
+    cell: Cell, output_dir: PathLike, results_dir: PathLike, estimator: CostEstimator
+) -> PlannedCell:
+    if cell.config is None:
+        return PlannedCell(cell, _CANNOT, obstacle=cell.obstacle)
+    record = results.read_record(results_dir, cell)
+    if record is not None and record["finished"]:
+        return PlannedCell(cell, "finished")
+    rounds_done = count_rounds_done(run_dir(output_dir, cell))
+    state = f"round {rounds_done} of {cell.config.rounds}" if rounds_done else "not run"
+    try:
+        seconds = estimator.seconds(cell.config, rounds_done)
+    except DatasetNotFoundError as error:
+        return PlannedCell(cell, _CANNOT, obstacle=str(error))
+    return PlannedCell(cell, state, seconds, is_to_run=True)
+
+
+def run_dir(output_dir: PathLike, cell: Cell) -> pathlib.Path:
+    """Returns the directory of a cell's run."""
+    return pathlib.Path(output_dir).expanduser() / cell.preset / cell.result_id
+
+
+def count_rounds_done(directory: pathlib.Path) -> int:
+    """Returns the last round of a run whose state was saved; 0 where there is none."""
+    states = directory.glob("checkpoints/round_*")
+    return max((int(state.name.split("_")[1]) for state in states), default=0)
+
+
+def run_cells(
+    planned: Sequence[PlannedCell],
+    output_dir: PathLike,
+    results_dir: PathLike,
+    *,
+    data_dir: PathLike | None,
+    announce: Callable[[str], None],
+    on_result: Callable[[], None],
+) -> None:
+    """Runs what is to be run.
+
+    Args:
+      planned: by `plan`.
+      output_dir: of the runs.
+      results_dir: of the result files.
+      data_dir: where data sets lie.
+      announce: called with a line before each run.
+      on_result: called whenever a result file was written.
+
+    Raises:
+      ValueError: if a run is refused, such as one in a directory of another one.
+    """
+    to_run = [entry for entry in planned if entry.is_to_run]
+    for number, entry in enumerate(to_run, 1):
+        announce(
+            f"== {entry.cell.id} ({number} of {len(to_run)}, {entry.state}, about "
+            f"{format_seconds(entry.seconds)})"
+        )
+        run_cell(entry.cell, output_dir, results_dir, data_dir, on_result)
+
+
+def run_cell(
+    cell: Cell,
+    output_dir: PathLike,
+    results_dir: PathLike,
+    data_dir: PathLike | None,
+    on_result: Callable[[], None],
+) -> None:
+    """Runs a cell to its end; what is left behind when it does not get there, too."""
+    config = cell.config
+    if config is None:
+        raise ValueError(f"{cell.id} cannot be run: {cell.obstacle}.")
+    directory = run_dir(output_dir, cell)
+    record = None
+    try:
+        result = run_experiment(config, directory, data_dir=data_dir, resume=True)
+        record = results.finished_record(result, cell, config)
+    finally:
+        # Also when it was interrupted: the document tells of it then.
+        rounds_done = count_rounds_done(directory)
+        if record is None and rounds_done:
+            record = results.unfinished_record(cell, config, rounds_done)
+        if record is not None:
+            results.write_record(results_dir, cell, record)
+            on_result()
+
+
+def format_plan(planned: Sequence[PlannedCell]) -> str:
+    """Returns the plan as lines of text, with a total."""
+    width = max(len(entry.cell.id) for entry in planned)
+    obstacles = list(dict.fromkeys(e.obstacle for e in planned if e.obstacle))
+    lines = []
+    for entry in planned:
+        line = f"{entry.cell.id:<{width}}  {entry.state}"
+        if entry.obstacle:
+            line += f" ({obstacles.index(entry.obstacle) + 1})"
+        if entry.is_to_run:
+            line += f", about {format_seconds(entry.seconds)}"
+        if entry.cell.result_id != entry.cell.id:
+            line += f"  = {entry.cell.result_id}"
+        lines.append(line)
+    lines += [f"({number}) {text}" for number, text in enumerate(obstacles, 1)]
+    to_run = [entry for entry in planned if entry.is_to_run]
+    total = format_seconds(sum(entry.seconds for entry in to_run))
+    lines.append(f"{len(to_run)} of {len(planned)} cells to run, about {total} in all.")
+    return "\n".join(lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration for people, such as "2 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

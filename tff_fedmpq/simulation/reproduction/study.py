@@ -1,0 +1,192 @@
+"""A study of our own: what is FedMPQ's gain over AQFL made of?
+
+Five questions, all on CIFAR-10 at alpha 0.5, with seeds 0 and 1:
+
+1. How do both do under the paper's literal reading, and under each repair alone?
+2. Which part of FedMPQ matters at our defaults (the rows of Table 4)?
+3. Is AQFL's trouble its first and last layer?
+4. How does the gain depend on the share of 2-bit clients?
+5. And on the number of local epochs?
+
+The literal reading: codes in offset binary, scales `2 max|W|`, a pruned plane is
+dropped and not saturated, eta 0.1, AQFL weighs clients by |D_n| and FedMPQ by
+v_n |D_n|. Its Algorithm 2 is ours, which never exceeds a budget; the one that is
+printed, which does, is a row of its own.
+
+Many of these runs are runs of the paper's tables too; `cells` runs such only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tff_fedmpq.allocation.budgets import tiered_budgets
+from tff_fedmpq.simulation.reproduction import paper
+from tff_fedmpq.simulation.reproduction.tables import (
+    ABLATION,
+    ABLATION_TITLES,
+    Grid,
+    Slot,
+    ablation_slot,
+    epochs_slot,
+    make_grid,
+)
+
+SEEDS = (0, 1)
+_PAIR = ("aqfl", "fedmpq")
+_COMMON = {"dataset": "cifar10", "alpha": 0.5}
+
+# Settings of the literal reading; those of one scheme alone stand below.
+_LITERAL: Mapping[str, Any] = {"learning_rate": 0.1}
+_LITERAL_OPTIONS: Mapping[str, Any] = {
+    "representation": "offset_binary",
+    "scale_rule": "max",
+    "saturate": False,
+}
+_LITERAL_WEIGHT: Mapping[str, str] = {
+    "aqfl": "examples",
+    "fedmpq": "budget_and_examples",
+}
+
+
+class Reading(NamedTuple):
+    """A reading of the paper: the literal one, with a change.
+
+    Attributes:
+      title: what the change is.
+      schemes: those that it changes.
+      settings: of `ExperimentConfig`.
+      options: of the scheme.
+    """
+
+    title: str
+    schemes: tuple[str, ...] = _PAIR
+    settings: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
+
+
+READINGS: Mapping[str, Reading] = {
+    "literal": Reading("the paper, literally"),
+    "literal+representation": Reading(
+        "sign and magnitude planes", options={"representation": "sign_magnitude"}
+    ),
+    "literal+scales": Reading(
+        "least-squares scales", options={"scale_rule": "least_squares"}
+    ),
+    "literal+saturation": Reading(
+        "saturating pruning", ("fedmpq",), options={"saturate": True}
+    ),
+    "literal+weights": Reading(
+        "AQFL weighs by v_n |D_n|",
+        ("aqfl",),
+        options={"aggregation_weight": "budget_and_examples"},
+    ),
+    "literal+rate": Reading("eta 1", settings={"learning_rate": 1.0}),
+    "literal+printed-algorithm2": Reading(
+        "(no repair) Algorithm 2 as printed",
+        ("fedmpq",),
+        options={"allocation": "literal_pruning_growing"},
+    ),
+}
+
+TWO_BIT_SHARES = (0, 20, 40, 60, 80, 100)
+LOCAL_EPOCHS = (1, 5, 10)
+# The other clients' shares of 4, 6 and 8 bits, as in the paper's population.
+_OTHER_TIERS: Mapping[float, float] = {4.0: 3 / 8, 6.0: 3 / 8, 8.0: 2 / 8}
+
+
+def study() -> list[Grid]:
+    """Returns the study's questions, a grid each."""
+    return [
+        _repairs(),
+        _parts(),
+        _outer_layers(),
+        _two_bit_clients(),
+        _local_epochs(),
+    ]
+
+
+def _repairs() -> Grid:
+    slots = {
+        (reading.title, paper.SCHEME_TITLES[scheme]): _reading_slot(name, scheme)
+        for name, reading in READINGS.items()
+        for scheme in reading.schemes
+    }
+    for scheme in _PAIR:
+        slots["all repairs: our defaults", paper.SCHEME_TITLES[scheme]] = Slot(
+            f"study/defaults/{scheme}", {**_COMMON, "scheme": scheme}
+        )
+    note = "Each row but the last is the literal reading with one change."
+    title = "Question 1: the literal reading, and each repair alone"
+    return make_grid(title, "reading", slots, with_paper=False, note=note)
+
+
+def _reading_slot(name: str, scheme: str) -> Slot:
+    reading = READINGS[name]
+    options = {
+        **_LITERAL_OPTIONS,
+        "aggregation_weight": _LITERAL_WEIGHT[scheme],
+        **reading.options,
+    }
+    settings = {**_COMMON, **_LITERAL, **reading.settings}
+    return Slot(
+        f"study/{name}/{scheme}",
+        {**settings, "scheme": scheme, "scheme_options": options},
+    )
+
+
+def _parts() -> Grid:
+    slots = {
+        (ABLATION_TITLES[row], "CIFAR-10"): ablation_slot(row, "cifar10")
+        for row in ABLATION
+    }
+    title = "Question 2: the parts of FedMPQ at our defaults"
+    return make_grid(title, "parts", slots, with_paper=False)
+
+
+def _outer_layers() -> Grid:
+    slots = {
+        ("AQFL, first and last layer at 8 bits", "CIFAR-10"): Slot(
+            "study/outer-layers8/aqfl",
+            {
+                **_COMMON,
+                "scheme": "aqfl",
+                "scheme_options": {"outer_bit_width": 8},
+            },
+        ),
+        ("AQFL", "CIFAR-10"): Slot(
+            "study/defaults/aqfl", {**_COMMON, "scheme": "aqfl"}
+        ),
+    }
+    title = "Question 3: AQFL with first and last layer at 8 bits"
+    return make_grid(title, "setting", slots, with_paper=False)
+
+
+def _two_bit_clients() -> Grid:
+    slots = {
+        (paper.SCHEME_TITLES[scheme], f"{share} %"): Slot(
+            f"study/two-bit{share}/{scheme}",
+            {**_COMMON, "scheme": scheme, "budgets": _budgets(share / 100)},
+        )
+        for share in TWO_BIT_SHARES
+        for scheme in _PAIR
+    }
+    note = "The other clients have 4, 6 and 8 bits in the paper's proportions."
+    title = "Question 4: share of 2-bit clients"
+    return make_grid(title, "scheme", slots, with_paper=False, note=note)
+
+
+def _budgets(share: float, num_clients: int = 10) -> tuple[float, ...]:
+    others = {bits: (1 - share) * part for bits, part in _OTHER_TIERS.items()}
+    return tuple(tiered_budgets(num_clients, {2.0: share, **others}).tolist())
+
+
+def _local_epochs() -> Grid:
+    slots = {
+        (paper.SCHEME_TITLES[scheme], f"{epochs} epochs"): epochs_slot(scheme, epochs)
+        for epochs in LOCAL_EPOCHS
+        for scheme in _PAIR
+    }
+    title = "Question 5: local epochs"
+    return make_grid(title, "scheme", slots, with_paper=False)
