@@ -55,7 +55,6 @@ def bare_round(data: datasets.ImageDataset, partition: Partition, model_fn):
     optimizer.build(model.trainable_variables)
     loss_fn = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    @tf.function(reduce_retracing=True)
     def epoch(images, labels):
         order = tf.random.shuffle(tf.range(tf.shape(images)[0]))
         loss = 0.0
@@ -69,6 +68,11 @@ def bare_round(data: datasets.ImageDataset, partition: Partition, model_fn):
             optimizer.apply_gradients(zip(gradients, model.trainable_variables))
         return loss
 
+    # Traced now: Keras refuses models of before TFF's first computation afterwards.
+    epoch = tf.function(epoch).get_concrete_function(
+        tf.TensorSpec([None, *data.image_shape], tf.uint8),
+        tf.TensorSpec([None], data.train_labels.dtype),
+    )
     tensors = [
         (tf.constant(data.train_images[i]), tf.constant(data.train_labels[i]))
         for i in partition.client_indices

@@ -11,6 +11,8 @@ size is kept, so that no other weight moves.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -122,6 +124,30 @@ def prune_msb(
     Returns:
       The pruned layer: codes uint8[...], scale float32[], bit_width int32[].
     """
+    # One graph for all layers: traced for each of them, a network takes seconds.
+    codes = tf.convert_to_tensor(codes)
+    pruned, scale, bit_width = _prune_msb_of_flat(
+        representation,
+        tf.reshape(codes, [-1]),
+        tf.convert_to_tensor(scale),
+        tf.convert_to_tensor(bit_width),
+        tf.convert_to_tensor(threshold, tf.float32),
+        saturate,
+    )
+    pruned = tf.ensure_shape(tf.reshape(pruned, tf.shape(codes)), codes.shape)
+    return pruned, scale, bit_width
+
+
+@functools.partial(tf.function, reduce_retracing=True)
+def _prune_msb_of_flat(
+    representation: representation_lib.Representation,
+    codes: tf.Tensor,
+    scale: tf.Tensor,
+    bit_width: tf.Tensor,
+    threshold: tf.Tensor,
+    saturate: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As `prune_msb`, for codes uint8[n]."""
     step = representation_lib.step_size(scale, bit_width)
     remove_plane = (
         representation.saturate if saturate else representation.drop_top_plane

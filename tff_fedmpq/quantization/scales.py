@@ -10,6 +10,7 @@ Both rules are functions ``(weights, bit_width, representation) -> scale``:
 
 from __future__ import annotations
 
+import functools
 from typing import Callable
 
 import numpy as np
@@ -67,7 +68,19 @@ def least_squares_scale(
       bit_width: int32[].
       representation: the levels whose error counts.
     """
-    weights = tf.reshape(weights, [-1])
+    # One graph for all layers: traced for each of them, a network takes seconds.
+    return _least_squares_scale_of_flat(
+        tf.reshape(weights, [-1]), tf.convert_to_tensor(bit_width), representation
+    )
+
+
+@functools.partial(tf.function, reduce_retracing=True)
+def _least_squares_scale_of_flat(
+    weights: tf.Tensor,
+    bit_width: tf.Tensor,
+    representation: representation_lib.Representation,
+) -> tf.Tensor:
+    """Returns the scale for weights float32[n]."""
     largest = max_scale(weights, bit_width, representation)
 
     def squared_error(scale: tf.Tensor) -> tf.Tensor:
