@@ -19,10 +19,7 @@ from benchmarks import measure
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import quantize_weights
-from tff_fedmpq.federated.model_spec import (
-    ModelSpec,
-    float_non_trainable_variables,
-)
+from tff_fedmpq.federated.model_spec import ModelSpec
 from tff_fedmpq.simulation import datasets
 from tff_fedmpq.simulation.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.compute import DTYPE_POLICIES
@@ -67,13 +64,8 @@ def train(data: datasets.ImageDataset, compute: str, seed: int, epochs: int):
 def initial_weights(scheme, model_fn):
     """Returns the global model before the first round, at uniform bits."""
     spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
-    model = scheme.build_global_model(model_fn)
-    weights = spec.split(
-        tuple(tf.constant(v) for v in model.trainable_variables),
-        tuple(tf.constant(v) for v in float_non_trainable_variables(model)),
-    )
     return quantize_weights(
-        weights,
+        spec.weights_of(scheme.build_global_model(model_fn)),
         tf.fill([len(spec.kernel_shapes)], BITS),
         scheme.weights.representation,
         scheme.weights.scale_rule,

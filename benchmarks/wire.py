@@ -35,11 +35,7 @@ from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import QuantizedWeights
-from tff_fedmpq.federated.model_spec import (
-    FloatWeights,
-    ModelSpec,
-    float_non_trainable_variables,
-)
+from tff_fedmpq.federated.model_spec import ModelSpec
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.quantization import entropy_coding
 from tff_fedmpq.simulation import datasets
@@ -63,7 +59,7 @@ class Client:
         count = steps * scheme.training.batch_size
         chosen = rng.permutation(len(dataset.train_labels))[:count]
         self.spec = ModelSpec.from_model(model)
-        self._weights = _float_weights(scheme.build_global_model(model_fn), self.spec)
+        self._weights = self.spec.weights_of(scheme.build_global_model(model_fn))
         self._quantization = scheme.weights
         self._images = tf.constant(dataset.train_images[chosen])
         self._labels = tf.constant(dataset.train_labels[chosen])
@@ -145,12 +141,6 @@ def entropy_bytes(symbols: np.ndarray) -> float:
     """Returns the empirical entropy of all symbols together, in bytes."""
     counts = np.unique(symbols, return_counts=True)[1]
     return float(-np.sum(counts * np.log2(counts / symbols.size))) / 8
-
-
-def _float_weights(model: tf.keras.Model, spec: ModelSpec) -> FloatWeights:
-    trainable = [tf.constant(v.numpy()) for v in model.trainable_variables]
-    others = [tf.constant(v.numpy()) for v in float_non_trainable_variables(model)]
-    return spec.split(trainable, others)
 
 
 def _check_equal(restored: Sequence[Any], codes: Sequence[Any]) -> None:

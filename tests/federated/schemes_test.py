@@ -331,3 +331,17 @@ def test_two_bits_are_a_twelfth_of_float_on_resnet20(name, float_bits):
 def test_fpq8_is_a_quarter_of_float_on_resnet20(float_bits):
     items, _ = uplink_bits("fpq8", 2.0)
     assert 3.5 < float_bits / sum(items.values()) < 4
+
+
+def test_outer_layers_have_their_own_bits():
+    sizes, budgets = np.array([100, 5000, 50]), np.array([2.0, 4.0])
+    table = build_scheme("aqfl", {"outer_bit_width": 8}).initial_bit_widths(
+        sizes, budgets
+    )
+    np.testing.assert_array_equal(table, [[8, 2, 8], [8, 4, 8]])
+
+
+@pytest.mark.parametrize("name, bits", [("fedmpq", 8), ("aqfl", 9)])
+def test_outer_layers_need_a_kept_allocation_and_a_bit_width(name, bits):
+    with pytest.raises(ValueError, match="outer_bit_width"):
+        build_scheme(name, {"outer_bit_width": bits})

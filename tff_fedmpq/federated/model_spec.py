@@ -98,12 +98,21 @@ class ModelSpec:
         shapes = self.trainable_shapes + self.non_trainable_shapes
         return int(sum(np.prod(shape) for shape in shapes))
 
-    def split(self, trainable: Sequence[Any], non_trainable: Sequence[Any]):
+    def split(
+        self, trainable: Sequence[Any], non_trainable: Sequence[Any]
+    ) -> FloatWeights:
         """Returns weights in Keras's order as `FloatWeights`."""
         pairs = list(zip(trainable, self.is_kernel))
         kernels = tuple(weight for weight, is_kernel in pairs if is_kernel)
         rest = tuple(weight for weight, is_kernel in pairs if not is_kernel)
         return FloatWeights(kernels, rest + tuple(non_trainable))
+
+    def weights_of(self, model: tf.keras.Model) -> FloatWeights:
+        """Returns the present weights of a float model, as tensors."""
+        return self.split(
+            [tf.constant(v.numpy()) for v in model.trainable_variables],
+            [tf.constant(v.numpy()) for v in float_non_trainable_variables(model)],
+        )
 
     def join(self, weights: FloatWeights) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Returns (trainable, non-trainable) weights in Keras's order."""

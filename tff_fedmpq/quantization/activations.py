@@ -36,7 +36,7 @@ def quantized_relu(
     representation.check_bit_width(bits, "bits")
 
     # Each direction is one pass over the activations where a kernel of TensorFlow's
-    # allows it: written out, the formulas take a third of a whole training step.
+    # allows it: written out, the formulas are a large part of a training step.
     @tf.custom_gradient
     def rounded(x):
         def gradient(upstream):

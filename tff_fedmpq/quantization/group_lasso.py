@@ -66,5 +66,5 @@ def code_gradient(
     signs = representation.signs(bit_planes.EVERY_CODE, bit_width)
     pulls *= strength / step_gain(bit_width)
     table = signs * tf.linalg.matvec(digits, pulls)
-    # Twice as quick as `tf.gather`, which copies slices.
+    # Quicker than `tf.gather`, which copies slices.
     return tf.gather_nd(table, tf.cast(codes, tf.int32)[..., tf.newaxis])

@@ -32,7 +32,7 @@ _SQRT2 = 1.4142135
 
 def step_gain(bit_width: tf.Tensor) -> tf.Tensor:
     """Returns ``K = (4**b - 1) / 3``, float32[]: code units per unit of gradient."""
-    largest = representation_lib.max_code(bit_width)
+    largest = representation_lib.max_code(bit_width)  # m = 2**b - 1: K = m (m + 2) / 3.
     return largest * (largest + 2.0) / 3.0
 
 
@@ -48,17 +48,6 @@ def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
     bits = tf.bitcast(x * _SQRT2, tf.int32)
     power = tf.bitwise.bitwise_and(bits, _FLOAT32_SIGN_AND_EXPONENT)
     return tf.bitcast(power, tf.float32)
-
-
-def round_stochastically(x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Rounds ``x >= 0`` up with the probability of its fraction; unbiased.
-
-    Args:
-      x: float32[...].
-      uniform: float32[...] in [0, 1), the randomness.
-    """
-    whole = tf.floor(x)
-    return whole + tf.cast(uniform < x - whole, tf.float32)
 
 
 def integer_update(

@@ -17,11 +17,20 @@ from typing import Callable
 
 import tensorflow as tf
 
-from tff_fedmpq.quantization.integer_update import round_stochastically
-
 Norm = Callable[[tf.Tensor], tf.Tensor]
 
 MIN_UPDATE_BITS = 2
+
+
+def round_stochastically(x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Rounds ``x >= 0`` up with the probability of its fraction; unbiased.
+
+    Args:
+      x: float32[...].
+      uniform: float32[...] in [0, 1), the randomness.
+    """
+    whole = tf.floor(x)
+    return whole + tf.cast(uniform < x - whole, tf.float32)
 
 
 def max_norm(x: tf.Tensor) -> tf.Tensor:

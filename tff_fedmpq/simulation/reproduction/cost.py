@@ -19,11 +19,7 @@ import tensorflow as tf
 
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import QuantizedWeights, quantize_weights
-from tff_fedmpq.federated.model_spec import (
-    ModelFn,
-    ModelSpec,
-    float_non_trainable_variables,
-)
+from tff_fedmpq.federated.model_spec import ModelFn, ModelSpec
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.simulation import datasets, experiment
 from tff_fedmpq.simulation.augmentation import random_crop_and_flip
@@ -193,11 +189,7 @@ def _initial_weights(
 ) -> QuantizedWeights:
     """Returns a new model's weights as a client receives them."""
     spec = ModelSpec.from_model(client_model)
-    non_trainable = float_non_trainable_variables(global_model)
-    weights = spec.split(
-        [v.value() for v in global_model.trainable_variables],
-        [v.value() for v in non_trainable],
-    )
+    weights = spec.weights_of(global_model)
     if scheme.weights is None:
         nothing = tf.zeros([0], tf.int32)
         return QuantizedWeights((), tf.zeros([0]), nothing, weights.rest)
