@@ -34,7 +34,7 @@ from tff_fedmpq.simulation.client_data import build_client_data
 from tff_fedmpq.simulation.compute import DTYPE_POLICIES
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.partition import Partition
-from tff_fedmpq.simulation.runtime import local_runtime
+from tff_fedmpq.simulation.runtime import local_runtime, threads_per_client
 
 NUM_CLIENTS = 5
 BATCH_SIZE = 64
@@ -149,7 +149,9 @@ def main() -> None:
     model_fn = build_model_fn("resnet20", data, seed=0)
     partition, single = split_equally(data, options.images), split_equally(data, 1)
     with tempfile.TemporaryDirectory() as folder:
-        with local_runtime(log_path=pathlib.Path(folder) / "worker.log"):
+        log_path = pathlib.Path(folder) / "worker.log"
+        threads = threads_per_client(NUM_CLIENTS)
+        with local_runtime(log_path=log_path, intra_op_threads=threads):
             rounds = {"bare float32 loop": bare_round(data, partition, model_fn)}
             for compute in DTYPE_POLICIES:
                 name = f"FedMPQ {compute}"
@@ -175,6 +177,7 @@ def main() -> None:
         bars,
         before,
         output=options.output,
+        worker_intra_op_threads=threads,
         fixed_seconds_of_a_round=fixed_seconds,
     )
     print(f"  a FedMPQ round of five one-image clients: {fixed_seconds:.2f} s")

@@ -286,6 +286,33 @@ def test_refuses_timeouts_that_are_not_positive(timeout):
             pytest.fail("entered with a wrong timeout")
 
 
+@pytest.mark.parametrize(
+    ("threads", "own", "expected"), [(1, None, "1"), (None, None, None), (1, "3", "3")]
+)
+def test_threads_of_an_operation(threads, own, expected, marker, monkeypatch):
+    """The worker is told, but what the user has set comes first."""
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", own)
+    with runtime.local_runtime(intra_op_threads=threads):
+        worker, *_ = _processes_with(marker, b"worker_binary")
+        environment = pathlib.Path(f"/proc/{worker}/environ").read_bytes()
+    settings = dict(e.split("=", 1) for e in environment.decode().split("\0") if e)
+    assert settings.get("TF_NUM_INTRAOP_THREADS") == expected
+
+
+def test_refuses_no_threads():
+    with pytest.raises(ValueError, match="intra_op_threads >= 1, got 0"):
+        with runtime.local_runtime(intra_op_threads=0):
+            pytest.fail("entered with a wrong number of threads")
+
+
+@pytest.mark.parametrize(("clients", "threads"), [(1, 8), (3, 2), (8, 1), (100, 1)])
+def test_threads_per_client_share_the_cores(clients, threads, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert runtime.threads_per_client(clients) == threads
+
+
 @pytest.fixture(scope="module")
 def scripts():
     """The script once per ending, all at a time: importing TFF takes 10 s each."""

@@ -43,7 +43,7 @@ from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.partition import dirichlet_partition
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases
-from tff_fedmpq.simulation.runtime import local_runtime
+from tff_fedmpq.simulation.runtime import local_runtime, threads_per_client
 from tff_fedmpq.version import __version__
 
 _CALIBRATION_IMAGES = 2048
@@ -129,7 +129,9 @@ class _Run:
         config = self._config
         steps = [self._count_steps(r) for r in range(1, config.rounds + 1)]
         progress = BatchProgress(self._output_dir / "progress.log", sum(steps))
-        with local_runtime(log_path=self._output_dir / "worker.log"):
+        threads = threads_per_client(config.clients_per_round)
+        log_path = self._output_dir / "worker.log"
+        with local_runtime(log_path=log_path, intra_op_threads=threads):
             process = self._build_process(progress)
             checkpoints = Checkpoints(self._output_dir)
             state, records = checkpoints.load_latest(process.initialize())

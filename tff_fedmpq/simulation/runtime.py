@@ -87,6 +87,7 @@ def local_runtime(
     *,
     log_path: str | os.PathLike[str] | None = None,
     startup_timeout_seconds: float = 60.0,
+    intra_op_threads: int | None = None,
 ) -> Iterator[tff.framework.SyncExecutionContext]:
     """Runs TFF computations in a worker process that lives as long as the block.
 
@@ -98,6 +99,8 @@ def local_runtime(
       log_path: File to which the worker's output is appended.  By default it goes
         to an unnamed temporary file, kept only to be quoted in error messages.
       startup_timeout_seconds: How long the worker may take until it answers.
+      intra_op_threads: How many threads share one TensorFlow operation; None = as many
+        as there are cores. See `threads_per_client`.
 
     Yields:
       The execution context.
@@ -106,12 +109,21 @@ def local_runtime(
       RuntimeError: If the worker is not installed, or ends or does not answer while
         starting; also from a computation whose worker ended (TFF itself would
         retry it for ever).
-      ValueError: If `startup_timeout_seconds` is not positive.
+      ValueError: If `startup_timeout_seconds` or `intra_op_threads` is not positive.
     """
-    with _owned_worker(log_path, startup_timeout_seconds) as worker:
+    with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
         context = tff.framework.SyncExecutionContext(**worker.context_arguments())
         with tff.framework.get_context_stack().install(context):
             yield context
+
+
+def threads_per_client(num_clients: int) -> int:
+    """Returns the `intra_op_threads` that serve rounds of so many clients best.
+
+    TFF trains the clients of a round at the same time. Where they are no fewer than
+    the cores, each operation is quickest on one thread: none waits for another.
+    """
+    return max(1, (os.cpu_count() or 1) // num_clients)
 
 
 @contextlib.contextmanager
@@ -119,6 +131,7 @@ def local_async_runtime(
     *,
     log_path: str | os.PathLike[str] | None = None,
     startup_timeout_seconds: float = 60.0,
+    intra_op_threads: int | None = None,
 ) -> Iterator[tff.program.NativeFederatedContext]:
     """`local_runtime` for federated programs, such as `tff.learning.programs`.
 
@@ -126,7 +139,7 @@ def local_async_runtime(
     which `await tff.program.materialize_value(...)` turns into values.  Arguments
     and errors are those of `local_runtime`.
     """
-    with _owned_worker(log_path, startup_timeout_seconds) as worker:
+    with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
         context = tff.program.NativeFederatedContext(
             tff.framework.AsyncExecutionContext(**worker.context_arguments())
         )
@@ -159,7 +172,7 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):
 class _Worker:
     """One worker process and the channel to it."""
 
-    def __init__(self, log: IO[bytes]):
+    def __init__(self, log: IO[bytes], intra_op_threads: int | None):
         """Starts the process; `wait_until_ready` tells whether it came up."""
         command = [str(_worker_path())]
         self._log = log
@@ -173,9 +186,7 @@ class _Worker:
             stdout=log,
             stderr=log,
             bufsize=0,
-            # The C library gives every thread an arena, and the worker's many threads
-            # fill them one by one: its memory grew for hundreds of rounds.
-            env={"MALLOC_ARENA_MAX": "2", **os.environ},
+            env={**_worker_settings(intra_op_threads), **os.environ},
             # Ctrl-C is for Python, which then stops the worker in good order.
             start_new_session=True,
         )
@@ -253,16 +264,20 @@ class _Worker:
 
 @contextlib.contextmanager
 def _owned_worker(
-    log_path: str | os.PathLike[str] | None, startup_timeout_seconds: float
+    log_path: str | os.PathLike[str] | None,
+    startup_timeout_seconds: float,
+    intra_op_threads: int | None,
 ) -> Iterator[_Worker]:
     """A worker that is ready inside the block and gone after it."""
     timeout = startup_timeout_seconds
     if not timeout > 0:
         raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
+    if intra_op_threads is not None and intra_op_threads < 1:
+        raise ValueError(f"Expected intra_op_threads >= 1, got {intra_op_threads}")
     deadline = time.monotonic() + timeout
     with tempfile.TemporaryFile() if log_path is None else open(log_path, "a+b") as log:
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
-            worker = _Worker(log)
+            worker = _Worker(log, intra_op_threads)
             try:
                 if worker.wait_until_ready(deadline):
                     yield worker
@@ -275,6 +290,16 @@ def _owned_worker(
                     raise worker.error("The TFF worker ended while starting")
             finally:
                 worker.stop()
+
+
+def _worker_settings(intra_op_threads: int | None) -> dict[str, str]:
+    """Returns environment variables; those that are set already come first."""
+    # The C library gives every thread an arena, and the worker's many threads fill
+    # them one by one: its memory grew for hundreds of rounds.
+    settings = {"MALLOC_ARENA_MAX": "2"}
+    if intra_op_threads is not None:
+        settings["TF_NUM_INTRAOP_THREADS"] = str(intra_op_threads)
+    return settings
 
 
 def _worker_path() -> pathlib.Path:
