@@ -40,7 +40,7 @@ from tff_fedmpq.federated.scheme import (
     get_aggregation_weight,
     weigh_by_budget_and_examples,
 )
-from tff_fedmpq.federated.uplink import ModelUplink
+from tff_fedmpq.federated.uplink import ModelChangeUplink, ModelUplink
 from tff_fedmpq.quantization.representation import Representation, get_representation
 from tff_fedmpq.quantization.scales import ScaleRule, get_scale_rule
 
@@ -54,6 +54,7 @@ def fedmpq_scheme(
     representation: str | Representation = "sign_magnitude",
     scale_rule: str | ScaleRule = "least_squares",
     aggregation_weight: str | AggregationWeight = weigh_by_budget_and_examples,
+    error_feedback: bool = False,
     outer_bit_width: int | None = None,
     **training: Any,
 ) -> Scheme:
@@ -67,17 +68,20 @@ def fedmpq_scheme(
       representation: what codes stand for.
       scale_rule: how the server chooses scales.
       aggregation_weight: p_n, before normalisation.
+      error_feedback: whether the server adds the clients' changes to its own float
+        weights (`uplink.ModelChangeUplink`) instead of averaging their models.
       outer_bit_width: bits of the first and the last layer (`Scheme`).
       **training: other fields of `LocalTrainingConfig`.
     """
     representation = get_representation(representation)
+    uplink_class = ModelChangeUplink if error_feedback else ModelUplink
     return Scheme(
         name="fedmpq",
         weights=WeightQuantization(representation, get_scale_rule(scale_rule)),
         activation_bits=activation_bits,
         lasso=lasso,
         training=LocalTrainingConfig(pruning_threshold=pruning_threshold, **training),
-        uplink=ModelUplink(representation),
+        uplink=uplink_class(representation),
         aggregation_weight=get_aggregation_weight(aggregation_weight),
         allocation=get_allocation_policy(allocation),
         outer_bit_width=outer_bit_width,

@@ -104,3 +104,32 @@ class ModelUplink(Uplink):
 
     def count_bits(self, message, headers=()) -> tf.Tensor:
         return messages.count_model_bits(message, headers)
+
+
+class ModelChangeUplink(ModelUplink):
+    """Sends the trained model too, but the server adds only what training changed.
+
+        W <- W + sum_n p_n (dequantize(G_n trained) - dequantize(G_n sent))
+
+    So the server's float weights keep what quantization cut off from them, and changes
+    too small to alter what a client receives add up over rounds: error feedback (Seide
+    et al. 2014; Karimireddy et al. 2019) on the way down, without a bit more traffic.
+
+    The server knows what it sent. TFF's aggregation sees only what clients return, so
+    here the message is accompanied by the one that was received; it does not count.
+    """
+
+    def encode(self, trained, received, budget, seed) -> Message:
+        sent = super().encode(trained, received, budget, seed)
+        return {"sent": sent, "received": messages.pack_model(received)}
+
+    def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
+        trained = super().decode(message["sent"], spec)
+        received = super().decode(message["received"], spec)
+        return tf.nest.map_structure(tf.subtract, trained, received)
+
+    def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
+        return tf.nest.map_structure(tf.add, present, mean)
+
+    def count_bits(self, message, headers=()) -> tf.Tensor:
+        return super().count_bits(message["sent"], headers)
