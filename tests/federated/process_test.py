@@ -123,7 +123,7 @@ def test_weights_are_the_mean_of_what_clients_sent(recorded_round, problem):
 
 
 def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
-    """The same clients' models less what they were sent, on top of the float weights."""
+    """The same models less what was sent, on top of the float weights."""
     process = problem.build(error_feedback=True)
     names, before = recorded_round.participants, recorded_round.before
     output = process.next(before, names)
@@ -135,9 +135,7 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
     weights = [problem.budgets[n] * len(problem.examples[n][1]) for n in names]
     mean_change = [np.average(list(t), axis=0, weights=weights) for t in zip(*changes)]
     present = as_list(problem, before)
-    for value, old, change in zip(
-        as_list(problem, output.state), present, mean_change
-    ):
+    for value, old, change in zip(as_list(problem, output.state), present, mean_change):
         np.testing.assert_allclose(value, old + change, rtol=1e-4, atol=1e-6)
     # It neither costs bits nor decides about them.
     for name in ("uplink_bits", "downlink_bits", "bit_widths"):

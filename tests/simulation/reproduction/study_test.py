@@ -18,10 +18,24 @@ def configs():
     }
 
 
-def test_all_are_of_cifar10_at_alpha_half():
-    for config in configs().values():
-        assert (config.dataset, config.alpha) == ("cifar10", 0.5)
+def test_all_are_of_cifar10_and_but_for_error_feedback_at_alpha_half():
+    for group, config in configs().items():
+        alpha = 0.1 if group.startswith("study/alpha0.1/") else 0.5
+        assert (config.dataset, config.alpha) == ("cifar10", alpha)
     assert tuple(cells.DEFAULT_SEEDS["study"]) == (0, 1)
+
+
+def test_error_feedback_is_all_that_differs():
+    for alpha in ("0.5", "0.1"):
+        for scheme in ("aqfl", "fedmpq"):
+            ids = (
+                f"study/alpha{alpha}/defaults",
+                f"study/alpha{alpha}/with-error-feedback",
+            )
+            plain, repaired = (configs()[f"{i}/{scheme}"].as_dict() for i in ids)
+            assert not plain["scheme_options"].pop("error_feedback")
+            assert repaired["scheme_options"].pop("error_feedback")
+            assert plain == repaired
 
 
 @pytest.mark.parametrize(

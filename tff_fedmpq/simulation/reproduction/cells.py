@@ -21,6 +21,7 @@ from typing import Any, Callable
 from tff_fedmpq.allocation.policies import ALLOCATION_POLICIES
 from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS
 from tff_fedmpq.federated.schemes import SCHEMES, build_scheme
+from tff_fedmpq.federated.uplink import ModelChangeUplink
 from tff_fedmpq.quantization.scales import SCALE_RULES
 from tff_fedmpq.simulation.compute import AUTO
 from tff_fedmpq.simulation.config import ExperimentConfig
@@ -181,6 +182,7 @@ def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "code_update": scheme.training.code_update,
             "pruning_threshold": scheme.training.pruning_threshold,
             "saturate": scheme.training.saturate,
+            "error_feedback": isinstance(scheme.uplink, ModelChangeUplink),
         }
     return explicit
 

@@ -1,12 +1,13 @@
 """A study of our own: what is FedMPQ's gain over AQFL made of?
 
-Five questions, all on CIFAR-10 at alpha 0.5, with seeds 0 and 1:
+Six questions, on CIFAR-10 at alpha 0.5 (the last one at 0.1 too), seeds 0 and 1:
 
 1. How do both do under the paper's literal reading, and under each repair alone?
 2. Which part of FedMPQ matters at our defaults (the rows of Table 4)?
 3. Is AQFL's trouble its first and last layer?
 4. How does the gain depend on the share of 2-bit clients?
 5. And on the number of local epochs?
+6. What does error feedback at the server bring to both?
 
 The literal reading: codes in offset binary, scales `2 max|W|`, a pruned plane is
 dropped and not saturated, eta 0.1, AQFL weighs clients by |D_n| and FedMPQ by
@@ -104,6 +105,7 @@ def study() -> list[Grid]:
         _outer_layers(),
         _two_bit_clients(),
         _local_epochs(),
+        *_error_feedback(),
     ]
 
 
@@ -190,3 +192,25 @@ def _local_epochs() -> Grid:
     }
     title = "Question 5: local epochs"
     return make_grid(title, "scheme", slots, with_paper=False)
+
+
+def _error_feedback() -> list[Grid]:
+    return [_error_feedback_at(alpha) for alpha in (0.5, 0.1)]
+
+
+def _error_feedback_at(alpha: float) -> Grid:
+    settings = {"dataset": "cifar10", "alpha": alpha}
+    rows: Mapping[str, Mapping[str, Any]] = {
+        "defaults": {},
+        "with error feedback": {"error_feedback": True},
+    }
+    slots = {
+        (title, paper.SCHEME_TITLES[scheme]): Slot(
+            f"study/alpha{alpha:g}/{title.replace(' ', '-')}/{scheme}",
+            {**settings, "scheme": scheme, "scheme_options": options},
+        )
+        for title, options in rows.items()
+        for scheme in _PAIR
+    }
+    title = f"Question 6: error feedback at the server, alpha {alpha:g}"
+    return make_grid(title, "server", slots, with_paper=False)
