@@ -59,6 +59,12 @@ _SETTINGS = {
     "local_epochs": flags.DEFINE_integer("local_epochs", None, "Epochs per round."),
     "batch_size": flags.DEFINE_integer("batch_size", None, "Of local training."),
     "model": flags.DEFINE_enum("model", None, sorted(MODEL_DEPTHS), "The network."),
+    "validation_examples": flags.DEFINE_integer(
+        "validation_examples",
+        None,
+        "Training images that are held out and take the place of the test images: for "
+        "choosing settings.",
+    ),
     "train_examples": flags.DEFINE_integer(
         "train_examples", None, "Training images to use, drawn by the seed."
     ),

@@ -35,7 +35,8 @@ _PRESET = flags.DEFINE_enum(
     "preset",
     "paper",
     sorted(cells.PRESETS),
-    "'paper': its protocol, hours for a cell; 'reduced': fewer images, rounds, epochs.",
+    "'paper': its protocol, hours for a cell; 'reduced': fewer images, rounds, epochs; "
+    "'tuning': still fewer, and no test images: for choosing settings.",
 )
 _CELLS = flags.DEFINE_list(
     "cells", [], "Patterns of ids, such as 'table1/cifar10/*/fedmpq/*'; by default all."

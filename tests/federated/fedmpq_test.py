@@ -187,3 +187,15 @@ def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
     # Nobody decides: everyone keeps the uniform bits of the start.
     rows = [sorted(row) for row in shown["no allocation"]]
     assert rows == [[2, 2], [8, 8], [5, 6], [4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"server_learning_rate": 0.5}, "error_feedback=True"),
+        ({"error_feedback": True, "server_learning_rate": 0.0}, "above 0, found 0.0"),
+    ],
+)
+def test_refuses_server_learning_rates(options, message):
+    with pytest.raises(ValueError, match=message):
+        fedmpq_scheme(**options)

@@ -124,7 +124,8 @@ def test_weights_are_the_mean_of_what_clients_sent(recorded_round, problem):
 
 def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
     """The same models less what was sent, on top of the float weights."""
-    process = problem.build(error_feedback=True)
+    rate = 0.25
+    process = problem.build(error_feedback=True, server_learning_rate=rate)
     names, before = recorded_round.participants, recorded_round.before
     output = process.next(before, names)
     changes = []
@@ -134,9 +135,12 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
         changes.append([new - old for new, old in zip(trained, sent)])
     weights = [problem.budgets[n] * len(problem.examples[n][1]) for n in names]
     mean_change = [np.average(list(t), axis=0, weights=weights) for t in zip(*changes)]
-    present = as_list(problem, before)
-    for value, old, change in zip(as_list(problem, output.state), present, mean_change):
-        np.testing.assert_allclose(value, old + change, rtol=1e-4, atol=1e-6)
+    num_kernels = len(problem.spec.kernel_shapes)
+    rates = [rate] * num_kernels + [1.0] * (len(mean_change) - num_kernels)
+    for value, old, rate, change in zip(
+        as_list(problem, output.state), as_list(problem, before), rates, mean_change
+    ):
+        np.testing.assert_allclose(value, old + rate * change, rtol=1e-4, atol=1e-6)
     # It neither costs bits nor decides about them.
     for name in ("uplink_bits", "downlink_bits", "bit_widths"):
         assert_equal(output.metrics[name], recorded_round.metrics[name])

@@ -55,6 +55,7 @@ def fedmpq_scheme(
     scale_rule: str | ScaleRule = "least_squares",
     aggregation_weight: str | AggregationWeight = weigh_by_budget_and_examples,
     error_feedback: bool = False,
+    server_learning_rate: float = 1.0,
     outer_bit_width: int | None = None,
     **training: Any,
 ) -> Scheme:
@@ -70,18 +71,29 @@ def fedmpq_scheme(
       aggregation_weight: p_n, before normalisation.
       error_feedback: whether the server adds the clients' changes to its own float
         weights (`uplink.ModelChangeUplink`) instead of averaging their models.
+      server_learning_rate: by how much it adds them; needs `error_feedback`.
       outer_bit_width: bits of the first and the last layer (`Scheme`).
       **training: other fields of `LocalTrainingConfig`.
+
+    Raises:
+      ValueError: for a setting that is unknown, out of range, or without effect.
     """
     representation = get_representation(representation)
-    uplink_class = ModelChangeUplink if error_feedback else ModelUplink
+    uplink = ModelUplink(representation)
+    if error_feedback:
+        uplink = ModelChangeUplink(representation, server_learning_rate)
+    elif server_learning_rate != 1.0:
+        raise ValueError(
+            "server_learning_rate is of changes, which the server adds up with "
+            "error_feedback=True only."
+        )
     return Scheme(
         name="fedmpq",
         weights=WeightQuantization(representation, get_scale_rule(scale_rule)),
         activation_bits=activation_bits,
         lasso=lasso,
         training=LocalTrainingConfig(pruning_threshold=pruning_threshold, **training),
-        uplink=uplink_class(representation),
+        uplink=uplink,
         aggregation_weight=get_aggregation_weight(aggregation_weight),
         allocation=get_allocation_policy(allocation),
         outer_bit_width=outer_bit_width,

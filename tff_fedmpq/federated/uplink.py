@@ -109,15 +109,38 @@ class ModelUplink(Uplink):
 class ModelChangeUplink(ModelUplink):
     """Sends the trained model too, but the server adds only what training changed.
 
-        W <- W + sum_n p_n (dequantize(G_n trained) - dequantize(G_n sent))
+        W <- W + gamma sum_n p_n (dequantize(G_n trained) - dequantize(G_n sent))
 
     So the server's float weights keep what quantization cut off from them, and changes
     too small to alter what a client receives add up over rounds: error feedback (Seide
     et al. 2014; Karimireddy et al. 2019) on the way down, without a bit more traffic.
 
+    A client of few bits rounds at random in steps as large as its levels are apart. A
+    server learning rate gamma below 1 (Reddi et al. 2021) averages that noise over
+    rounds. The float rest takes the whole change: it was not rounded.
+
     The server knows what it sent. TFF's aggregation sees only what clients return, so
     here the message is accompanied by the one that was received; it does not count.
     """
+
+    def __init__(
+        self, representation: Representation, server_learning_rate: float = 1.0
+    ):
+        """Initializes the uplink.
+
+        Args:
+          representation: what codes stand for.
+          server_learning_rate: gamma, of kernels.
+
+        Raises:
+          ValueError: if it is not positive.
+        """
+        super().__init__(representation)
+        if not server_learning_rate > 0:
+            raise ValueError(
+                f"server_learning_rate has to be above 0, found {server_learning_rate}."
+            )
+        self.server_learning_rate = server_learning_rate
 
     def encode(self, trained, received, budget, seed) -> Message:
         sent = super().encode(trained, received, budget, seed)
@@ -129,7 +152,10 @@ class ModelChangeUplink(ModelUplink):
         return tf.nest.map_structure(tf.subtract, trained, received)
 
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
-        return tf.nest.map_structure(tf.add, present, mean)
+        rate = self.server_learning_rate
+        kernels = [w + rate * c for w, c in zip(present.kernels, mean.kernels)]
+        rest = [w + change for w, change in zip(present.rest, mean.rest)]
+        return FloatWeights(tuple(kernels), tuple(rest))
 
     def count_bits(self, message, headers=()) -> tf.Tensor:
         return super().count_bits(message["sent"], headers)

@@ -26,6 +26,8 @@ class ExperimentConfig:
       scheme_options: further arguments of the scheme's function.
       dataset: name of the data set, or "auto".
       train_examples: how many training images are used, drawn by the seed; None = all.
+      validation_examples: how many other training images, drawn by the seed, take the
+        place of the test images: for choosing settings. None = the test images.
       model: name in `models.MODEL_DEPTHS`.
       alpha: of the Dirichlet partition; small is heterogeneous.
       num_clients: N.
@@ -49,6 +51,7 @@ class ExperimentConfig:
     scheme_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dataset: str = "cifar10"
     train_examples: int | None = None
+    validation_examples: int | None = None
     model: str = "resnet20"
     alpha: float = 0.5
     num_clients: int = 10
@@ -84,10 +87,9 @@ class ExperimentConfig:
             f"at most the number of clients, {self.num_clients}",
             self.clients_per_round,
         )
-        examples = self.train_examples
-        _require(
-            examples is None or examples >= 1, "train_examples", "1 or more", examples
-        )
+        for name in ("train_examples", "validation_examples"):
+            count = getattr(self, name)
+            _require(count is None or count >= 1, name, "1 or more", count)
         _require(self.model in MODEL_DEPTHS, "model", _one_of(MODEL_DEPTHS), self.model)
         is_quantized = build_scheme(self.scheme, {}).weights is not None
         compute = resolve_compute(self.compute, is_quantized)

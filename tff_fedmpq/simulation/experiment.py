@@ -292,23 +292,37 @@ def load_dataset(
 ) -> datasets.ImageDataset:
     """Returns a run's data set, with as many training images as it uses.
 
+    With `validation_examples`, its test images are training images that are held out.
+
     Args:
       config: of the run.
       data_dir: where data sets lie; None looks in the usual places.
 
     Raises:
       datasets.DatasetError: if it is missing or damaged.
+      ValueError: if all its training images are to be held out.
     """
     dataset = datasets.load(config.dataset, data_dir)
-    total, wanted = len(dataset.train_labels), config.train_examples
-    if wanted is None or wanted >= total:
+    total, held_out = len(dataset.train_labels), config.validation_examples or 0
+    if held_out >= total:
+        raise ValueError(
+            f"validation_examples: expected fewer than the {total} training images of "
+            f"{dataset.name}, found {held_out}."
+        )
+    used = min(config.train_examples or total, total - held_out)
+    if used == total:
         return dataset
-    rng = np.random.default_rng(config.seed)
-    chosen = np.sort(rng.permutation(total)[:wanted])
+    order = np.random.default_rng(config.seed).permutation(total)
+    trained = np.sort(order[:used])
+    images, labels = dataset.train_images, dataset.train_labels
+    subset = dataclasses.replace(
+        dataset, train_images=images[trained], train_labels=labels[trained]
+    )
+    if not held_out:
+        return subset
+    validated = np.sort(order[-held_out:])
     return dataclasses.replace(
-        dataset,
-        train_images=dataset.train_images[chosen],
-        train_labels=dataset.train_labels[chosen],
+        subset, test_images=images[validated], test_labels=labels[validated]
     )
 
 

@@ -138,4 +138,4 @@ def test_the_document_is_of_the_files_alone(make, tmp_path):
     document.write_document(tmp_path / "results", path)
     expected = document.build_document({"paper": records_of(record)})
     assert path.read_text() == expected
-    assert set(cells.PRESETS) == {"paper", "reduced"}
+    assert set(cells.PRESETS) == {"paper", "reduced", "tuning"}

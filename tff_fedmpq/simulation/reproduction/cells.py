@@ -21,7 +21,7 @@ from typing import Any, Callable
 from tff_fedmpq.allocation.policies import ALLOCATION_POLICIES
 from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS
 from tff_fedmpq.federated.schemes import SCHEMES, build_scheme
-from tff_fedmpq.federated.uplink import ModelChangeUplink
+from tff_fedmpq.federated.uplink import ModelChangeUplink, Uplink
 from tff_fedmpq.quantization.scales import SCALE_RULES
 from tff_fedmpq.simulation.compute import AUTO
 from tff_fedmpq.simulation.config import ExperimentConfig
@@ -54,6 +54,16 @@ PRESETS: Mapping[str, Preset] = {
         "a reduced protocol",
         {"cifar10": "resnet20", "cifar100": "resnet20"},
         {"train_examples": 20_000, "rounds": 30, "local_epochs": 2},
+    ),
+    "tuning": Preset(
+        "choosing settings, on training images that are held out",
+        {"cifar10": "resnet20"},
+        {
+            "train_examples": 10_000,
+            "validation_examples": 5_000,
+            "rounds": 15,
+            "local_epochs": 2,
+        },
     ),
 }
 
@@ -182,9 +192,16 @@ def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "code_update": scheme.training.code_update,
             "pruning_threshold": scheme.training.pruning_threshold,
             "saturate": scheme.training.saturate,
-            "error_feedback": isinstance(scheme.uplink, ModelChangeUplink),
+            **_server_options(scheme.uplink),
         }
     return explicit
+
+
+def _server_options(uplink: Uplink) -> dict[str, Any]:
+    if isinstance(uplink, ModelChangeUplink):
+        rate = uplink.server_learning_rate
+        return {"error_feedback": True, "server_learning_rate": rate}
+    return {"error_feedback": False, "server_learning_rate": 1.0}
 
 
 @functools.cache

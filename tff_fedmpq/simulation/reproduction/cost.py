@@ -109,8 +109,8 @@ class CostEstimator:
     def _read_labels(self, config: ExperimentConfig) -> tuple[np.ndarray, int, str]:
         """Returns training labels, number of test images, and the data set's name."""
         subset = None  # All examples, whatever the seed.
-        if config.train_examples is not None:
-            subset = (config.train_examples, config.seed)
+        if config.train_examples or config.validation_examples:
+            subset = (config.train_examples, config.validation_examples, config.seed)
         key = (config.dataset, subset)
         if key not in self._labels:
             dataset = experiment.load_dataset(config, self._data_dir)

@@ -94,9 +94,15 @@ def describe_protocol(preset: str) -> str:
     images = "all"
     if config.train_examples is not None:
         images = f"{config.train_examples:,} (drawn by the seed)"
+    tested = "test images: all"
+    if config.validation_examples is not None:
+        tested = (
+            f"evaluated on {config.validation_examples:,} other training images in the "
+            "place of the test images"
+        )
     networks = ", ".join(f"{d}: {m}" for d, m in cells.PRESETS[preset].models.items())
     text = (
-        f"Networks: {networks}. Training images: {images}; test images: all. "
+        f"Networks: {networks}. Training images: {images}; {tested}. "
         f"{config.rounds} rounds of {config.local_epochs} local epochs, batch "
         f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} "
         f"({config.learning_rate:g} for codes), momentum {config.momentum:g}, weight "

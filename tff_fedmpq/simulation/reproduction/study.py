@@ -1,6 +1,6 @@
 """A study of our own: what is FedMPQ's gain over AQFL made of?
 
-Six questions, on CIFAR-10 at alpha 0.5 (the last one at 0.1 too), seeds 0 and 1:
+Seven questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too), with seeds 0 and 1:
 
 1. How do both do under the paper's literal reading, and under each repair alone?
 2. Which part of FedMPQ matters at our defaults (the rows of Table 4)?
@@ -8,6 +8,8 @@ Six questions, on CIFAR-10 at alpha 0.5 (the last one at 0.1 too), seeds 0 and 1
 4. How does the gain depend on the share of 2-bit clients?
 5. And on the number of local epochs?
 6. What does error feedback at the server bring to both?
+7. Which learning rates, of clients and of the server, are best for each? (For the
+   preset "tuning", which does not see the test images.)
 
 The literal reading: codes in offset binary, scales `2 max|W|`, a pruned plane is
 dropped and not saturated, eta 0.1, AQFL weighs clients by |D_n| and FedMPQ by
@@ -93,6 +95,8 @@ READINGS: Mapping[str, Reading] = {
 
 TWO_BIT_SHARES = (0, 20, 40, 60, 80, 100)
 LOCAL_EPOCHS = (1, 5, 10)
+CLIENT_RATES = (0.25, 0.5, 1.0, 2.0)  # eta, of codes
+SERVER_RATES = (1.0, 0.5, 0.25)  # gamma, of changes at the server
 # The other clients' shares of 4, 6 and 8 bits, as in the paper's population.
 _OTHER_TIERS: Mapping[float, float] = {4.0: 3 / 8, 6.0: 3 / 8, 8.0: 2 / 8}
 
@@ -106,6 +110,7 @@ def study() -> list[Grid]:
         _two_bit_clients(),
         _local_epochs(),
         *_error_feedback(),
+        _learning_rates(),
     ]
 
 
@@ -214,3 +219,24 @@ def _error_feedback_at(alpha: float) -> Grid:
     }
     title = f"Question 6: error feedback at the server, alpha {alpha:g}"
     return make_grid(title, "server", slots, with_paper=False)
+
+
+def _learning_rates() -> Grid:
+    rows: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+        f"eta {rate:g}": ({"learning_rate": rate}, {}) for rate in CLIENT_RATES
+    }
+    for server_rate in SERVER_RATES:
+        for rate in CLIENT_RATES:
+            title = f"eta {rate:g}, error feedback, gamma {server_rate:g}"
+            options = {"error_feedback": True, "server_learning_rate": server_rate}
+            rows[title] = ({"learning_rate": rate}, options)
+    slots = {
+        (title, paper.SCHEME_TITLES[scheme]): Slot(
+            f"study/rates/{title.replace(', ', '-').replace(' ', '')}/{scheme}",
+            {**_COMMON, **settings, "scheme": scheme, "scheme_options": options},
+        )
+        for title, (settings, options) in rows.items()
+        for scheme in _PAIR
+    }
+    title = "Question 7: learning rates"
+    return make_grid(title, "rates", slots, with_paper=False)
