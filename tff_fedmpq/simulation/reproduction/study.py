@@ -222,7 +222,7 @@ def _error_feedback_at(alpha: float) -> Grid:
 
 
 def _learning_rates() -> Grid:
-    rows: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    rows: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         f"eta {rate:g}": ({"learning_rate": rate}, {}) for rate in CLIENT_RATES
     }
     for server_rate in SERVER_RATES:
