@@ -8,7 +8,7 @@
 A table is table1, table2, table3, table4, figure2, or study (questions of our own).
 What is finished is not redone; what was interrupted goes on. Says how long all will
 take before it starts. After each cell, its result is in --results_dir, and --document
-is written anew from the results there.
+and --study are written anew from the results there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ import tensorflow as tf  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES  # noqa: E402
-from tff_fedmpq.simulation.reproduction import cells, document, runner  # noqa: E402
+from tff_fedmpq.simulation.reproduction import (  # noqa: E402
+    cells,
+    document,
+    runner,
+    study_document,
+)
 from tff_fedmpq.simulation.reproduction.cost import (  # noqa: E402
     CostEstimator,
     Speed,
@@ -70,6 +75,14 @@ _RESULTS_DIR = flags.DEFINE_string(
 )
 _DOCUMENT = flags.DEFINE_string(
     "document", "docs/reproduction.md", "Written from the files in --results_dir."
+)
+_STUDY = flags.DEFINE_string(
+    "study", "docs/study.md", "Written from --study_template and the same files."
+)
+_STUDY_TEMPLATE = flags.DEFINE_string(
+    "study_template",
+    "docs/study.template.md",
+    "Text whose placeholders stand for results; without such a file, no study.",
 )
 # Evaluation has no backward pass; only for --images_per_second.
 _EVALUATION_SPEED_UP = 2.0
@@ -132,6 +145,10 @@ def _run(table: str) -> None:
 
 def _write_document() -> None:
     document.write_document(_RESULTS_DIR.value, _DOCUMENT.value)
+    if os.path.exists(_STUDY_TEMPLATE.value):
+        study_document.write_study(
+            _RESULTS_DIR.value, _STUDY_TEMPLATE.value, _STUDY.value
+        )
 
 
 if __name__ == "__main__":

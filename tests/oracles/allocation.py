@@ -84,3 +84,31 @@ def literal(mean_bit_widths, bit_reductions, layer_sizes, budget):
         else:
             cur -= 1
     return bit_widths
+
+
+def least_distortion(distortions, bit_reductions, layer_sizes, budget):
+    """Marginal analysis (Fox 1966), one bit at a time; `distortions` are D(1..8).
+
+    Ties go to the layer of fewer bits, then to the first.
+    """
+    left = capacity_bits(budget, layer_sizes) - sum(int(m) for m in layer_sizes)
+    bit_widths = [MIN_BIT_WIDTH] * len(layer_sizes)
+    growing = set(range(len(layer_sizes)))
+    while growing:
+
+        def preference(layer):
+            b = bit_widths[layer]
+            removed = distortions[b - 1] - distortions[b]
+            price = int(layer_sizes[layer]) * (int(bit_reductions[layer]) + 1)
+            return -removed / price, b, layer
+
+        growing -= {i for i in growing if bit_widths[i] == MAX_BIT_WIDTH}
+        if not growing:
+            break
+        layer = min(growing, key=preference)
+        if layer_sizes[layer] <= left:
+            bit_widths[layer] += 1
+            left -= int(layer_sizes[layer])
+        else:
+            growing.remove(layer)
+    return bit_widths

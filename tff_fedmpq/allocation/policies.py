@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.allocation.prune_and_grow import prune_and_grow_graph
+from tff_fedmpq.allocation.rate_distortion import minimize_distortion_graph
 from tff_fedmpq.lookup import lookup
 
 AllocationPolicy = Callable[
@@ -55,10 +56,23 @@ def pruning_growing(
     )
 
 
+def rate_distortion(
+    bit_widths: tf.Tensor,
+    mean_bit_widths: tf.Tensor,
+    bit_reductions: tf.Tensor,
+    layer_sizes: np.ndarray,
+    budgets: np.ndarray,
+) -> tf.Tensor:
+    """Spends each client's budget where bits remove the most quantization error."""
+    del bit_widths, mean_bit_widths
+    return minimize_distortion_graph(bit_reductions, layer_sizes, budgets)
+
+
 ALLOCATION_POLICIES: Mapping[str, AllocationPolicy] = {
     "keep": keep_bit_widths,
     "pruning_growing": pruning_growing,
     "literal_pruning_growing": functools.partial(pruning_growing, literal=True),
+    "rate_distortion": rate_distortion,
 }
 
 

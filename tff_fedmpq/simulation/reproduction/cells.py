@@ -104,6 +104,11 @@ class Cell:
     obstacle: str = ""
 
 
+def grids() -> list[Grid]:
+    """Returns the grids of all tables, in the order of `TABLES`."""
+    return [grid for table in TABLES.values() for grid in table()]
+
+
 def expand(
     table: str, preset: str, seeds: Sequence[int], compute: str = DEFAULT_COMPUTE
 ) -> list[Cell]:
@@ -209,13 +214,11 @@ def owners(preset: str) -> Mapping[str, str]:
     """Returns, for every group that can be run, the group that owns its result."""
     first: dict[str, str] = {}
     owner = {}
-    for grids in TABLES.values():
-        for grid in grids():
-            for slot in grid.slots.values():
-                if not find_obstacle(slot, preset):
-                    config = build_config(slot, preset, seed=0).as_dict()
-                    key = json.dumps(config, sort_keys=True)
-                    owner[slot.group] = first.setdefault(key, slot.group)
+    for slot in (slot for grid in grids() for slot in grid.slots.values()):
+        if not find_obstacle(slot, preset):
+            config = build_config(slot, preset, seed=0).as_dict()
+            key = json.dumps(config, sort_keys=True)
+            owner[slot.group] = first.setdefault(key, slot.group)
     return owner
 
 

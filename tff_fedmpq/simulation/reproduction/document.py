@@ -68,14 +68,13 @@ def _preset_section(preset: str, records: Records) -> Iterator[str]:
     yield f"## {_capitalised(cells.PRESETS[preset].title)}{label}"
     yield describe_protocol(preset)
     left_out = []
-    for grids in cells.TABLES.values():
-        for grid in grids():
-            is_begun = any(find_records(s, preset, records) for s in _slots(grid))
-            if is_begun or (preset == "paper" and grid.with_paper):
-                yield f"### {grid.title}{label}"
-                yield format_grid(grid, preset, records)
-            else:
-                left_out.append(grid.title)
+    for grid in cells.grids():
+        is_begun = any(find_records(s, preset, records) for s in _slots(grid))
+        if is_begun or (preset == "paper" and grid.with_paper):
+            yield f"### {grid.title}{label}"
+            yield format_grid(grid, preset, records)
+        else:
+            left_out.append(grid.title)
     if left_out:
         yield "Not run: " + "; ".join(left_out) + "."
     unused = sorted(set(records) - _used_ids(preset, records))
@@ -124,7 +123,7 @@ def format_grid(grid: Grid, preset: str, records: Records) -> str:
     heads = [grid.corner]
     for column in grid.columns:
         heads += [f"{column}, ours", "paper"] if grid.with_paper else [column]
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines = [format_row(heads), format_row(["---"] * len(heads))]
     for row in grid.rows:
         entries = [row]
         for column in grid.columns:
@@ -133,7 +132,7 @@ def format_grid(grid: Grid, preset: str, records: Records) -> str:
             if grid.with_paper:
                 number = slot.paper if slot else None
                 entries.append("-" if number is None else f"{number:.1f}")
-        lines.append(_row(entries))
+        lines.append(format_row(entries))
     obstacles = {cells.find_obstacle(slot, preset) for slot in _slots(grid)} - {""}
     notes = [grid.note] if grid.note else []
     notes += [f"n/a: {obstacle}." for obstacle in sorted(obstacles)]
@@ -172,14 +171,17 @@ def find_records(slot: Slot, preset: str, records: Records) -> dict[str, Record]
 
 
 def _used_ids(preset: str, records: Records) -> set[str]:
-    slots = (s for grids in cells.TABLES.values() for g in grids() for s in _slots(g))
+    slots = (slot for grid in cells.grids() for slot in _slots(grid))
     return {name for slot in slots for name in find_records(slot, preset, records)}
 
 
 def _deviation_section() -> Iterator[str]:
     yield "## Deviations from the paper"
-    lines = [_row(["what", "why", "where, and how to undo it"]), _row(["---"] * 3)]
-    yield "\n".join([*lines, *(_row(deviation) for deviation in DEVIATIONS)])
+    lines = [
+        format_row(["what", "why", "where, and how to undo it"]),
+        format_row(["---"] * 3),
+    ]
+    yield "\n".join([*lines, *(format_row(deviation) for deviation in DEVIATIONS)])
 
 
 def _run_section(records_by_preset: Mapping[str, Records]) -> Iterator[str]:
@@ -195,8 +197,8 @@ def _run_section(records_by_preset: Mapping[str, Records]) -> Iterator[str]:
     )
     heads = ["run", "accuracy", "devices", "MB up", "MB down", "time", "compute"]
     heads += ["hardware", "versions", "command"]
-    lines = [_row(heads), _row(["---"] * len(heads))]
-    yield "\n".join([*lines, *(_row(_run_entries(run)) for run in runs)])
+    lines = [format_row(heads), format_row(["---"] * len(heads))]
+    yield "\n".join([*lines, *(format_row(_run_entries(run)) for run in runs)])
 
 
 def _run_entries(record: Record) -> list[str]:
@@ -237,7 +239,8 @@ def _slots(grid: Grid) -> list[Slot]:
     return list(grid.slots.values())
 
 
-def _row(entries: Sequence[str]) -> str:
+def format_row(entries: Sequence[str]) -> str:
+    """Returns a line of a Markdown table."""
     # A pipe within an entry would end it.
     return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
 

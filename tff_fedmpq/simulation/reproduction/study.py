@@ -21,8 +21,9 @@ Many of these runs are runs of the paper's tables too; `cells` runs such only on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from tff_fedmpq.allocation.budgets import tiered_budgets
 from tff_fedmpq.simulation.reproduction import paper
@@ -103,15 +104,7 @@ _OTHER_TIERS: Mapping[float, float] = {4.0: 3 / 8, 6.0: 3 / 8, 8.0: 2 / 8}
 
 def study() -> list[Grid]:
     """Returns the study's questions, a grid each."""
-    return [
-        _repairs(),
-        _parts(),
-        _outer_layers(),
-        _two_bit_clients(),
-        _local_epochs(),
-        *_error_feedback(),
-        _learning_rates(),
-    ]
+    return [grid() for grid in QUESTIONS.values()]
 
 
 def _repairs() -> Grid:
@@ -172,7 +165,7 @@ def _outer_layers() -> Grid:
 
 def _two_bit_clients() -> Grid:
     slots = {
-        (paper.SCHEME_TITLES[scheme], f"{share} %"): Slot(
+        (f"{share} %", paper.SCHEME_TITLES[scheme]): Slot(
             f"study/two-bit{share}/{scheme}",
             {**_COMMON, "scheme": scheme, "budgets": _budgets(share / 100)},
         )
@@ -181,7 +174,7 @@ def _two_bit_clients() -> Grid:
     }
     note = "The other clients have 4, 6 and 8 bits in the paper's proportions."
     title = "Question 4: share of 2-bit clients"
-    return make_grid(title, "scheme", slots, with_paper=False, note=note)
+    return make_grid(title, "2-bit clients", slots, with_paper=False, note=note)
 
 
 def _budgets(share: float, num_clients: int = 10) -> tuple[float, ...]:
@@ -191,19 +184,15 @@ def _budgets(share: float, num_clients: int = 10) -> tuple[float, ...]:
 
 def _local_epochs() -> Grid:
     slots = {
-        (paper.SCHEME_TITLES[scheme], f"{epochs} epochs"): epochs_slot(scheme, epochs)
+        (f"{epochs}", paper.SCHEME_TITLES[scheme]): epochs_slot(scheme, epochs)
         for epochs in LOCAL_EPOCHS
         for scheme in _PAIR
     }
     title = "Question 5: local epochs"
-    return make_grid(title, "scheme", slots, with_paper=False)
+    return make_grid(title, "local epochs", slots, with_paper=False)
 
 
-def _error_feedback() -> list[Grid]:
-    return [_error_feedback_at(alpha) for alpha in (0.5, 0.1)]
-
-
-def _error_feedback_at(alpha: float) -> Grid:
+def _error_feedback(alpha: float) -> Grid:
     settings = {"dataset": "cifar10", "alpha": alpha}
     rows: Mapping[str, Mapping[str, Any]] = {
         "defaults": {},
@@ -240,3 +229,16 @@ def _learning_rates() -> Grid:
     }
     title = "Question 7: learning rates"
     return make_grid(title, "rates", slots, with_paper=False)
+
+
+# By the name under which a text refers to them (`study_document`).
+QUESTIONS: Mapping[str, Callable[[], Grid]] = {
+    "repairs": _repairs,
+    "parts": _parts,
+    "outer_layers": _outer_layers,
+    "two_bit_clients": _two_bit_clients,
+    "local_epochs": _local_epochs,
+    "error_feedback_alpha0.5": functools.partial(_error_feedback, 0.5),
+    "error_feedback_alpha0.1": functools.partial(_error_feedback, 0.1),
+    "rates": _learning_rates,
+}

@@ -1,0 +1,89 @@
+"""The study: placeholders filled in from result files made by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tff_fedmpq.simulation.reproduction import study, study_document
+
+AQFL = "table1/cifar10/alpha0.5/aqfl"
+FEDMPQ = "table1/cifar10/alpha0.5/fedmpq"
+
+
+@pytest.fixture
+def records(make):
+    """Two seeds of both, reduced; the last five rounds count."""
+    accuracies = {
+        f"{AQFL}/seed0": [0.9, 0.4, 0.4, 0.4, 0.4, 0.4],
+        f"{AQFL}/seed1": [0.9, 0.3, 0.4, 0.5, 0.4, 0.6],  # Mean 0.44.
+        f"{FEDMPQ}/seed0": [0.1, 0.5, 0.5, 0.5, 0.5, 0.5],
+        f"{FEDMPQ}/seed1": [0.1, 0.6, 0.6, 0.6, 0.6, 0.6],
+    }
+    reduced = [make.finished(n, a, "reduced") for n, a in accuracies.items()]
+    reduced.append(make.unfinished("study/literal/aqfl/seed0", 12, "reduced"))
+    return {"reduced": {record["id"]: record for record in reduced}}
+
+
+def build(text, records):
+    return study_document.build_study(text, records)
+
+
+def test_mean_is_over_seeds_of_the_last_five_rounds(records):
+    # 40 and 44: mean 42, standard deviation sqrt(2^2 + 2^2).
+    found = build(f"AQFL reached {{{{ mean: reduced/{AQFL} }}}} %.", records)
+    assert found == "AQFL reached 42.0 ± 2.8 (2) %."
+
+
+def test_difference_is_paired_by_seed(records):
+    # 50 - 40 = 10 and 60 - 44 = 16.
+    text = f"{{{{ difference: reduced/{FEDMPQ}, reduced/{AQFL} }}}}"
+    assert build(text, records) == "+13.0 ± 4.2 (2)"
+    del records["reduced"][f"{AQFL}/seed1"]
+    assert build(text, records) == "+10.0 (1)"
+
+
+def test_what_is_not_finished_is_not_run(records):
+    assert build("{{ mean: reduced/study/literal/aqfl }}", records) == "not run"
+    assert build(f"{{{{ mean: paper/{AQFL} }}}}", records) == "not run"
+
+
+def test_table_shows_both_and_their_difference(records):
+    lines = build("{{ table: repairs }}", records).splitlines()
+    assert lines[0] == "| reading | AQFL | FedMPQ | FedMPQ - AQFL |"
+    assert "| the paper, literally | not run | not run | not run |" in lines
+    assert "| saturating pruning |  | not run |  |" in lines
+    expected = "| 42.0 ± 2.8 (2) | 55.0 ± 7.1 (2) | +13.0 ± 4.2 (2) |"
+    assert f"| all repairs: our defaults {expected}" in lines
+
+
+@pytest.mark.parametrize("name", study.QUESTIONS)
+def test_every_question_has_a_table_of_even_rows(name, records):
+    table = build(f"{{{{ table: {name} }}}}", records).split("\n\n")[0]
+    lines = table.replace("\\|", "").splitlines()  # Escaped, it ends no entry.
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_protocol_is_in_words(records):
+    assert "30 rounds of 2 local epochs" in build("{{ protocol: reduced }}", records)
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "message"),
+    [
+        ("{{ median: reduced/x }}", "Unknown placeholder"),
+        ("{{ table: x }}", "Unknown table 'x'"),
+        ("{{ protocol: x }}", "Unknown preset 'x'"),
+        ("{{ mean: reduced/x }}", "no group of runs"),
+        (f"{{{{ mean: {AQFL} }}}}", "no group of runs"),
+    ],
+)
+def test_a_placeholder_that_is_not_understood(placeholder, message, records):
+    with pytest.raises(ValueError, match=message):
+        build(placeholder, records)
+
+
+def test_writes_the_document(tmp_path):
+    template, path = tmp_path / "template.md", tmp_path / "study.md"
+    template.write_text(f"Nothing: {{{{ mean: reduced/{AQFL} }}}}.\n")
+    study_document.write_study(tmp_path / "results", template, path)
+    assert path.read_text() == "Nothing: not run.\n"

@@ -1,0 +1,163 @@
+"""`docs/study.md`, from a text with placeholders and result files.
+
+The text is written by hand (`docs/study.template.md`); its numbers are not. Between
+double braces stands what is to be shown:
+
+    {{ table: repairs }}               a question of `study.QUESTIONS`
+    {{ protocol: reduced }}            a preset of `cells.PRESETS`, in words
+    {{ mean: PRESET/GROUP }}           over seeds, of a group such as table1/.../aqfl
+    {{ difference: PRESET/A, PRESET/B }}   A - B, paired by seed
+
+Accuracy here is the mean over a run's last five rounds, for a single round's swings.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Callable
+
+import numpy as np
+
+from tff_fedmpq.simulation.files import PathLike, write_atomically
+from tff_fedmpq.simulation.reproduction import cells, document, paper, results, study
+from tff_fedmpq.simulation.reproduction.document import Records
+from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
+
+RecordsByPreset = Mapping[str, Records]
+
+NUM_LATE_ROUNDS = 5
+TABLE_PRESET = {"rates": "tuning"}  # The others are at "reduced".
+
+_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*:\s*(.*?)\s*\}\}", re.DOTALL)
+_PAIR = (paper.SCHEME_TITLES["fedmpq"], paper.SCHEME_TITLES["aqfl"])
+
+
+def write_study(results_dir: PathLike, template: PathLike, path: PathLike) -> None:
+    """Writes the study of the result files in a directory.
+
+    Raises:
+      ValueError: naming a result file that is damaged, or a placeholder that is not
+        understood.
+      FileNotFoundError: if there is no template.
+    """
+    records = {
+        preset: results.read_records(results_dir, preset) for preset in cells.PRESETS
+    }
+    text = build_study(pathlib.Path(template).read_text(), records)
+    write_atomically(pathlib.Path(path), text.encode())
+
+
+def build_study(template: str, records: RecordsByPreset) -> str:
+    """Returns the template with every placeholder filled in.
+
+    Args:
+      template: text with placeholders (module docstring).
+      records: preset -> result id -> content of the result file.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        kind, argument = match.groups()
+        if kind not in _KINDS:
+            raise ValueError(
+                f"Unknown placeholder {match.group()!r}; expected one of "
+                f"{', '.join(_KINDS)}."
+            )
+        return _KINDS[kind](argument, records)
+
+    return _PLACEHOLDER.sub(fill, template)
+
+
+def late_accuracies(slot: Slot, preset: str, records: Records) -> dict[int, float]:
+    """Returns the mean test accuracy of the last rounds in %, by seed."""
+    found = document.find_records(slot, preset, records).values()
+    return {
+        record["protocol"]["seed"]: 100
+        * float(
+            np.mean([r["test_accuracy"] for r in record["rounds"][-NUM_LATE_ROUNDS:]])
+        )
+        for record in found
+        if record["finished"]
+    }
+
+
+def format_table(grid: Grid, preset: str, records: Records) -> str:
+    """Returns a grid as a Markdown table; with FedMPQ - AQFL where it has both."""
+    is_paired = set(_PAIR) <= set(grid.columns)
+    heads = [grid.corner, *grid.columns]
+    heads += [" - ".join(_PAIR)] if is_paired else []
+    lines = [document.format_row(heads), document.format_row(["---"] * len(heads))]
+    for row in grid.rows:
+        by_column = {
+            column: late_accuracies(grid.slots[row, column], preset, records)
+            for column in grid.columns
+            if (row, column) in grid.slots
+        }
+        entries = [row]
+        entries += [
+            format_mean(list(by_column[column].values())) if column in by_column else ""
+            for column in grid.columns
+        ]
+        if is_paired and set(_PAIR) <= set(by_column):
+            entries.append(format_difference(*(by_column[name] for name in _PAIR)))
+        lines.append(document.format_row([*entries, ""][: len(heads)]))
+    table = "\n".join(lines)
+    return f"{table}\n\n{grid.note}" if grid.note else table
+
+
+def format_mean(values: Sequence[float], spec: str = ".1f") -> str:
+    """Returns mean, standard deviation and number, as "41.2 ± 0.4 (2)"."""
+    if not values:
+        return "not run"
+    text = format(np.mean(values), spec)
+    if len(values) == 1:
+        return f"{text} (1)"
+    return f"{text} ± {np.std(values, ddof=1):.1f} ({len(values)})"
+
+
+def format_difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
+    """Returns a - b over the seeds that both have."""
+    return format_mean([a[seed] - b[seed] for seed in sorted(set(a) & set(b))], "+.1f")
+
+
+def _table(name: str, records: RecordsByPreset) -> str:
+    if name not in study.QUESTIONS:
+        raise ValueError(
+            f"Unknown table {name!r}; expected one of {', '.join(study.QUESTIONS)}."
+        )
+    preset = TABLE_PRESET.get(name, "reduced")
+    return format_table(study.QUESTIONS[name](), preset, records.get(preset, {}))
+
+
+def _protocol(preset: str, records: RecordsByPreset) -> str:
+    del records
+    if preset not in cells.PRESETS:
+        raise ValueError(f"Unknown preset {preset!r}.")
+    return document.describe_protocol(preset)
+
+
+def _mean(name: str, records: RecordsByPreset) -> str:
+    return format_mean(list(_accuracies_of(name, records).values()))
+
+
+def _difference(names: str, records: RecordsByPreset) -> str:
+    a, _, b = (part.strip() for part in names.partition(","))
+    return format_difference(_accuracies_of(a, records), _accuracies_of(b, records))
+
+
+def _accuracies_of(name: str, records: RecordsByPreset) -> dict[int, float]:
+    """Returns `late_accuracies` of PRESET/GROUP."""
+    preset, _, group = name.partition("/")
+    slots = {s.group: s for g in cells.grids() for s in g.slots.values()}
+    if preset not in cells.PRESETS or group not in slots:
+        raise ValueError(f"{name!r} is no group of runs; expected PRESET/GROUP.")
+    return late_accuracies(slots[group], preset, records.get(preset, {}))
+
+
+_KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
+    "table": _table,
+    "protocol": _protocol,
+    "mean": _mean,
+    "difference": _difference,
+}
