@@ -126,3 +126,46 @@ def test_scales_bit_widths_and_counters_are_not_averaged(problem):
     counting = tf.keras.Sequential([tf.keras.layers.Dropout(0.5), *model.layers])
     counting.build((None, 8, 8, 3))
     assert ModelSpec.from_model(counting).rest_shapes == problem.spec.rest_shapes
+
+
+def test_moments_of_parts_average_to_those_of_the_whole():
+    """Clients' inputs in equal parts: averaged moments are those of all together."""
+    model = quantize_model(
+        tf.keras.Sequential(
+            [
+                tf.keras.layers.Dense(3, use_bias=False, input_shape=(2,)),
+                tf.keras.layers.BatchNormalization(),
+                tf.keras.layers.Dense(3),
+                tf.keras.layers.BatchNormalization(scale=False),
+            ]
+        ),
+        4,
+        4,
+    )
+    spec = ModelSpec.from_model(model)
+    assert len(spec.batch_statistics) == 2
+    rest = [v.numpy() for v in float_rest_variables(model)]
+    rng = np.random.default_rng(0)
+    inputs = rng.normal([[[0.0]], [[5.0]]], 2.0, [2, 1000, 3]).astype(np.float32)
+    sent = []
+    for part in inputs:
+        for mean, variance in spec.batch_statistics:
+            rest[mean], rest[variance] = part.mean(0), part.var(0)
+        assert_same(spec.from_moments(spec.to_moments(rest)), rest, rtol=1e-4)
+        sent.append(spec.to_moments(rest))
+    pooled = spec.from_moments([(a + b) / 2 for a, b in zip(*sent)])
+    whole = inputs.reshape(-1, 3)
+    for mean, variance in spec.batch_statistics:
+        np.testing.assert_allclose(pooled[mean], whole.mean(0), rtol=1e-4)
+        np.testing.assert_allclose(pooled[variance], whole.var(0), rtol=1e-3)
+
+
+def test_variances_do_not_fall_below_zero():
+    spec = ModelSpec((), (), (), ((1,), (1,)), ((0, 1),))
+    _, variance = spec.from_moments([tf.constant([3.0]), tf.constant([8.9999])])
+    assert variance.numpy() == 0
+
+
+def assert_same(found, expected, rtol):
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=rtol)

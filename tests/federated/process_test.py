@@ -146,6 +146,47 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
         assert_equal(output.metrics[name], recorded_round.metrics[name])
 
 
+def test_pooled_statistics_are_those_of_all_inputs(recorded_round, problem):
+    """Law of total variance: the mean of the variances, and the variance of the means."""
+    process = problem.build(pooled_statistics=True)
+    names = recorded_round.participants
+    output = process.next(recorded_round.before, names)
+    results = [recorded_round.results[name] for name in names]
+    weights = [result.weight for result in results]
+    # The model's one BatchNorm: moving mean and variance end the float rest.
+    means, variances = (
+        np.stack([result.message["rest"][i] for result in results]) for i in (-2, -1)
+    )
+    mean = np.average(means, axis=0, weights=weights)
+    within = np.average(variances, axis=0, weights=weights)
+    between = np.average(np.square(means - mean), axis=0, weights=weights)
+    found = output.state.global_model_weights.non_trainable
+    np.testing.assert_allclose(found[0], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[1], within + between, rtol=1e-4, atol=1e-6)
+    assert (between > 1e-3 * within).any()
+    # Nothing else differs.
+    for value, expected in zip(
+        output.state.global_model_weights.trainable,
+        recorded_round.after.global_model_weights.trainable,
+    ):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+    assert_equal(output.metrics["uplink_bits"], recorded_round.metrics["uplink_bits"])
+
+
+def test_pooled_statistics_survive_error_feedback(recorded_round, problem):
+    names, before = recorded_round.participants, recorded_round.before
+    options = ({}, {"error_feedback": True})
+    plain, with_feedback = (
+        problem.build(pooled_statistics=True, **o).next(before, names).state
+        for o in options
+    )
+    for value, expected in zip(
+        with_feedback.global_model_weights.non_trainable,
+        plain.global_model_weights.non_trainable,
+    ):
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_rows_are_pruned_and_grown_from_the_mean(recorded_round, problem):
     before = recorded_round.before.distributor["bit_widths"]
     after = recorded_round.after.distributor["bit_widths"]

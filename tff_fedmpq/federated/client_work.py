@@ -72,6 +72,10 @@ def build_client_work(
             weights = messages.unpack_model(received, spec)
             seeds = tf.random.split(received["seed"], 2)
             trained, sums, densities = trainer.train(weights, images, labels, seeds[0])
+            if scheme.pooled_statistics:
+                trained, weights = (
+                    w._replace(rest=spec.to_moments(w.rest)) for w in (trained, weights)
+                )
             message = scheme.uplink.encode(trained, weights, budget, seeds[1])
             num_examples = tf.cast(tf.shape(images)[0], tf.float32)
             weight = scheme.aggregation_weight(budget, num_examples)

@@ -6,6 +6,7 @@ Data", AISTATS 2017: ``W <- sum_n p_n W_n``, ``p_n = |D_n| / sum |D_i|``.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tff_fedmpq.federated.local_training import LocalTrainingConfig
@@ -25,18 +26,21 @@ _OPTIONS_OF_CODES = {"code_update", "pruning_threshold", "saturate"}
 def fedavg_scheme(
     *,
     aggregation_weight: str | AggregationWeight = weigh_by_examples,
+    pooled_statistics: bool = False,
     **training: Any,
 ) -> Scheme:
     """Returns FP32 FedAvg as a `Scheme`.
 
     Args:
       aggregation_weight: p_n, before normalisation.
+      pooled_statistics: whether BatchNorm's variances are pooled (`Scheme`).
       **training: fields of `LocalTrainingConfig`; `float_learning_rate` is the rate of
         all weights.
     """
     # A float model has no codes to represent.
     uplink = ModelUplink(SIGN_MAGNITUDE)
-    return float_scheme("fedavg", uplink, aggregation_weight, training)
+    scheme = float_scheme("fedavg", uplink, aggregation_weight, training)
+    return dataclasses.replace(scheme, pooled_statistics=pooled_statistics)
 
 
 def float_scheme(

@@ -56,6 +56,7 @@ def fedmpq_scheme(
     aggregation_weight: str | AggregationWeight = weigh_by_budget_and_examples,
     error_feedback: bool = False,
     server_learning_rate: float = 1.0,
+    pooled_statistics: bool = False,
     outer_bit_width: int | None = None,
     **training: Any,
 ) -> Scheme:
@@ -72,6 +73,7 @@ def fedmpq_scheme(
       error_feedback: whether the server adds the clients' changes to its own float
         weights (`uplink.ModelChangeUplink`) instead of averaging their models.
       server_learning_rate: by how much it adds them; needs `error_feedback`.
+      pooled_statistics: whether BatchNorm's variances are pooled (`Scheme`).
       outer_bit_width: bits of the first and the last layer (`Scheme`).
       **training: other fields of `LocalTrainingConfig`.
 
@@ -96,6 +98,7 @@ def fedmpq_scheme(
         uplink=uplink,
         aggregation_weight=get_aggregation_weight(aggregation_weight),
         allocation=get_allocation_policy(allocation),
+        pooled_statistics=pooled_statistics,
         outer_bit_width=outer_bit_width,
     )
 

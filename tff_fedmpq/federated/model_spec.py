@@ -43,12 +43,15 @@ class ModelSpec:
       trainable_shapes: of all trainable weights, kernels among them.
       is_kernel: for each trainable weight, whether it is a kernel.
       non_trainable_shapes: of all other float weights.
+      batch_statistics: for each BatchNorm layer, the places of its moving mean and
+        variance in the float rest.
     """
 
     kernel_names: tuple[str, ...]
     trainable_shapes: tuple[tuple[int, ...], ...]
     is_kernel: tuple[bool, ...]
     non_trainable_shapes: tuple[tuple[int, ...], ...]
+    batch_statistics: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_model(cls, model: tf.keras.Model) -> ModelSpec:
@@ -72,6 +75,7 @@ class ModelSpec:
             tuple(tuple(v.shape) for v in variables),
             is_kernel,
             tuple(tuple(v.shape) for v in float_non_trainable_variables(model)),
+            _find_batch_statistics(model),
         )
 
     @property
@@ -119,6 +123,37 @@ class ModelSpec:
         kernels, rest = iter(weights.kernels), iter(weights.rest)
         trainable = tuple(next(kernels if k else rest) for k in self.is_kernel)
         return trainable, tuple(rest)
+
+
+    def to_moments(self, rest: Sequence[Any]) -> tuple[Any, ...]:
+        """Returns the float rest with E[x^2] in the place of BatchNorm's variances.
+
+        A mean of means and a mean of such moments are the mean and moment of all
+        clients' inputs together; a mean of variances leaves out how far the clients'
+        means are apart (law of total variance).
+        """
+        moments = list(rest)
+        for mean, variance in self.batch_statistics:
+            moments[variance] = rest[variance] + tf.square(rest[mean])
+        return tuple(moments)
+
+    def from_moments(self, moments: Sequence[Any]) -> tuple[Any, ...]:
+        """Returns the float rest of which `to_moments` made the moments."""
+        rest = list(moments)
+        for mean, variance in self.batch_statistics:
+            # Rounding may bring the variance of a constant below zero.
+            rest[variance] = tf.nn.relu(moments[variance] - tf.square(moments[mean]))
+        return tuple(rest)
+
+
+def _find_batch_statistics(model: tf.keras.Model) -> tuple[tuple[int, int], ...]:
+    """Returns `ModelSpec.batch_statistics`."""
+    places = {id(v): i for i, v in enumerate(float_rest_variables(model))}
+    return tuple(
+        (places[id(layer.moving_mean)], places[id(layer.moving_variance)])
+        for layer in model.submodules
+        if isinstance(layer, tf.keras.layers.BatchNormalization)
+    )
 
 
 def float_non_trainable_variables(model: tf.keras.Model) -> list[tf.Variable]:

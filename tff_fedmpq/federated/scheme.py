@@ -88,6 +88,8 @@ class Scheme:
       uplink: what goes up.
       allocation: who decides the bit-widths of the next round.
       aggregation_weight: how much a client counts in the average.
+      pooled_statistics: whether clients send second moments in the place of BatchNorm's
+        variances, so that the server's are those of all clients' inputs together.
       common_budget: bits per weight that every client has, whatever its own budget.
       min_budget: smallest budget that the scheme can serve.
       outer_bit_width: bits of the first and the last layer whatever the budget, which
@@ -102,6 +104,7 @@ class Scheme:
     aggregation_weight: AggregationWeight
     lasso: float = 0.0
     allocation: AllocationPolicy = keep_bit_widths
+    pooled_statistics: bool = False
     common_budget: float | None = None
     min_budget: float = 1.0
     outer_bit_width: int | None = None

@@ -127,9 +127,16 @@ class Server:
         """Returns the next global model; the present one after a round of nobody."""
         present = self._float_weights(state)
         mean, _ = aggregation.weighted_mean(sums)
+        if self._scheme.pooled_statistics:
+            as_sent = present._replace(rest=self._spec.to_moments(present.rest))
+            following = self._scheme.uplink.apply(as_sent, mean)
+            rest = self._spec.from_moments(following.rest)
+            following = following._replace(rest=rest)
+        else:
+            following = self._scheme.uplink.apply(present, mean)
         return tf.nest.map_structure(
             lambda new, old: tf.where(aggregation.has_average(sums), new, old),
-            self._scheme.uplink.apply(present, mean),
+            following,
             present,
         )
 

@@ -197,6 +197,7 @@ def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "code_update": scheme.training.code_update,
             "pruning_threshold": scheme.training.pruning_threshold,
             "saturate": scheme.training.saturate,
+            "pooled_statistics": scheme.pooled_statistics,
             **_server_options(scheme.uplink),
         }
     return explicit
