@@ -147,7 +147,7 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
 
 
 def test_pooled_statistics_are_those_of_all_inputs(recorded_round, problem):
-    """Law of total variance: the mean of the variances, and the variance of the means."""
+    """Law of total variance: the mean variance and the variance of the means."""
     process = problem.build(pooled_statistics=True)
     names = recorded_round.participants
     output = process.next(recorded_round.before, names)
