@@ -13,6 +13,7 @@ from absl import flags  # noqa: E402
 
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES  # noqa: E402
 from tff_fedmpq.simulation.config import (  # noqa: E402
+    DECAYS,
     PRESETS,
     ExperimentConfig,
     config_from_preset,
@@ -70,6 +71,9 @@ _SETTINGS = {
     ),
     "learning_rate": flags.DEFINE_float(
         "learning_rate", None, "Of the integer update of codes (eta)."
+    ),
+    "learning_rate_decay": flags.DEFINE_enum(
+        "learning_rate_decay", None, DECAYS, "Of eta, over the rounds."
     ),
     "float_learning_rate": flags.DEFINE_float(
         "float_learning_rate", None, "Of BatchNorm and biases, or of a float model."

@@ -170,6 +170,7 @@ def _client_computation(problem: Problem) -> tff.Computation:
             rest=tuple(tff.TensorType(np.float32, s) for s in problem.spec.rest_shapes),
             scales=tff.TensorType(np.float32, [num_layers]),
             seed=tff.TensorType(np.int32, [2]),
+            training_rate=tff.TensorType(np.float32),
         )
     )
     return build_client_work(
@@ -202,4 +203,5 @@ def _message_by_oracle(problem: Problem, state: Any, key: int) -> Any:
         rest=tuple(weights.rest),
         scales=np.array(scales, np.float32),
         seed=tf.random.fold_in(round_seed, key).numpy(),
+        training_rate=np.float32(problem.scheme.training.learning_rate),
     )

@@ -120,9 +120,9 @@ def test_a_seed_fixes_everything(problem, trainer, initial):
     assert_equal(train(make_trainer(problem), weights, examples), first)
 
 
-def known_to_the_graph(problem):
+def known_to_the_graph(problem, learning_rate=0.1):
     """`LocalTrainer.train` itself, which sees the shapes that it is given."""
-    config = LocalTrainingConfig(epochs=2, batch_size=4, learning_rate=0.1)
+    config = LocalTrainingConfig(epochs=2, batch_size=4, learning_rate=learning_rate)
     trainer = LocalTrainer(quantize_model(problem.model_fn(), 8, 4), config, LOSS)
     # A bound `tf.function` alone would not keep the trainer alive.
     return lambda *arguments: trainer.train(*arguments)
@@ -139,6 +139,33 @@ def test_a_trainer_keeps_nothing_from_its_last_call(problem, initial):
     weights, examples = initial(3, 6), problem.make_examples(7, 0)
     first = train(trainer, weights, examples)
     assert_equal(train(trainer, weights, examples), first)
+
+
+def test_a_round_may_have_a_learning_rate_of_its_own(problem, initial):
+    """It replaces the configured one, for codes alone, and for that call alone."""
+    weights, examples = initial(3, 6), problem.make_examples(7, 0)
+    trainer, slower = (
+        known_to_the_graph(problem, learning_rate=rate) for rate in (1.0, 0.25)
+    )
+    images, labels = map(tf.constant, examples)
+    expected = slower(weights, images, labels, SEED)
+    assert_equal(trainer(weights, images, labels, SEED, tf.constant(0.25)), expected)
+    before, _, _ = trainer(weights, images, labels, SEED)
+    assert differ(before.codes, expected[0].codes)
+    still, _, _ = trainer(weights, images, labels, SEED, tf.constant(0.0))
+    assert_equal(still.codes, weights.codes)
+    assert differ(still.rest[0], weights.rest[0])
+
+
+@pytest.mark.parametrize(
+    ("round_number", "expected"), [(0, 0.4), (5, 0.2), (10, 0.0), (11, 0.0)]
+)
+def test_eta_falls_along_half_a_cosine(round_number, expected):
+    config = LocalTrainingConfig(learning_rate=0.4, decay_rounds=10)
+    found = config.learning_rate_at(tf.constant(round_number))
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    constant = LocalTrainingConfig(learning_rate=0.4)
+    np.testing.assert_allclose(constant.learning_rate_at(tf.constant(7)), 0.4)
 
 
 @pytest.mark.parametrize("seed", [(3, 5), (4, 4), (0, 0)])
@@ -351,6 +378,7 @@ def test_a_float_model_trains_by_sgd(problem):
         ({"pruning_threshold": -0.1}, "pruning_threshold"),
         ({"pruning_threshold": 1.5}, "pruning_threshold"),
         ({"pruning_threshold": float("nan")}, "pruning_threshold"),
+        ({"decay_rounds": 0}, "decay_rounds"),
     ],
 )
 def test_bad_settings_are_refused(bad, words):

@@ -146,6 +146,17 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
         assert_equal(output.metrics[name], recorded_round.metrics[name])
 
 
+def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
+    """Round 1 of a decay over one round; BatchNorm and biases go on."""
+    process = problem.build(decay_rounds=1, error_feedback=True, pruning_threshold=None)
+    before = recorded_round.before
+    after = process.next(before, recorded_round.participants).state
+    old, new = (problem.split(s.global_model_weights) for s in (before, after))
+    for value, expected in zip(new.kernels, old.kernels):
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
+    assert not np.allclose(new.rest[0], old.rest[0], rtol=1e-3)
+
+
 def test_pooled_statistics_are_those_of_all_inputs(recorded_round, problem):
     """Law of total variance: the mean variance and the variance of the means."""
     process = problem.build(pooled_statistics=True)

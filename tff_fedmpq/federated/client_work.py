@@ -71,7 +71,9 @@ def build_client_work(
             budget = tf.gather(budgets, key)
             weights = messages.unpack_model(received, spec)
             seeds = tf.random.split(received["seed"], 2)
-            trained, sums, densities = trainer.train(weights, images, labels, seeds[0])
+            trained, sums, densities = trainer.train(
+                weights, images, labels, seeds[0], received["training_rate"]
+            )
             if scheme.pooled_statistics:
                 trained, weights = (
                     w._replace(rest=spec.to_moments(w.rest)) for w in (trained, weights)
@@ -87,7 +89,9 @@ def build_client_work(
                 sums,
                 densities,
                 scheme.uplink.count_bits(message, headers=[weight]),
-                messages.count_model_bits(received, headers=[received["seed"]]),
+                messages.count_model_bits(
+                    received, headers=[received["seed"], received["training_rate"]]
+                ),
                 scheme.uplink.symbols(message),
             )
 

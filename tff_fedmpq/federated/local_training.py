@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Callable, NamedTuple
 
@@ -54,6 +55,8 @@ class LocalTrainingConfig:
       code_update: how codes are trained: name in `OPTIMIZERS`.
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
       saturate: whether pruning saturates (see `bit_planes.prune_msb`).
+      decay_rounds: eta falls to zero along half a cosine over so many rounds, for
+        rounding at random makes noise that a constant rate never loses; None keeps it.
     """
 
     epochs: int = 5
@@ -65,6 +68,7 @@ class LocalTrainingConfig:
     code_update: str = "integer"
     pruning_threshold: float | None = None
     saturate: bool = True
+    decay_rounds: int | None = None
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 1:
@@ -78,6 +82,23 @@ class LocalTrainingConfig:
             raise ValueError(
                 f"pruning_threshold has to be None or from 0 to 1, found {threshold!r}."
             )
+
+        if self.decay_rounds is not None and self.decay_rounds < 1:
+            raise ValueError(
+                f"decay_rounds has to be None or at least 1, found {self.decay_rounds}."
+            )
+
+    def learning_rate_at(self, round_number: tf.Tensor) -> tf.Tensor:
+        """Returns eta in a round, float32[].
+
+        Args:
+          round_number: int32[], from 0.
+        """
+        if self.decay_rounds is None:
+            return tf.constant(self.learning_rate)
+        fraction = tf.cast(round_number, tf.float32) / self.decay_rounds
+        angle = math.pi * tf.minimum(fraction, 1.0)
+        return self.learning_rate * 0.5 * (1.0 + tf.cos(angle))
 
     def build_optimizer(self) -> IntegerSGD:
         """Returns a fresh optimizer; a client starts every round without momentum."""
@@ -153,6 +174,7 @@ class LocalTrainer:
         images: tf.Tensor,
         labels: tf.Tensor,
         seed: tf.Tensor,
+        learning_rate: tf.Tensor | None = None,
     ) -> tuple[QuantizedWeights, TrainingSums, tf.Tensor]:
         """Trains for the configured epochs, then prunes.
 
@@ -161,6 +183,7 @@ class LocalTrainer:
           images: [n, ...], all of the client's; n may be 0, which trains nothing.
           labels: int[n].
           seed: int32[2].
+          learning_rate: eta of this round, float32[]; None is the configured one.
 
         Returns:
           The trained weights; sums of the training's metrics; and each layer's
@@ -169,6 +192,9 @@ class LocalTrainer:
         self._assign(weights)
         seeds = tf.random.split(seed, 2)
         self._optimizer.reset(seeds[0])
+        if learning_rate is None:
+            learning_rate = self._config.learning_rate
+        self._optimizer.learning_rate = learning_rate
         sums = self._run_epochs(images, labels, seeds[1])
         densities = [
             bit_planes.top_plane_density(k.representation, k.codes, k.bit_width)

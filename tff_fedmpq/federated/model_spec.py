@@ -124,7 +124,6 @@ class ModelSpec:
         trainable = tuple(next(kernels if k else rest) for k in self.is_kernel)
         return trainable, tuple(rest)
 
-
     def to_moments(self, rest: Sequence[Any]) -> tuple[Any, ...]:
         """Returns the float rest with E[x^2] in the place of BatchNorm's variances.
 

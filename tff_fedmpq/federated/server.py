@@ -65,7 +65,8 @@ class Server:
     ) -> messages.ModelMessage:
         """Returns the model of one client, quantized to its bit-widths and packed.
 
-        Its seed is a function of the run's seed, the round and the client.
+        Beside the model travel the seed of its training, which is a function of the
+        run's seed, the round and the client, and the round's learning rate of codes.
 
         Args:
           state: of the process.
@@ -85,10 +86,14 @@ class Server:
                 quantization.representation,
                 quantization.scale_rule,
             )
-        message = messages.pack_model(quantized)
-        round_seed = tf.random.fold_in([self._seed, 0], state.distributor["round"])
-        message["seed"] = tf.random.fold_in(round_seed, key)
-        return message
+        round_number = state.distributor["round"]
+        round_seed = tf.random.fold_in([self._seed, 0], round_number)
+        # `tff.federated_select` wants keys in alphabetical order.
+        return collections.OrderedDict(
+            messages.pack_model(quantized),
+            seed=tf.random.fold_in(round_seed, key),
+            training_rate=self._scheme.training.learning_rate_at(round_number),
+        )
 
     def update(
         self, state: tff.learning.templates.LearningAlgorithmState, sums: RoundSums

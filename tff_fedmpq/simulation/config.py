@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tff_fedmpq.allocation.budgets import check_budgets, tiered_budgets
 from tff_fedmpq.federated.schemes import build_scheme
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
+
+DECAYS = ("none", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ExperimentConfig:
       local_epochs: tau.
       batch_size: of local training.
       learning_rate: eta, of integer codes.
+      learning_rate_decay: "none", or "cosine": eta falls to zero over the rounds.
       float_learning_rate: of the float rest, or of a float model.
       momentum: of local SGD.
       weight_decay: of local SGD.
@@ -61,6 +64,7 @@ class ExperimentConfig:
     local_epochs: int = 5
     batch_size: int = 64
     learning_rate: float = 1.0
+    learning_rate_decay: str = "none"
     float_learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -90,6 +94,8 @@ class ExperimentConfig:
         for name in ("train_examples", "validation_examples"):
             count = getattr(self, name)
             _require(count is None or count >= 1, name, "1 or more", count)
+        decay = self.learning_rate_decay
+        _require(decay in DECAYS, "learning_rate_decay", _one_of(DECAYS), decay)
         _require(self.model in MODEL_DEPTHS, "model", _one_of(MODEL_DEPTHS), self.model)
         is_quantized = build_scheme(self.scheme, {}).weights is not None
         compute = resolve_compute(self.compute, is_quantized)
@@ -152,7 +158,7 @@ def config_from_preset(preset: str, **overrides: Any) -> ExperimentConfig:
     return ExperimentConfig(**{**PRESETS[preset], **given})
 
 
-def _one_of(names: Mapping[str, Any]) -> str:
+def _one_of(names: Iterable[str]) -> str:
     return "one of " + ", ".join(sorted(names))
 
 

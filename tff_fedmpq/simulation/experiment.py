@@ -277,6 +277,9 @@ def build_config_scheme(config: ExperimentConfig) -> Scheme:
         "epochs": config.local_epochs,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
+        "decay_rounds": config.rounds
+        if config.learning_rate_decay == "cosine"
+        else None,
         "float_learning_rate": config.float_learning_rate,
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
