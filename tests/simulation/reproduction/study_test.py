@@ -18,24 +18,36 @@ def configs():
     }
 
 
-def test_all_are_of_cifar10_and_but_for_error_feedback_at_alpha_half():
+def test_all_are_of_cifar10_and_but_for_improvements_at_alpha_half():
     for group, config in configs().items():
         alpha = 0.1 if group.startswith("study/alpha0.1/") else 0.5
         assert (config.dataset, config.alpha) == ("cifar10", alpha)
     assert tuple(cells.DEFAULT_SEEDS["study"]) == (0, 1)
 
 
-def test_error_feedback_is_all_that_differs():
+@pytest.mark.parametrize("scheme", ["aqfl", "fedmpq"])
+@pytest.mark.parametrize(
+    ("first", "second", "changed"),
+    [
+        ("eta1", "eta0.3", {"learning_rate"}),
+        ("eta0.3", "feedback", {"error_feedback"}),
+        ("feedback", "feedback+cosine", {"learning_rate_decay"}),
+        ("feedback", "feedback+pooled", {"pooled_statistics"}),
+        ("feedback", "feedback+distortion", {"allocation"}),
+        (
+            "feedback+distortion",
+            "feedback+distortion+cosine",
+            {"learning_rate_decay"},
+        ),
+    ],
+)
+def test_an_improvement_changes_one_setting(scheme, first, second, changed):
     for alpha in ("0.5", "0.1"):
-        for scheme in ("aqfl", "fedmpq"):
-            ids = (
-                f"study/alpha{alpha}/defaults",
-                f"study/alpha{alpha}/with-error-feedback",
-            )
-            plain, repaired = (configs()[f"{i}/{scheme}"].as_dict() for i in ids)
-            assert not plain["scheme_options"].pop("error_feedback")
-            assert repaired["scheme_options"].pop("error_feedback")
-            assert plain == repaired
+        if scheme not in study.IMPROVEMENTS[second].schemes:
+            continue
+        ids = (f"study/alpha{alpha}/{name}/{scheme}" for name in (first, second))
+        before, after = (flatten(configs()[name]) for name in ids)
+        assert {key for key in before if before[key] != after[key]} == changed
 
 
 @pytest.mark.parametrize(

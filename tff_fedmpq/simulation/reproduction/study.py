@@ -1,15 +1,17 @@
 """A study of our own: what is FedMPQ's gain over AQFL made of?
 
-Seven questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too), with seeds 0 and 1:
+Seven questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too):
 
 1. How do both do under the paper's literal reading, and under each repair alone?
 2. Which part of FedMPQ matters at our defaults (the rows of Table 4)?
 3. Is AQFL's trouble its first and last layer?
 4. How does the gain depend on the share of 2-bit clients?
 5. And on the number of local epochs?
-6. What does error feedback at the server bring to both?
-7. Which learning rates, of clients and of the server, are best for each? (For the
-   preset "tuning", which does not see the test images.)
+6. Which improvements are worth being defaults?
+7. Which learning rates of codes are best for each?
+
+The last two choose settings: they are for the preset "tuning", which does not see the
+test images.
 
 The literal reading: codes in offset binary, scales `2 max|W|`, a pruned plane is
 dropped and not saturated, eta 0.1, AQFL weighs clients by |D_n| and FedMPQ by
@@ -94,10 +96,52 @@ READINGS: Mapping[str, Reading] = {
     ),
 }
 
+
+class Improvement(NamedTuple):
+    """What may become a default, on top of sign-magnitude codes of least squares.
+
+    Attributes:
+      title: what it is.
+      learning_rate: eta.
+      decay: of eta over the rounds.
+      schemes: that it is for.
+      options: of the scheme.
+    """
+
+    title: str
+    learning_rate: float = 0.3
+    decay: str = "none"
+    schemes: tuple[str, ...] = _PAIR
+    options: Mapping[str, Any] = {}
+
+
+_FEEDBACK = {"error_feedback": True}
+_DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
+IMPROVEMENTS: Mapping[str, Improvement] = {
+    "eta1": Improvement("eta 1", 1.0),
+    "eta0.3": Improvement("eta 0.3"),
+    "feedback": Improvement("eta 0.3, error feedback (EF)", options=_FEEDBACK),
+    "feedback+cosine": Improvement(
+        "eta 0.3 to 0, EF", decay="cosine", options=_FEEDBACK
+    ),
+    "feedback+distortion": Improvement(
+        "eta 0.3, EF, bits by distortion", schemes=("fedmpq",), options=_DISTORTION
+    ),
+    "feedback+distortion+cosine": Improvement(
+        "eta 0.3 to 0, EF, bits by distortion",
+        decay="cosine",
+        schemes=("fedmpq",),
+        options=_DISTORTION,
+    ),
+    "feedback+pooled": Improvement(
+        "eta 0.3, EF, pooled BatchNorm statistics",
+        options={**_FEEDBACK, "pooled_statistics": True},
+    ),
+}
+
 TWO_BIT_SHARES = (0, 20, 40, 60, 80, 100)
 LOCAL_EPOCHS = (1, 5, 10)
-CLIENT_RATES = (0.25, 0.5, 1.0, 2.0)  # eta, of codes
-SERVER_RATES = (1.0, 0.5, 0.25)  # gamma, of changes at the server
+CLIENT_RATES = (0.1, 0.3, 1.0)  # eta, of codes
 # The other clients' shares of 4, 6 and 8 bits, as in the paper's population.
 _OTHER_TIERS: Mapping[float, float] = {4.0: 3 / 8, 6.0: 3 / 8, 8.0: 2 / 8}
 
@@ -192,43 +236,39 @@ def _local_epochs() -> Grid:
     return make_grid(title, "local epochs", slots, with_paper=False)
 
 
-def _error_feedback(alpha: float) -> Grid:
-    settings = {"dataset": "cifar10", "alpha": alpha}
-    rows: Mapping[str, Mapping[str, Any]] = {
-        "defaults": {},
-        "with error feedback": {"error_feedback": True},
-    }
+def _improvements(alpha: float) -> Grid:
     slots = {
-        (title, paper.SCHEME_TITLES[scheme]): Slot(
-            f"study/alpha{alpha:g}/{title.replace(' ', '-')}/{scheme}",
-            {**settings, "scheme": scheme, "scheme_options": options},
+        (improvement.title, paper.SCHEME_TITLES[scheme]): Slot(
+            f"study/alpha{alpha:g}/{name}/{scheme}",
+            {
+                **{"dataset": "cifar10", "alpha": alpha, "scheme": scheme},
+                "learning_rate": improvement.learning_rate,
+                "learning_rate_decay": improvement.decay,
+                "scheme_options": improvement.options,
+            },
         )
-        for title, options in rows.items()
-        for scheme in _PAIR
+        for name, improvement in IMPROVEMENTS.items()
+        for scheme in improvement.schemes
     }
-    title = f"Question 6: error feedback at the server, alpha {alpha:g}"
-    return make_grid(title, "server", slots, with_paper=False)
+    title = f"Question 6: improvements, alpha {alpha:g}"
+    return make_grid(title, "settings", slots, with_paper=False)
 
 
 def _learning_rates() -> Grid:
-    rows: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        f"eta {rate:g}": ({"learning_rate": rate}, {}) for rate in CLIENT_RATES
-    }
-    for server_rate in SERVER_RATES:
-        for rate in CLIENT_RATES:
-            title = f"eta {rate:g}, error feedback, gamma {server_rate:g}"
-            options = {"error_feedback": True, "server_learning_rate": server_rate}
-            rows[title] = ({"learning_rate": rate}, options)
-    slots = {
-        (title, paper.SCHEME_TITLES[scheme]): Slot(
-            f"study/rates/{title.replace(', ', '-').replace(' ', '')}/{scheme}",
-            {**_COMMON, **settings, "scheme": scheme, "scheme_options": options},
-        )
-        for title, (settings, options) in rows.items()
-        for scheme in _PAIR
-    }
+    slots = {}
+    for rate in CLIENT_RATES:
+        for scheme in _PAIR:
+            slots[f"eta {rate:g}", paper.SCHEME_TITLES[scheme]] = Slot(
+                f"study/rates/eta{rate:g}/{scheme}",
+                {**_COMMON, "scheme": scheme, "learning_rate": rate},
+            )
+            literal = _reading_slot("literal", scheme)
+            slots[f"literal, eta {rate:g}", paper.SCHEME_TITLES[scheme]] = Slot(
+                f"study/rates/literal-eta{rate:g}/{scheme}",
+                {**literal.settings, "learning_rate": rate},
+            )
     title = "Question 7: learning rates"
-    return make_grid(title, "rates", slots, with_paper=False)
+    return make_grid(title, "rate", slots, with_paper=False)
 
 
 # By the name under which a text refers to them (`study_document`).
@@ -238,7 +278,7 @@ QUESTIONS: Mapping[str, Callable[[], Grid]] = {
     "outer_layers": _outer_layers,
     "two_bit_clients": _two_bit_clients,
     "local_epochs": _local_epochs,
-    "error_feedback_alpha0.5": functools.partial(_error_feedback, 0.5),
-    "error_feedback_alpha0.1": functools.partial(_error_feedback, 0.1),
+    "improvements_alpha0.5": functools.partial(_improvements, 0.5),
+    "improvements_alpha0.1": functools.partial(_improvements, 0.1),
     "rates": _learning_rates,
 }
