@@ -14,11 +14,11 @@ import sys
 import experiment_flags
 from absl import app, flags, logging
 
-from tff_fedmpq.federated.schemes import SCHEMES
+from tff_fedmpq.federated.schemes import ALL_SCHEMES
 from tff_fedmpq.simulation import report
 from tff_fedmpq.simulation.experiment import run_experiment
 
-_SCHEME = flags.DEFINE_enum("scheme", "fedmpq", list(SCHEMES), "What to train.")
+_SCHEME = flags.DEFINE_enum("scheme", "fedmpq", list(ALL_SCHEMES), "What to train.")
 _SEED = flags.DEFINE_integer("seed", None, "Fixes everything random.")
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Where results and checkpoints go; by default runs/<scheme>."

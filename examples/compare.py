@@ -14,11 +14,11 @@ import sys
 import experiment_flags
 from absl import app, flags, logging
 
-from tff_fedmpq.federated.schemes import SCHEMES
+from tff_fedmpq.federated.schemes import ALL_SCHEMES, SCHEMES
 from tff_fedmpq.simulation import comparison
 
 _SCHEMES = flags.DEFINE_list(
-    "schemes", list(SCHEMES), f"Which of {', '.join(SCHEMES)} to compare."
+    "schemes", list(SCHEMES), f"Which of {', '.join(ALL_SCHEMES)} to compare."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "A run of every scheme for each seed.")
 _OUTPUT_DIR = flags.DEFINE_string(

@@ -18,7 +18,9 @@ from tff_fedmpq.federated.model_spec import ModelSpec
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.scheme import weigh_by_budget_and_examples, weigh_by_examples
 from tff_fedmpq.federated.schemes import SCHEMES, build_scheme
+from tff_fedmpq.federated.uplink import ModelUplink
 from tff_fedmpq.keras.resnet import resnet20
+from tff_fedmpq.quantization.scales import max_scale
 from tff_fedmpq.simulation import ledger
 
 FLOAT_SCHEMES = ["fedavg", "fedpaq", "uveqfed"]
@@ -43,6 +45,35 @@ def test_the_schemes_are_those_of_table_1():
         ("aqfl", "v/v/4"),
         ("fedmpq", "v/v/4"),
     ]
+
+
+@pytest.mark.parametrize("name", ["aqfl", "fedmpq"])
+def test_the_literal_reading_differs_where_the_paper_says_so(name):
+    ours, literal = (build_scheme(n, {}) for n in (name, f"{name}_literal"))
+    assert literal.name == f"{name}_literal"
+    assert literal.weights.representation.name == "offset_binary"
+    assert literal.weights.scale_rule is max_scale
+    assert literal.training.learning_rate == 0.1
+    assert not literal.training.saturate
+    assert type(literal.uplink) is ModelUplink
+    # Parts are FedMPQ's alone in both readings.
+    for part in ("lasso", "allocation", "activation_bits", "precision"):
+        assert getattr(literal, part) == getattr(ours, part)
+    assert literal.training.pruning_threshold == ours.training.pruning_threshold
+
+
+def test_literal_aqfl_weighs_by_examples():
+    budget, count = tf.constant(2.0), tf.constant(10.0)
+    weights = [build_scheme(n, {}) for n in ("aqfl_literal", "fedmpq_literal")]
+    weights = [float(s.aggregation_weight(budget, count)) for s in weights]
+    assert weights == [10.0, 20.0]
+
+
+def test_options_of_a_literal_scheme_can_be_set():
+    scheme = build_scheme("fedmpq_literal", {"saturate": True, "learning_rate": 0.3})
+    assert scheme.training.saturate and scheme.training.learning_rate == 0.3
+    with pytest.raises(ValueError, match="fedmpq_literal does not take"):
+        build_scheme("fedmpq_literal", {"bits": 3})
 
 
 @every_scheme

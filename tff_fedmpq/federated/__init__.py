@@ -14,24 +14,31 @@ from tff_fedmpq._tff import require_tff
 
 require_tff()
 
-from tff_fedmpq.federated.aqfl import build_aqfl  # noqa: E402
+from tff_fedmpq.federated.aqfl import build_aqfl, build_aqfl_literal  # noqa: E402
 from tff_fedmpq.federated.fedavg import build_fedavg  # noqa: E402
-from tff_fedmpq.federated.fedmpq import build_fedmpq  # noqa: E402
+from tff_fedmpq.federated.fedmpq import build_fedmpq, build_fedmpq_literal  # noqa: E402
 from tff_fedmpq.federated.fedpaq import build_fedpaq  # noqa: E402
 from tff_fedmpq.federated.fpq8 import build_fpq8  # noqa: E402
 from tff_fedmpq.federated.local_training import LocalTrainingConfig  # noqa: E402
 from tff_fedmpq.federated.process import build_process  # noqa: E402
 from tff_fedmpq.federated.scheme import Scheme  # noqa: E402
-from tff_fedmpq.federated.schemes import SCHEMES, build_scheme  # noqa: E402
+from tff_fedmpq.federated.schemes import (  # noqa: E402
+    ALL_SCHEMES,
+    SCHEMES,
+    build_scheme,
+)
 from tff_fedmpq.federated.uveqfed import build_uveqfed  # noqa: E402
 
 __all__ = [
+    "ALL_SCHEMES",
     "SCHEMES",
     "LocalTrainingConfig",
     "Scheme",
     "build_aqfl",
+    "build_aqfl_literal",
     "build_fedavg",
     "build_fedmpq",
+    "build_fedmpq_literal",
     "build_fedpaq",
     "build_fpq8",
     "build_process",

@@ -15,9 +15,9 @@ import dataclasses
 from typing import Any
 
 from tff_fedmpq.allocation.policies import keep_bit_widths
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.fedmpq import LITERAL_OPTIONS, fedmpq_scheme
 from tff_fedmpq.federated.process import process_builder
-from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.scheme import Scheme, weigh_by_examples
 
 
 def aqfl_scheme(**options: Any) -> Scheme:
@@ -30,4 +30,17 @@ def aqfl_scheme(**options: Any) -> Scheme:
     return dataclasses.replace(fedmpq_scheme(**{**fixed, **options}), name="aqfl")
 
 
+def aqfl_literal_scheme(**options: Any) -> Scheme:
+    """Returns AQFL under the paper's literal reading, clients weighing by |D_n|.
+
+    Args:
+      **options: of `fedmpq_scheme`, on top of `fedmpq.LITERAL_OPTIONS`.
+    """
+    literal = {**LITERAL_OPTIONS, "aggregation_weight": weigh_by_examples}
+    return dataclasses.replace(
+        aqfl_scheme(**{**literal, **options}), name="aqfl_literal"
+    )
+
+
 build_aqfl = process_builder(aqfl_scheme)
+build_aqfl_literal = process_builder(aqfl_literal_scheme)

@@ -19,11 +19,13 @@ examples, lambda `lasso`, epsilon `pruning_threshold`, tau `epochs`, eta
 Deviations, each an argument: the symmetric representation with magnitude planes and
 scales of least squared error (`representation`, `scale_rule`), saturating pruning
 (`saturate`), Pruning-Growing that uses the whole budget and never exceeds it
-(`allocation`).
+(`allocation`). `fedmpq_literal_scheme` has none of them but the last.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tff_fedmpq.allocation.policies import (
@@ -103,4 +105,28 @@ def fedmpq_scheme(
     )
 
 
+# What the paper's equations say where ours differ. Algorithm 2 as printed exceeds
+# budgets; it stays an option of its own ("literal_pruning_growing").
+LITERAL_OPTIONS: Mapping[str, Any] = {
+    "representation": "offset_binary",
+    "scale_rule": "max",
+    "saturate": False,
+    "learning_rate": 0.1,
+}
+
+
+def fedmpq_literal_scheme(**options: Any) -> Scheme:
+    """Returns FedMPQ as the paper reads literally, as a `Scheme`.
+
+    Codes in offset binary, scales ``2 max|W|``, pruned planes dropped, and the rate of
+    SGD, 0.1, for codes too.
+
+    Args:
+      **options: of `fedmpq_scheme`, on top of that.
+    """
+    scheme = fedmpq_scheme(**{**LITERAL_OPTIONS, **options})
+    return dataclasses.replace(scheme, name="fedmpq_literal")
+
+
 build_fedmpq = process_builder(fedmpq_scheme)
+build_fedmpq_literal = process_builder(fedmpq_literal_scheme)

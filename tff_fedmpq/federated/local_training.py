@@ -61,7 +61,7 @@ class LocalTrainingConfig:
 
     epochs: int = 5
     batch_size: int = 64
-    learning_rate: float = 1.0
+    learning_rate: float = 0.3
     float_learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -53,7 +53,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: float = 1.0,
+        learning_rate: float = 0.3,
         float_learning_rate: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 0.0,

@@ -21,7 +21,7 @@ from typing import Any, Callable
 import numpy as np
 from absl import logging
 
-from tff_fedmpq.federated.schemes import SCHEMES
+from tff_fedmpq.federated.schemes import ALL_SCHEMES
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.experiment import build_config_scheme, run_experiment
 
@@ -65,9 +65,11 @@ def check_schemes(schemes: Sequence[str]) -> None:
     Raises:
       ValueError: naming those that exist, if one does not or stands twice.
     """
-    unknown = [scheme for scheme in schemes if scheme not in SCHEMES]
+    unknown = [scheme for scheme in schemes if scheme not in ALL_SCHEMES]
     if unknown or not schemes:
-        raise ValueError(f"Unknown schemes {unknown}; choose among {list(SCHEMES)}.")
+        raise ValueError(
+            f"Unknown schemes {unknown}; choose among {list(ALL_SCHEMES)}."
+        )
     if len(set(schemes)) < len(schemes):
         raise ValueError(f"A scheme stands twice in {list(schemes)}.")
 

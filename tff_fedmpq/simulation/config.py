@@ -39,7 +39,7 @@ class ExperimentConfig:
       rounds: communication rounds.
       local_epochs: tau.
       batch_size: of local training.
-      learning_rate: eta, of integer codes.
+      learning_rate: eta, of integer codes; None = the scheme's own.
       learning_rate_decay: "none", or "cosine": eta falls to zero over the rounds.
       float_learning_rate: of the float rest, or of a float model.
       momentum: of local SGD.
@@ -63,7 +63,7 @@ class ExperimentConfig:
     rounds: int = 50
     local_epochs: int = 5
     batch_size: int = 64
-    learning_rate: float = 1.0
+    learning_rate: float | None = None
     learning_rate_decay: str = "none"
     float_learning_rate: float = 0.1
     momentum: float = 0.9
@@ -82,6 +82,10 @@ class ExperimentConfig:
             name
         ) in "num_clients clients_per_round rounds local_epochs batch_size".split():
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        scheme = build_scheme(self.scheme, {})
+        if self.learning_rate is None:
+            own = scheme.training.learning_rate
+            object.__setattr__(self, "learning_rate", own)
         for name in ("alpha", "learning_rate", "float_learning_rate"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, "above 0", value)
@@ -97,8 +101,7 @@ class ExperimentConfig:
         decay = self.learning_rate_decay
         _require(decay in DECAYS, "learning_rate_decay", _one_of(DECAYS), decay)
         _require(self.model in MODEL_DEPTHS, "model", _one_of(MODEL_DEPTHS), self.model)
-        is_quantized = build_scheme(self.scheme, {}).weights is not None
-        compute = resolve_compute(self.compute, is_quantized)
+        compute = resolve_compute(self.compute, scheme.weights is not None)
         object.__setattr__(self, "compute", compute)
         _require(0 <= self.momentum < 1, "momentum", "from 0 to below 1", self.momentum)
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)

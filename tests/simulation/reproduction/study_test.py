@@ -85,6 +85,7 @@ def test_all_repairs_together_are_our_defaults():
             if scheme in reading.schemes and name != "literal+printed-algorithm2":
                 repaired.update(reading.settings)
                 repaired.update(reading.options)
+        assert repaired.pop("scheme") == f"{defaults.pop('scheme')}_literal"
         if scheme == "aqfl":  # It prunes nothing.
             defaults.pop("saturate"), repaired.pop("saturate")
         assert repaired == defaults

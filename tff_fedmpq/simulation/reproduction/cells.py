@@ -20,7 +20,7 @@ from typing import Any, Callable
 
 from tff_fedmpq.allocation.policies import ALLOCATION_POLICIES
 from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS
-from tff_fedmpq.federated.schemes import SCHEMES, build_scheme
+from tff_fedmpq.federated.schemes import ALL_SCHEMES, build_scheme
 from tff_fedmpq.federated.uplink import ModelChangeUplink, Uplink
 from tff_fedmpq.quantization.scales import SCALE_RULES
 from tff_fedmpq.simulation.compute import AUTO
@@ -180,7 +180,7 @@ def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     scheme = build_scheme(name, options)
     explicit: dict[str, Any] = {
         parameter.name: parameter.default
-        for parameter in inspect.signature(SCHEMES[name]).parameters.values()
+        for parameter in inspect.signature(ALL_SCHEMES[name]).parameters.values()
         if isinstance(parameter.default, (str, int, float))
     }
     explicit |= {

@@ -43,18 +43,6 @@ SEEDS = (0, 1)
 _PAIR = ("aqfl", "fedmpq")
 _COMMON = {"dataset": "cifar10", "alpha": 0.5}
 
-# Settings of the literal reading; those of one scheme alone stand below.
-_LITERAL: Mapping[str, Any] = {"learning_rate": 0.1}
-_LITERAL_OPTIONS: Mapping[str, Any] = {
-    "representation": "offset_binary",
-    "scale_rule": "max",
-    "saturate": False,
-}
-_LITERAL_WEIGHT: Mapping[str, str] = {
-    "aqfl": "examples",
-    "fedmpq": "budget_and_examples",
-}
-
 
 class Reading(NamedTuple):
     """A reading of the paper: the literal one, with a change.
@@ -88,7 +76,7 @@ READINGS: Mapping[str, Reading] = {
         ("aqfl",),
         options={"aggregation_weight": "budget_and_examples"},
     ),
-    "literal+rate": Reading("eta 1", settings={"learning_rate": 1.0}),
+    "literal+rate": Reading("eta 0.3", settings={"learning_rate": 0.3}),
     "literal+printed-algorithm2": Reading(
         "(no repair) Algorithm 2 as printed",
         ("fedmpq",),
@@ -168,15 +156,14 @@ def _repairs() -> Grid:
 
 def _reading_slot(name: str, scheme: str) -> Slot:
     reading = READINGS[name]
-    options = {
-        **_LITERAL_OPTIONS,
-        "aggregation_weight": _LITERAL_WEIGHT[scheme],
-        **reading.options,
-    }
-    settings = {**_COMMON, **_LITERAL, **reading.settings}
     return Slot(
         f"study/{name}/{scheme}",
-        {**settings, "scheme": scheme, "scheme_options": options},
+        {
+            **_COMMON,
+            **reading.settings,
+            "scheme": f"{scheme}_literal",
+            "scheme_options": reading.options,
+        },
     )
 
 
