@@ -41,7 +41,7 @@ _PRESET = flags.DEFINE_enum(
     "paper",
     sorted(cells.PRESETS),
     "'paper': its protocol, hours for a cell; 'reduced': fewer images, rounds, epochs; "
-    "'tuning': still fewer, and no test images: for choosing settings.",
+    "'tuning': as 'reduced', without test images: for choosing settings.",
 )
 _CELLS = flags.DEFINE_list(
     "cells", [], "Patterns of ids, such as 'table1/cifar10/*/fedmpq/*'; by default all."

@@ -44,6 +44,7 @@ class Preset:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_REDUCED = {"train_examples": 20_000, "rounds": 30, "local_epochs": 2}
 PRESETS: Mapping[str, Preset] = {
     # ExperimentConfig's defaults are the paper's.
     "paper": Preset(
@@ -53,17 +54,12 @@ PRESETS: Mapping[str, Preset] = {
     "reduced": Preset(
         "a reduced protocol",
         {"cifar10": "resnet20", "cifar100": "resnet20"},
-        {"train_examples": 20_000, "rounds": 30, "local_epochs": 2},
+        _REDUCED,
     ),
     "tuning": Preset(
-        "choosing settings, on training images that are held out",
+        "the reduced protocol on held-out training images, for choosing settings",
         {"cifar10": "resnet20"},
-        {
-            "train_examples": 10_000,
-            "validation_examples": 5_000,
-            "rounds": 15,
-            "local_epochs": 2,
-        },
+        {**_REDUCED, "validation_examples": 5_000},
     ),
 }
 

@@ -51,7 +51,7 @@ DEVIATIONS = (
         '`allocation/prune_and_grow.py`; `allocation="literal_pruning_growing"`',
     ),
     Deviation(
-        "eta of the integer update is 1, that of the float rest and of float models "
+        "eta of the integer update is 0.3, that of the float rest and of float models "
         "0.1, instead of 0.1 for all.",
         "The integer update's step is a power of two of the gradient on codes, which "
         "is not the scale of SGD on weights.",
