@@ -121,6 +121,14 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         schemes=("fedmpq",),
         options=_DISTORTION,
     ),
+    "feedback+cosine1": Improvement("eta 1 to 0, EF", 1.0, "cosine", options=_FEEDBACK),
+    "feedback+distortion+cosine1": Improvement(
+        "eta 1 to 0, EF, bits by distortion",
+        1.0,
+        "cosine",
+        ("fedmpq",),
+        _DISTORTION,
+    ),
     "feedback+pooled": Improvement(
         "eta 0.3, EF, pooled BatchNorm statistics",
         options={**_FEEDBACK, "pooled_statistics": True},
