@@ -90,48 +90,53 @@ class Improvement(NamedTuple):
 
     Attributes:
       title: what it is.
-      learning_rate: eta.
-      decay: of eta over the rounds.
-      schemes: that it is for.
+      settings: of `ExperimentConfig`.
       options: of the scheme.
+      schemes: that it is for.
     """
 
     title: str
-    learning_rate: float = 0.3
-    decay: str = "none"
-    schemes: tuple[str, ...] = _PAIR
+    settings: Mapping[str, Any]
     options: Mapping[str, Any] = {}
+    schemes: tuple[str, ...] = _PAIR
 
 
+_SLOW = {"learning_rate": 0.3, "learning_rate_decay": "none"}
+_SLOW_DECAY = {"learning_rate": 0.3, "learning_rate_decay": "cosine"}
+_FAST_DECAY = {"learning_rate": 1.0, "learning_rate_decay": "cosine"}
+# A longer average of gradients has less noise for random rounding to add to. Steps of
+# the float rest stay as long as they were: 0.1 / (1 - 0.9) = 0.03 / (1 - 0.97).
+_LONG_MOMENTUM = {"momentum": 0.97, "float_learning_rate": 0.03}
 _FEEDBACK = {"error_feedback": True}
 _DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
 IMPROVEMENTS: Mapping[str, Improvement] = {
-    "eta1": Improvement("eta 1", 1.0),
-    "eta0.3": Improvement("eta 0.3"),
-    "feedback": Improvement("eta 0.3, error feedback (EF)", options=_FEEDBACK),
-    "feedback+cosine": Improvement(
-        "eta 0.3 to 0, EF", decay="cosine", options=_FEEDBACK
-    ),
+    "eta1": Improvement("eta 1", {"learning_rate": 1.0}),
+    "eta0.3": Improvement("eta 0.3", _SLOW),
+    "feedback": Improvement("eta 0.3, error feedback (EF)", _SLOW, _FEEDBACK),
+    "feedback+cosine": Improvement("eta 0.3 to 0, EF", _SLOW_DECAY, _FEEDBACK),
+    "feedback+cosine1": Improvement("eta 1 to 0, EF", _FAST_DECAY, _FEEDBACK),
     "feedback+distortion": Improvement(
-        "eta 0.3, EF, bits by distortion", schemes=("fedmpq",), options=_DISTORTION
+        "eta 0.3, EF, bits by distortion", _SLOW, _DISTORTION, ("fedmpq",)
     ),
     "feedback+distortion+cosine": Improvement(
-        "eta 0.3 to 0, EF, bits by distortion",
-        decay="cosine",
-        schemes=("fedmpq",),
-        options=_DISTORTION,
+        "eta 0.3 to 0, EF, bits by distortion", _SLOW_DECAY, _DISTORTION, ("fedmpq",)
     ),
-    "feedback+cosine1": Improvement("eta 1 to 0, EF", 1.0, "cosine", options=_FEEDBACK),
     "feedback+distortion+cosine1": Improvement(
-        "eta 1 to 0, EF, bits by distortion",
-        1.0,
-        "cosine",
-        ("fedmpq",),
+        "eta 1 to 0, EF, bits by distortion", _FAST_DECAY, _DISTORTION, ("fedmpq",)
+    ),
+    "feedback+cosine+momentum": Improvement(
+        "eta 0.3 to 0, momentum 0.97, EF", {**_SLOW_DECAY, **_LONG_MOMENTUM}, _FEEDBACK
+    ),
+    "feedback+distortion+cosine+momentum": Improvement(
+        "eta 0.3 to 0, momentum 0.97, EF, bits by distortion",
+        {**_SLOW_DECAY, **_LONG_MOMENTUM},
         _DISTORTION,
+        ("fedmpq",),
     ),
     "feedback+pooled": Improvement(
         "eta 0.3, EF, pooled BatchNorm statistics",
-        options={**_FEEDBACK, "pooled_statistics": True},
+        _SLOW,
+        {**_FEEDBACK, "pooled_statistics": True},
     ),
 }
 
@@ -237,8 +242,7 @@ def _improvements(alpha: float) -> Grid:
             f"study/alpha{alpha:g}/{name}/{scheme}",
             {
                 **{"dataset": "cifar10", "alpha": alpha, "scheme": scheme},
-                "learning_rate": improvement.learning_rate,
-                "learning_rate_decay": improvement.decay,
+                **improvement.settings,
                 "scheme_options": improvement.options,
             },
         )
