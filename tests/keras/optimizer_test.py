@@ -192,6 +192,23 @@ def codes_after(seed, num_steps=2):
     return np.array(history)
 
 
+@pytest.mark.parametrize(("bit_width", "slower"), [(8, 1.0), (6, 0.5), (2, 0.125)])
+def test_few_bits_learn_slower(bit_width, slower):
+    """Damping 0.5 halves eta for every two bits that are missing."""
+
+    def codes_of(learning_rate, **kwargs):
+        kernel = make_kernel(bit_width)
+        optimizer = IntegerSGD(learning_rate, momentum=0.0, **kwargs)
+        gradients = gradients_for(bit_width, tuple(kernel.codes.shape), 2)
+        for gradient in gradients:
+            optimizer.apply_gradients([(tf.constant(gradient), kernel.codes)])
+        return kernel.codes.numpy()
+
+    damped = codes_of(0.8, low_bit_damping=0.5)
+    np.testing.assert_array_equal(damped, codes_of(0.8 * slower))
+    assert bit_width == 8 or (damped != codes_of(0.8)).any()
+
+
 def test_same_seed_same_result():
     np.testing.assert_array_equal(codes_after(5), codes_after(5))
 
@@ -273,7 +290,7 @@ def test_codes_and_float_variables_together():
 
 def test_config_round_trip():
     optimizer = IntegerSGD(
-        0.5, 0.02, 0.7, 1e-4, "stochastic_rounding", seed=12, clipnorm=3.0
+        0.5, 0.02, 0.7, 1e-4, "stochastic_rounding", 0.5, seed=12, clipnorm=3.0
     )
     config = optimizer.get_config()
     given = {
@@ -282,6 +299,7 @@ def test_config_round_trip():
         "momentum": 0.7,
         "weight_decay": 1e-4,
         "code_update": "stochastic_rounding",
+        "low_bit_damping": 0.5,
         "seed": 12,
         "clipnorm": 3.0,
     }

@@ -53,6 +53,7 @@ class LocalTrainingConfig:
       momentum: of SGD.
       weight_decay: L2 coefficient.
       code_update: how codes are trained: name in `OPTIMIZERS`.
+      low_bit_damping: by how much codes of few bits learn slower (`IntegerSGD`).
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
       saturate: whether pruning saturates (see `bit_planes.prune_msb`).
       decay_rounds: eta falls to zero along half a cosine over so many rounds, for
@@ -66,6 +67,7 @@ class LocalTrainingConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     code_update: str = "integer"
+    low_bit_damping: float = 0.0
     pruning_threshold: float | None = None
     saturate: bool = True
     decay_rounds: int | None = None
@@ -107,6 +109,7 @@ class LocalTrainingConfig:
             float_learning_rate=self.float_learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
+            low_bit_damping=self.low_bit_damping,
         )
 
 

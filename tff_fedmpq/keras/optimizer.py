@@ -22,6 +22,7 @@ from tff_fedmpq.quantization.integer_update import (
     integer_update,
     stochastic_rounding_update,
 )
+from tff_fedmpq.quantization.representation import MAX_BIT_WIDTH
 
 CodeUpdate = Callable[
     [tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor
@@ -46,6 +47,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
       momentum: mu, from 0 (none) to below 1.
       weight_decay: coefficient of the L2 decay that is added to the gradient.
       code_update: name in `CODE_UPDATES`.
+      low_bit_damping: d; codes of b bits learn at ``eta 2^(-d (8 - b))``. Steps of
+        one unit are 2^(8 - b) times as large as at 8 bits, and so is the variance that
+        rounding them at random adds, for the same progress. 0 is the paper's.
       seed: of the stochastic rounding; the same seed gives the same training.
       name: of the optimizer.
       **kwargs: of `tf.keras.optimizers.Optimizer`.
@@ -58,6 +62,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         code_update: str = "integer",
+        low_bit_damping: float = 0.0,
         seed: int = 0,
         name: str = "IntegerSGD",
         **kwargs: Any,
@@ -72,6 +77,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         # Not `self.weight_decay`: by that name Keras decays apart from the gradient.
         self.l2_decay = weight_decay or 0.0
         self.code_update = code_update
+        self.low_bit_damping = low_bit_damping
         self.seed = seed
 
     def build(self, var_list: list[tf.Variable]) -> None:
@@ -148,10 +154,16 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
                 kernel.codes.value(),
                 velocity,
                 kernel.bit_width.value(),
-                tf.cast(self.learning_rate, tf.float32),
+                self._rate_of_codes(kernel.bit_width.value()),
                 uniform,
             )
         )
+
+    def _rate_of_codes(self, bit_width: tf.Tensor) -> tf.Tensor:
+        """Returns eta for codes of that many bits, float32[]."""
+        rate = tf.cast(self.learning_rate, tf.float32)
+        missing_bits = tf.cast(MAX_BIT_WIDTH - bit_width, tf.float32)
+        return rate * tf.pow(2.0, -self.low_bit_damping * missing_bits)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the optimizer's arguments."""
@@ -162,6 +174,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             "momentum": self.momentum,
             "weight_decay": self.l2_decay,
             "code_update": self.code_update,
+            "low_bit_damping": self.low_bit_damping,
             "seed": self.seed,
         }
 

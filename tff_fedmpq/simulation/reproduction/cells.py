@@ -191,6 +191,7 @@ def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "lasso": scheme.lasso,
             "allocation": _name(scheme.allocation, ALLOCATION_POLICIES),
             "code_update": scheme.training.code_update,
+            "low_bit_damping": scheme.training.low_bit_damping,
             "pruning_threshold": scheme.training.pruning_threshold,
             "saturate": scheme.training.saturate,
             "pooled_statistics": scheme.pooled_statistics,

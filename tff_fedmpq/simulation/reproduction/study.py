@@ -109,6 +109,7 @@ _FAST_DECAY = {"learning_rate": 1.0, "learning_rate_decay": "cosine"}
 _LONG_MOMENTUM = {"momentum": 0.97, "float_learning_rate": 0.03}
 _FEEDBACK = {"error_feedback": True}
 _DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
+_DAMPING = {"low_bit_damping": 0.5}
 IMPROVEMENTS: Mapping[str, Improvement] = {
     "eta1": Improvement("eta 1", {"learning_rate": 1.0}),
     "eta0.3": Improvement("eta 0.3", _SLOW),
@@ -123,6 +124,15 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
     ),
     "feedback+distortion+cosine1": Improvement(
         "eta 1 to 0, EF, bits by distortion", _FAST_DECAY, _DISTORTION, ("fedmpq",)
+    ),
+    "feedback+cosine1+damping": Improvement(
+        "eta 1 to 0, damped at few bits, EF", _FAST_DECAY, {**_FEEDBACK, **_DAMPING}
+    ),
+    "feedback+distortion+cosine1+damping": Improvement(
+        "eta 1 to 0, damped at few bits, EF, bits by distortion",
+        _FAST_DECAY,
+        {**_DISTORTION, **_DAMPING},
+        ("fedmpq",),
     ),
     "feedback+cosine+momentum": Improvement(
         "eta 0.3 to 0, momentum 0.97, EF", {**_SLOW_DECAY, **_LONG_MOMENTUM}, _FEEDBACK
