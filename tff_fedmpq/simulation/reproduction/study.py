@@ -143,6 +143,12 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         _DISTORTION,
         ("fedmpq",),
     ),
+    "feedback+distortion+cosine+examples": Improvement(
+        "eta 0.3 to 0, EF, bits by distortion, clients weigh by |D_n|",
+        _SLOW_DECAY,
+        {**_DISTORTION, "aggregation_weight": "examples"},
+        ("fedmpq",),
+    ),
     "feedback+pooled": Improvement(
         "eta 0.3, EF, pooled BatchNorm statistics",
         _SLOW,
