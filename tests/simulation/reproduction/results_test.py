@@ -104,3 +104,12 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "paper/bad.json").write_text(content)
     with pytest.raises(ValueError, match="bad.json is no result file"):
         results.read_records(tmp_path, "paper")
+
+
+@pytest.mark.parametrize(("scheme", "same"), [("fedavg", True), ("fpq8", False)])
+def test_the_rate_of_codes_counts_where_there_are_codes(make, scheme, same):
+    record = make.finished(f"table1/cifar10/alpha0.5/{scheme}/seed0", [0.5])
+    config = make.cell(record["id"]).config
+    other = dataclasses.replace(config, learning_rate=2.0, learning_rate_decay="cosine")
+    assert results.has_settings(record, config)
+    assert results.has_settings(record, other) == same

@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from tff_fedmpq.federated.schemes import build_scheme
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.files import PathLike, write_atomically
 from tff_fedmpq.simulation.reproduction.cells import Cell
@@ -21,8 +22,10 @@ from tff_fedmpq.simulation.reproduction.cells import Cell
 MAX_BYTES = 200_000
 _PER_CLIENT = ("clients", "next_bit_widths")
 _DENSITIES = "top_plane_densities"
-# They change what a run costs, and rounding; another seed does more.
+# It changes what a run costs, and rounding; another seed does more.
 _IMMATERIAL = ("compute",)
+# Of codes, so of no consequence where there are none.
+_OF_CODES = ("learning_rate", "learning_rate_decay")
 
 
 def result_path(results_dir: PathLike, cell: Cell) -> pathlib.Path:
@@ -102,6 +105,11 @@ def has_settings(record: Mapping[str, Any], config: ExperimentConfig) -> bool:
     """
     recorded = dict(record["protocol"])
     wanted = json.loads(json.dumps(config.as_dict()))
+    immaterial = set(_IMMATERIAL)
+    if build_scheme(config.scheme, {}).weights is None:
+        immaterial.update(_OF_CODES)
+    for name in immaterial:
+        recorded.pop(name, None)
     options = recorded.pop("scheme_options")
     wanted_options = wanted.pop("scheme_options")
     return _agree(recorded, wanted) and _agree(options, wanted_options)
@@ -135,7 +143,7 @@ def _without(rounds: list[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]
 
 
 def _agree(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    common = set(recorded) & set(wanted) - set(_IMMATERIAL)
+    common = set(recorded) & set(wanted)
     return all(recorded[key] == wanted[key] for key in common)
 
 
