@@ -1,6 +1,6 @@
 """A study of our own: what is FedMPQ's gain over AQFL made of?
 
-Seven questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too):
+Eight questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too):
 
 1. How do both do under the paper's literal reading, and under each repair alone?
 2. Which part of FedMPQ matters at our defaults (the rows of Table 4)?
@@ -9,8 +9,9 @@ Seven questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too):
 5. And on the number of local epochs?
 6. Which improvements are worth being defaults?
 7. Which learning rates of codes are best for each?
+8. What separates FedMPQ from training at 8 bits: weights or activations?
 
-The last two choose settings: they are for the preset "tuning", which does not see the
+The last three choose settings: they are for the preset "tuning", which does not see the
 test images.
 
 The literal reading: codes in offset binary, scales `2 max|W|`, a pruned plane is
@@ -147,6 +148,12 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         "eta 0.3 to 0, EF, bits by distortion, clients weigh by |D_n|",
         _SLOW_DECAY,
         {**_DISTORTION, "aggregation_weight": "examples"},
+        ("fedmpq",),
+    ),
+    "feedback+distortion+cosine+levels": Improvement(
+        "eta 0.3 to 0, EF, bits by distortion, clients weigh by 2^v_n |D_n|",
+        _SLOW_DECAY,
+        {**_DISTORTION, "aggregation_weight": "levels_and_examples"},
         ("fedmpq",),
     ),
     "feedback+pooled": Improvement(
@@ -286,6 +293,27 @@ def _learning_rates() -> Grid:
     return make_grid(title, "rate", slots, with_paper=False)
 
 
+def _limits() -> Grid:
+    rows: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+        "weights 8 bits, activations 8 bits (FPQ8)": ("fpq8", {}),
+        "weights 8 bits, activations 4 bits": (
+            "fpq8",
+            {"scheme_options": {"activation_bits": 4}},
+        ),
+        "weights 4 bits, activations 4 bits": ("aqfl", {"budgets": (4.0,) * 10}),
+        "weights 2 bits, activations 4 bits": ("aqfl", {"budgets": (2.0,) * 10}),
+    }
+    slots = {
+        (title, "CIFAR-10"): Slot(
+            f"study/limits/{title.split(' (')[0].replace(', ', '-').replace(' ', '')}",
+            {**_COMMON, "scheme": scheme, **settings},
+        )
+        for title, (scheme, settings) in rows.items()
+    }
+    title = "Question 8: what separates FedMPQ from 8 bits"
+    return make_grid(title, "precision of all clients", slots, with_paper=False)
+
+
 # By the name under which a text refers to them (`study_document`).
 QUESTIONS: Mapping[str, Callable[[], Grid]] = {
     "repairs": _repairs,
@@ -296,4 +324,5 @@ QUESTIONS: Mapping[str, Callable[[], Grid]] = {
     "improvements_alpha0.5": functools.partial(_improvements, 0.5),
     "improvements_alpha0.1": functools.partial(_improvements, 0.1),
     "rates": _learning_rates,
+    "limits": _limits,
 }

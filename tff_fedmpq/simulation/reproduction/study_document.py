@@ -33,6 +33,7 @@ TABLE_PRESET = {
     "improvements_alpha0.5": "tuning",
     "improvements_alpha0.1": "tuning",
     "rates": "tuning",
+    "limits": "tuning",
 }
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*:\s*(.*?)\s*\}\}", re.DOTALL)
