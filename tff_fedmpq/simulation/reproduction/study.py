@@ -9,7 +9,7 @@ Eight questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too):
 5. And on the number of local epochs?
 6. Which improvements are worth being defaults?
 7. Which learning rates of codes are best for each?
-8. What separates FedMPQ from training at 8 bits: weights or activations?
+8. What separates FedMPQ from training at 8 bits: weights, activations, rounding?
 
 The last three choose settings: they are for the preset "tuning", which does not see the
 test images.
@@ -293,22 +293,43 @@ def _learning_rates() -> Grid:
     return make_grid(title, "rate", slots, with_paper=False)
 
 
+# By name: title, scheme, settings.
+_LIMITS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "weights8bits-activations8bits": (
+        "weights 8 bits, activations 8 bits (FPQ8)",
+        "fpq8",
+        {},
+    ),
+    "weights8bits-activations4bits": (
+        "weights 8 bits, activations 4 bits",
+        "fpq8",
+        {"scheme_options": {"activation_bits": 4}},
+    ),
+    "weights4bits-activations4bits": (
+        "weights 4 bits, activations 4 bits",
+        "aqfl",
+        {"budgets": (4.0,) * 10},
+    ),
+    "weights2bits-activations4bits": (
+        "weights 2 bits, activations 4 bits",
+        "aqfl",
+        {"budgets": (2.0,) * 10},
+    ),
+    "float-masters": (
+        "FedMPQ's mix, codes trained by float masters on the device "
+        "(EF, bits by distortion)",
+        "fedmpq",
+        {"scheme_options": {**_DISTORTION, "code_update": "straight_through"}},
+    ),
+}
+
+
 def _limits() -> Grid:
-    rows: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-        "weights 8 bits, activations 8 bits (FPQ8)": ("fpq8", {}),
-        "weights 8 bits, activations 4 bits": (
-            "fpq8",
-            {"scheme_options": {"activation_bits": 4}},
-        ),
-        "weights 4 bits, activations 4 bits": ("aqfl", {"budgets": (4.0,) * 10}),
-        "weights 2 bits, activations 4 bits": ("aqfl", {"budgets": (2.0,) * 10}),
-    }
     slots = {
         (title, "CIFAR-10"): Slot(
-            f"study/limits/{title.split(' (')[0].replace(', ', '-').replace(' ', '')}",
-            {**_COMMON, "scheme": scheme, **settings},
+            f"study/limits/{name}", {**_COMMON, "scheme": scheme, **settings}
         )
-        for title, (scheme, settings) in rows.items()
+        for name, (title, scheme, settings) in _LIMITS.items()
     }
     title = "Question 8: what separates FedMPQ from 8 bits"
     return make_grid(title, "precision of all clients", slots, with_paper=False)
