@@ -164,8 +164,13 @@ def test_eta_falls_along_half_a_cosine(round_number, expected):
     config = LocalTrainingConfig(learning_rate=0.4, decay_rounds=10)
     found = config.learning_rate_at(tf.constant(round_number))
     np.testing.assert_allclose(found, expected, atol=1e-7)
-    constant = LocalTrainingConfig(learning_rate=0.4)
-    np.testing.assert_allclose(constant.learning_rate_at(tf.constant(7)), 0.4)
+
+
+@pytest.mark.parametrize("rate", [0.4, 1])
+def test_eta_is_a_float_that_stays(rate):
+    found = LocalTrainingConfig(learning_rate=rate).learning_rate_at(tf.constant(7))
+    assert found.dtype == tf.float32  # A message's int32 would not fit the optimizer.
+    np.testing.assert_allclose(found, rate)
 
 
 @pytest.mark.parametrize("seed", [(3, 5), (4, 4), (0, 0)])

@@ -20,6 +20,7 @@ from tff_fedmpq.federated.messages import QuantizedWeights
 from tff_fedmpq.federated.model_spec import float_rest_variables
 from tff_fedmpq.keras.optimizer import (
     CODE_UPDATES,
+    CompensatedSGD,
     IntegerSGD,
     StraightThroughSGD,
 )
@@ -33,10 +34,11 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 OnStep = Callable[[tf.Tensor], None]
 
 
-# How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, or
-# by SGD on float master weights.
+# How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, by the
+# former with its rounding errors fed back, or by SGD on float master weights.
 OPTIMIZERS: Mapping[str, Callable[..., IntegerSGD]] = {
     **{name: functools.partial(IntegerSGD, code_update=name) for name in CODE_UPDATES},
+    "compensated": CompensatedSGD,
     "straight_through": StraightThroughSGD,
 }
 
@@ -97,7 +99,7 @@ class LocalTrainingConfig:
           round_number: int32[], from 0.
         """
         if self.decay_rounds is None:
-            return tf.constant(self.learning_rate)
+            return tf.constant(self.learning_rate, tf.float32)
         fraction = tf.cast(round_number, tf.float32) / self.decay_rounds
         angle = math.pi * tf.minimum(fraction, 1.0)
         return self.learning_rate * 0.5 * (1.0 + tf.cos(angle))

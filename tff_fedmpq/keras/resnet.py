@@ -8,11 +8,13 @@ weights, and not a strided slice with zero padding (option A).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+_MAX_LAYERS = 1_000  # That draw their weights, of a model.
 _FILTERS = (16, 32, 64)
 # Statistics have to follow a client within its few local steps; the Keras default of
 # 0.99 forgets half of the old ones in 69 steps, this in 7.
@@ -55,8 +57,7 @@ def resnet(
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth has to be 6n + 2 (8, 14, 20, ...), found {depth}.")
-    seeds = iter(range(seed, seed + 2 * depth)) if seed is not None else None
-    builder = _Builder(seeds)
+    builder = _Builder(seed)
     inputs = tf.keras.Input(input_shape, name="image")
     x = inputs
     if pixel_statistics is not None:
@@ -84,12 +85,16 @@ def resnet(
 class _Builder:
     """Adds layers, drawing a fresh initializer seed for each."""
 
-    def __init__(self, seeds):
-        self._seeds = seeds
+    def __init__(self, seed: int | None):
+        self._seed = seed
+        self._layer_numbers = itertools.count()
 
     def initializer(self) -> tf.keras.initializers.Initializer:
-        seed = next(self._seeds) if self._seeds is not None else None
-        return tf.keras.initializers.HeNormal(seed)
+        if self._seed is None:
+            return tf.keras.initializers.HeNormal()
+        # A model of the next seed must not have these layers, one place further on.
+        layer_seed = _MAX_LAYERS * self._seed + next(self._layer_numbers)
+        return tf.keras.initializers.HeNormal(layer_seed % 2**31)
 
     def conv_bn(self, x, filters: int, kernel_size: int, stride: int, name: str):
         """Convolution without bias, then BatchNorm."""

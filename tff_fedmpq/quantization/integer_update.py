@@ -118,6 +118,21 @@ def integer_update_per_plane(
     return _move(codes, units, bit_width, uniform)
 
 
+def move_codes(
+    codes: tf.Tensor, change: tf.Tensor, bit_width: tf.Tensor
+) -> tf.Tensor:
+    """Returns codes moved by whole units and clipped to their range, uint8[...].
+
+    Args:
+      codes: uint8[...].
+      change: float32[...], whole numbers of units.
+      bit_width: int32[].
+    """
+    moved = tf.cast(codes, tf.float32) + change
+    largest = representation_lib.max_code(bit_width)
+    return tf.cast(tf.clip_by_value(moved, 0.0, largest), tf.uint8)
+
+
 def _move(
     codes: tf.Tensor, units: tf.Tensor, bit_width: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
@@ -132,6 +147,4 @@ def _move(
                 f"{tensor.shape}."
             )
     # Rounded before the codes are added: beside them a small step would be lost.
-    moved = tf.cast(codes, tf.float32) + tf.floor(uniform - units)
-    largest = representation_lib.max_code(bit_width)
-    return tf.cast(tf.clip_by_value(moved, 0.0, largest), tf.uint8)
+    return move_codes(codes, tf.floor(uniform - units), bit_width)

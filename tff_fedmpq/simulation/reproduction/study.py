@@ -105,12 +105,17 @@ class Improvement(NamedTuple):
 _SLOW = {"learning_rate": 0.3, "learning_rate_decay": "none"}
 _SLOW_DECAY = {"learning_rate": 0.3, "learning_rate_decay": "cosine"}
 _FAST_DECAY = {"learning_rate": 1.0, "learning_rate_decay": "cosine"}
-# A longer average of gradients has less noise for random rounding to add to. Steps of
-# the float rest stay as long as they were: 0.1 / (1 - 0.9) = 0.03 / (1 - 0.97).
-_LONG_MOMENTUM = {"momentum": 0.97, "float_learning_rate": 0.03}
+# A longer average of gradients has less noise for random rounding to add to. Steps stay
+# as long as they were: 0.3 / (1 - 0.9) = 0.09 / (1 - 0.97), and a third of each.
+_LONG_MOMENTUM = {
+    "learning_rate": 0.09,
+    "float_learning_rate": 0.03,
+    "momentum": 0.97,
+}
 _FEEDBACK = {"error_feedback": True}
 _DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
 _DAMPING = {"low_bit_damping": 0.5}
+_COMPENSATION = {"code_update": "compensated"}
 IMPROVEMENTS: Mapping[str, Improvement] = {
     "eta1": Improvement("eta 1", {"learning_rate": 1.0}),
     "eta0.3": Improvement("eta 0.3", _SLOW),
@@ -136,12 +141,34 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         ("fedmpq",),
     ),
     "feedback+cosine+momentum": Improvement(
-        "eta 0.3 to 0, momentum 0.97, EF", {**_SLOW_DECAY, **_LONG_MOMENTUM}, _FEEDBACK
+        "eta 0.09 to 0, momentum 0.97, EF", {**_SLOW_DECAY, **_LONG_MOMENTUM}, _FEEDBACK
     ),
     "feedback+distortion+cosine+momentum": Improvement(
-        "eta 0.3 to 0, momentum 0.97, EF, bits by distortion",
+        "eta 0.09 to 0, momentum 0.97, EF, bits by distortion",
         {**_SLOW_DECAY, **_LONG_MOMENTUM},
         _DISTORTION,
+        ("fedmpq",),
+    ),
+    "feedback+cosine+compensation": Improvement(
+        "eta 0.3 to 0, rounding compensated, EF",
+        _SLOW_DECAY,
+        {**_FEEDBACK, **_COMPENSATION},
+    ),
+    "feedback+distortion+cosine+compensation": Improvement(
+        "eta 0.3 to 0, rounding compensated, EF, bits by distortion",
+        _SLOW_DECAY,
+        {**_DISTORTION, **_COMPENSATION},
+        ("fedmpq",),
+    ),
+    "feedback+cosine1+compensation": Improvement(
+        "eta 1 to 0, rounding compensated, EF",
+        _FAST_DECAY,
+        {**_FEEDBACK, **_COMPENSATION},
+    ),
+    "feedback+distortion+cosine1+compensation": Improvement(
+        "eta 1 to 0, rounding compensated, EF, bits by distortion",
+        _FAST_DECAY,
+        {**_DISTORTION, **_COMPENSATION},
         ("fedmpq",),
     ),
     "feedback+distortion+cosine+examples": Improvement(
