@@ -34,8 +34,8 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 OnStep = Callable[[tf.Tensor], None]
 
 
-# How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, by the
-# former with its rounding errors fed back, or by SGD on float master weights.
+# How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, by
+# the former with its rounding errors fed back, or by SGD on float master weights.
 OPTIMIZERS: Mapping[str, Callable[..., IntegerSGD]] = {
     **{name: functools.partial(IntegerSGD, code_update=name) for name in CODE_UPDATES},
     "compensated": CompensatedSGD,
