@@ -118,9 +118,7 @@ def integer_update_per_plane(
     return _move(codes, units, bit_width, uniform)
 
 
-def move_codes(
-    codes: tf.Tensor, change: tf.Tensor, bit_width: tf.Tensor
-) -> tf.Tensor:
+def move_codes(codes: tf.Tensor, change: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     """Returns codes moved by whole units and clipped to their range, uint8[...].
 
     Args:
