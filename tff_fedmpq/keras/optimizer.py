@@ -205,11 +205,12 @@ class CompensatedSGD(IntegerSGD):
     What clipping to the range of the codes takes away is not an error, and is lost.
 
     Args:
+      learning_rate: eta, of the codes.
       **kwargs: of `IntegerSGD`; `momentum` above 0, `code_update` is not used.
     """
 
-    def __init__(self, *args: Any, name: str = "CompensatedSGD", **kwargs: Any):
-        super().__init__(*args, name=name, **kwargs)
+    def __init__(self, learning_rate: float = 0.3, **kwargs: Any):
+        super().__init__(learning_rate, **{"name": "CompensatedSGD", **kwargs})
         if not self.momentum:
             raise ValueError("Without momentum there is no buffer to take errors in.")
 
@@ -226,8 +227,8 @@ class CompensatedSGD(IntegerSGD):
         # The buffer points uphill, codes move downhill: an excess `change` adds to it.
         excess = change + gain * rate * velocity
         share = (1.0 - self.momentum) / self.momentum
-        returned = tf.math.divide_no_nan(share * excess, gain * rate)
-        self.velocities[index].assign_add(returned)
+        per_unit = tf.math.divide_no_nan(share, gain * rate)
+        self.velocities[index].assign_add(per_unit * excess)
 
 
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")

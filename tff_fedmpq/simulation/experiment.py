@@ -77,7 +77,7 @@ def run_experiment(
       datasets.DatasetError: if the data set is missing or damaged.
     """
     output_dir = pathlib.Path(output_dir).expanduser()
-    _check_output_dir(output_dir, config, resume)
+    check_output_dir(output_dir, config, resume)
     result_path = output_dir / "result.json"
     if resume and result_path.exists():
         logging.info("%s is finished; nothing to do.", output_dir)
@@ -89,6 +89,42 @@ def run_experiment(
     _write_json(result_path, result)
     report.plot_curves(result, output_dir / "curves.png")
     return result
+
+
+def check_output_dir(
+    output_dir: pathlib.Path, config: ExperimentConfig, resume: bool
+) -> None:
+    """Checks that a run may write into a directory.
+
+    Args:
+      output_dir: of the run.
+      config: of the run.
+      resume: whether to go on with a run of that configuration, if there is one.
+
+    Raises:
+      OutputDirectoryError: if it may not.
+    """
+    config_path = output_dir / "config.json"
+    if not config_path.exists():
+        if output_dir.exists() and any(output_dir.iterdir()):
+            raise OutputDirectoryError(
+                f"{output_dir} holds files that are not of a run; choose another."
+            )
+        return
+    if not resume:
+        raise OutputDirectoryError(
+            f"{output_dir} holds a run already: go on with it by --resume, or choose "
+            "another directory."
+        )
+    present, wanted = json.loads(config_path.read_text()), _as_json(config.as_dict())
+    differing = sorted(k for k in wanted if present.get(k) != wanted[k])
+    if differing:
+        details = "; ".join(
+            f"{k}: {present.get(k)!r} there, {wanted[k]!r} asked for" for k in differing
+        )
+        raise OutputDirectoryError(
+            f"{output_dir} holds a run of another configuration ({details})."
+        )
 
 
 def sample_participants(config: ExperimentConfig, round_number: int) -> list[str]:
@@ -327,33 +363,6 @@ def load_dataset(
     return dataclasses.replace(
         subset, test_images=images[validated], test_labels=labels[validated]
     )
-
-
-def _check_output_dir(
-    output_dir: pathlib.Path, config: ExperimentConfig, resume: bool
-) -> None:
-    """Raises OutputDirectoryError unless the run may write into the directory."""
-    config_path = output_dir / "config.json"
-    if not config_path.exists():
-        if output_dir.exists() and any(output_dir.iterdir()):
-            raise OutputDirectoryError(
-                f"{output_dir} holds files that are not of a run; choose another."
-            )
-        return
-    if not resume:
-        raise OutputDirectoryError(
-            f"{output_dir} holds a run already: go on with it by --resume, or choose "
-            "another directory."
-        )
-    present, wanted = json.loads(config_path.read_text()), _as_json(config.as_dict())
-    differing = sorted(k for k in wanted if present.get(k) != wanted[k])
-    if differing:
-        details = "; ".join(
-            f"{k}: {present.get(k)!r} there, {wanted[k]!r} asked for" for k in differing
-        )
-        raise OutputDirectoryError(
-            f"{output_dir} holds a run of another configuration ({details})."
-        )
 
 
 def _as_json(value: Any) -> Any:

@@ -64,18 +64,32 @@ def test_records_are_found_again(make, tmp_path):
     results.write_record(tmp_path, cell, record)
     path = tmp_path / "paper/table1/cifar10/alpha0.5/fedmpq/seed0.json"
     assert json.loads(path.read_text()) == record
-    assert results.read_record(tmp_path, cell) == record
     assert results.read_records(tmp_path, "paper") == {NAME: record}
     assert results.read_records(tmp_path, "reduced") == {}
     assert [p.name for p in path.parent.iterdir()] == ["seed0.json"]
 
 
-def test_a_shared_run_has_one_file(make, tmp_path):
-    results.write_record(tmp_path, make.cell(NAME), make.finished(NAME, [0.25]))
+def test_a_shared_run_has_one_file(make):
+    records = {NAME: make.finished(NAME, [0.25])}
     for name in ("table2/cifar10/clients10/fedmpq/seed0", "table4/cifar10/all/seed0"):
-        assert results.read_record(tmp_path, make.cell(name))["id"] == NAME
+        assert results.find_record(records, make.cell(name).config) == NAME
     other = make.cell("table2/cifar10/clients20/fedmpq/seed0")
-    assert results.read_record(tmp_path, other) is None
+    assert results.find_record(records, other.config) is None
+
+
+def test_a_result_is_found_under_the_id_of_a_former_owner(make):
+    """Who owns a run depends on the defaults, what it was a run of does not."""
+    record = {**make.finished(NAME, [0.25]), "id": "study/once/seed0"}
+    records = {"study/once/seed0": record}
+    assert results.find_record(records, make.cell(NAME).config) == "study/once/seed0"
+
+
+def test_a_finished_result_comes_before_an_unfinished_one(make):
+    begun, done = make.unfinished(NAME, 3), make.finished(NAME, [0.25])
+    records = {"a": begun, "b": done, "c": begun}
+    assert results.find_record(records, make.cell(NAME).config) == "b"
+    del records["b"]
+    assert results.find_record(records, make.cell(NAME).config) == "a"
 
 
 @pytest.mark.parametrize(
@@ -84,18 +98,28 @@ def test_a_shared_run_has_one_file(make, tmp_path):
         ({}, True),
         ({"compute": "float32"}, True),
         ({"rounds": 49}, False),
+        ({"seed": 1}, False),
         ({"budgets": (4,) * 10}, False),
         ({"scheme_options": {"lasso": 0.02}}, False),
-        ({"scheme_options": {"lasso": 0.01, "yet_to_be": 1}}, True),
+        ({"scheme_options": {"low_bit_damping": 0.5}}, False),
+        ({"scheme_options": {"yet_to_be": 1}}, False),
     ],
 )
 def test_a_result_is_of_its_settings(make, changes, same):
-    """New settings do not count against results that did not know them."""
+    """What a run did not know of, it cannot be a result of."""
     config = make.cell(NAME).config
     record = make.finished(NAME, [0.25])
-    assert results.has_settings(record, dataclasses.replace(config, **changes)) == same
-    record["protocol"]["no_longer"] = 1
-    assert results.has_settings(record, dataclasses.replace(config, **changes)) == same
+    options = {**config.scheme_options, **changes.get("scheme_options", {})}
+    other = dataclasses.replace(config, **{**changes, "scheme_options": options})
+    found = results.find_record({NAME: record}, other)
+    assert (found == NAME) == same
+
+
+def test_the_first_runs_learned_alike_at_all_bit_widths(make):
+    """Their files do not mention it."""
+    record = make.finished(NAME, [0.25])
+    del record["protocol"]["scheme_options"]["low_bit_damping"]
+    assert results.find_record({NAME: record}, make.cell(NAME).config) == NAME
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"finished": true}'])
@@ -111,5 +135,6 @@ def test_the_rate_of_codes_counts_where_there_are_codes(make, scheme, same):
     record = make.finished(f"table1/cifar10/alpha0.5/{scheme}/seed0", [0.5])
     config = make.cell(record["id"]).config
     other = dataclasses.replace(config, learning_rate=2.0, learning_rate_decay="cosine")
-    assert results.has_settings(record, config)
-    assert results.has_settings(record, other) == same
+    records = {record["id"]: record}
+    assert results.find_record(records, config)
+    assert bool(results.find_record(records, other)) == same

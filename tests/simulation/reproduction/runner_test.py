@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.datasets import DatasetNotFoundError
+from tff_fedmpq.simulation.experiment import OutputDirectoryError
 from tff_fedmpq.simulation.reproduction import document, results, runner
 from tff_fedmpq.simulation.reproduction.cells import Cell
 from tff_fedmpq.simulation.reproduction.cost import CostEstimator, Speed
@@ -34,10 +36,11 @@ def plan(make, names, folders):
     return runner.plan(found, *folders, FixedEstimator())
 
 
-def save_rounds(directory, count):
-    """Leaves the trace of a run that was interrupted."""
-    for number in (count - 1, count):
-        (directory / "checkpoints" / f"round_{number}").mkdir(parents=True)
+def save_rounds(directory, config, count):
+    """Leaves the trace of a run that was killed while it saved another round."""
+    for name in (count - 1, count, f"{count + 1}_temp123"):
+        (directory / "checkpoints" / f"round_{name}").mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config.as_dict()))
 
 
 def run(planned, folders, **callbacks):
@@ -55,7 +58,8 @@ def test_a_plan_says_what_is_to_do_and_how_long_it_takes(make, folders):
         "table1/tiny_imagenet/alpha1/aqfl/seed0",
     ]
     results.write_record(folders[1], make.cell(NAME), make.finished(NAME, [0.5]))
-    save_rounds(runner.run_dir(folders[0], make.cell(names[1])), 12)
+    begun = make.cell(names[1])
+    save_rounds(runner.run_dir(folders[0], begun), begun.config, 12)
     planned = plan(make, names, folders)
     assert [entry.state for entry in planned] == [
         "not run",
@@ -101,7 +105,7 @@ def test_runs_follow_the_order_and_leave_their_results(make, folders, monkeypatc
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
 def test_an_interrupted_run_says_how_far_it_got(make, folders, monkeypatch, error):
     def run_experiment(config, output_dir, **kwargs):
-        save_rounds(output_dir, 7)
+        save_rounds(output_dir, config, 7)
         raise error("enough")
 
     monkeypatch.setattr(runner, "run_experiment", run_experiment)
@@ -114,6 +118,34 @@ def test_an_interrupted_run_says_how_far_it_got(make, folders, monkeypatch, erro
     assert written
     (entry,) = plan(make, [NAME], folders)
     assert (entry.state, entry.seconds) == ("round 7 of 50", 430)
+
+
+def test_a_directory_of_another_run_leaves_its_result_alone(make, folders):
+    """As where a default has changed since, and the directory of the run was kept."""
+    cell = make.cell(NAME)
+    former = dataclasses.replace(cell.config, learning_rate=1.0)
+    former_cell = dataclasses.replace(cell, config=former)
+    record = results.finished_record(make.result(former, [0.5]), former_cell, former)
+    results.write_record(folders[1], cell, record)
+    planned_before = plan(make, [NAME], folders)
+    save_rounds(runner.run_dir(folders[0], cell), former, 50)
+    (entry,) = plan(make, [NAME], folders)
+    assert (entry.state, entry.is_to_run) == ("cannot be run", False)
+    assert "another configuration (learning_rate: 1.0 there" in entry.obstacle
+    with pytest.raises(OutputDirectoryError, match="another configuration"):
+        run(planned_before, folders)
+    assert results.read_records(folders[1], "paper") == {NAME: record}
+
+
+def test_an_interrupted_run_goes_on_under_the_id_that_it_began_with(make, folders):
+    cell = make.cell(NAME)
+    former = dataclasses.replace(cell, result_id="study/once/seed0")
+    record = {**make.unfinished(NAME, 20), "id": former.result_id}
+    results.write_record(folders[1], former, record)
+    save_rounds(runner.run_dir(folders[0], former), cell.config, 20)
+    (entry,) = plan(make, [NAME], folders)
+    assert entry.cell.result_id == former.result_id
+    assert (entry.state, entry.is_to_run) == ("round 20 of 50", True)
 
 
 def test_a_run_that_never_began_leaves_nothing(make, folders, monkeypatch):
@@ -166,7 +198,7 @@ def test_a_real_cell(tmp_path):
         announce=lambda _: None,
         on_result=lambda: None,
     )
-    record = results.read_record(folders[1], cell)
+    record = results.read_records(folders[1], "reduced")[name]
     result = json.loads((run_dir / "result.json").read_text())
     assert record["finished"] and record["tier_accuracy"] == result["tier_accuracy"]
     assert runner.count_rounds_done(run_dir) == 1

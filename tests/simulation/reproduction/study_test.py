@@ -10,12 +10,25 @@ from tff_fedmpq.simulation.reproduction import cells, study
 
 
 def configs():
-    """Group -> configuration of all that can be run, at the reduced protocol."""
+    """Group -> configuration, at the reduced protocol where it can be run there."""
     return {
         cell.id.rsplit("/", 1)[0]: cell.config
-        for cell in cells.expand("study", "reduced", [0])
+        for preset in ("tuning", "reduced")
+        for cell in cells.expand("study", preset, [0])
         if cell.config
     }
+
+
+@pytest.mark.parametrize("preset", ["paper", "reduced"])
+def test_settings_are_not_chosen_on_test_images(preset):
+    choosing = ("study/alpha", "study/rates/", "study/limits/")
+    found = {"choosing": set(), "answering": set()}
+    for cell in cells.expand("study", preset, [0]):
+        kind = "choosing" if cell.id.startswith(choosing) else "answering"
+        found[kind].add(cell.obstacle)
+    (obstacle,) = found["choosing"]
+    assert "at the preset tuning only" in obstacle
+    assert found["answering"] == {""}
 
 
 def test_all_are_of_cifar10_and_but_for_improvements_at_alpha_half():

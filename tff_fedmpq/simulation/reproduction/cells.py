@@ -147,6 +147,8 @@ def make_cell(
 
 def find_obstacle(slot: Slot, preset: str) -> str:
     """Returns why a preset cannot express a slot, or ""."""
+    if slot.only_preset not in ("", preset):
+        return f"it serves to choose settings, at the preset {slot.only_preset} only"
     dataset = slot.settings["dataset"]
     if dataset not in PRESETS[preset].models:
         return f"the preset {preset} has no network for {dataset}"

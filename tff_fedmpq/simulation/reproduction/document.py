@@ -67,6 +67,11 @@ def _preset_section(preset: str, records: Records) -> Iterator[str]:
     label = "" if preset == "paper" else f" - {preset.upper()}"
     yield f"## {_capitalised(cells.PRESETS[preset].title)}{label}"
     yield describe_protocol(preset)
+    if preset != "paper":
+        yield (
+            "The paper's numbers are beside ours for orientation; they are of its own "
+            "protocol."
+        )
     left_out = []
     for grid in cells.grids():
         is_begun = any(find_records(s, preset, records) for s in _slots(grid))
@@ -112,10 +117,7 @@ def describe_protocol(preset: str) -> str:
     )
     if preset == "paper":
         return text
-    return (
-        f"**Not the paper's protocol: fewer images, rounds or epochs.** {text} The "
-        "paper's numbers are beside them for orientation; they are of its own protocol."
-    )
+    return f"**Not the paper's protocol: fewer images, rounds or epochs.** {text}"
 
 
 def format_grid(grid: Grid, preset: str, records: Records) -> str:
@@ -163,10 +165,10 @@ def find_records(slot: Slot, preset: str, records: Records) -> dict[str, Record]
     if cells.find_obstacle(slot, preset):
         return found
     for seed in sorted({record["protocol"]["seed"] for record in records.values()}):
-        cell = cells.make_cell(slot, preset, seed)
-        record = records.get(cell.result_id)
-        if record and cell.config and results.has_settings(record, cell.config):
-            found[cell.result_id] = record
+        config = cells.build_config(slot, preset, seed)
+        name = results.find_record(records, config)
+        if name is not None:
+            found[name] = records[name]
     return found
 
 

@@ -26,6 +26,8 @@ _DENSITIES = "top_plane_densities"
 _IMMATERIAL = ("compute",)
 # Of codes, so of no consequence where there are none.
 _OF_CODES = ("learning_rate", "learning_rate_decay")
+# What the first result files do not mention, and how their runs behaved.
+_BEFORE_THERE_WAS = {"low_bit_damping": 0.0}
 
 
 def result_path(results_dir: PathLike, cell: Cell) -> pathlib.Path:
@@ -75,15 +77,6 @@ def write_record(results_dir: PathLike, cell: Cell, record: Mapping[str, Any]) -
     write_atomically(path, format_record(record).encode())
 
 
-def read_record(results_dir: PathLike, cell: Cell) -> dict[str, Any] | None:
-    """Returns a cell's result, or None where there is none of these settings."""
-    path = result_path(results_dir, cell)
-    if not path.exists() or cell.config is None:
-        return None
-    record = _read(path)
-    return record if has_settings(record, cell.config) else None
-
-
 def read_records(results_dir: PathLike, preset: str) -> dict[str, dict[str, Any]]:
     """Returns all result files of a preset: result id -> content.
 
@@ -98,21 +91,37 @@ def read_records(results_dir: PathLike, preset: str) -> dict[str, dict[str, Any]
     }
 
 
-def has_settings(record: Mapping[str, Any], config: ExperimentConfig) -> bool:
-    """Returns whether a result is of a configuration.
+def find_record(
+    records: Mapping[str, Mapping[str, Any]], config: ExperimentConfig
+) -> str | None:
+    """Returns the id of the result of a configuration, under whatever id it was run.
 
-    Settings that were unknown when it was written do not count against it.
+    Of several, one that is finished; None where there is none.
+
+    Args:
+      records: result id -> content of the result file.
+      config: of the run.
     """
-    recorded = dict(record["protocol"])
-    wanted = json.loads(json.dumps(config.as_dict()))
+    wanted = _settings_key(config.as_dict())
+    found = [
+        name
+        for name, record in records.items()
+        if _settings_key(record["protocol"]) == wanted
+    ]
+    finished = [name for name in found if records[name]["finished"]]
+    return next(iter(finished or found), None)
+
+
+def _settings_key(protocol: Mapping[str, Any]) -> str:
+    """Returns a text that runs of the same settings have in common, and no others."""
     immaterial = set(_IMMATERIAL)
-    if build_scheme(config.scheme, {}).weights is None:
+    if build_scheme(protocol["scheme"], {}).weights is None:
         immaterial.update(_OF_CODES)
-    for name in immaterial:
-        recorded.pop(name, None)
-    options = recorded.pop("scheme_options")
-    wanted_options = wanted.pop("scheme_options")
-    return _agree(recorded, wanted) and _agree(options, wanted_options)
+    else:
+        options = {**_BEFORE_THERE_WAS, **protocol["scheme_options"]}
+        protocol = {**protocol, "scheme_options": options}
+    material = {k: v for k, v in protocol.items() if k not in immaterial}
+    return json.dumps(material, sort_keys=True)
 
 
 def format_record(record: Mapping[str, Any]) -> str:
@@ -140,11 +149,6 @@ def _heading(
 
 def _without(rounds: list[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in keys} for r in rounds]
-
-
-def _agree(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    common = set(recorded) & set(wanted)
-    return all(recorded[key] == wanted[key] for key in common)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

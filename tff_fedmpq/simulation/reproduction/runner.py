@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Callable
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
 
 from tff_fedmpq.simulation.datasets import DatasetNotFoundError
-from tff_fedmpq.simulation.experiment import run_experiment
+from tff_fedmpq.simulation.experiment import (
+    OutputDirectoryError,
+    check_output_dir,
+    run_experiment,
+)
 from tff_fedmpq.simulation.files import PathLike
 from tff_fedmpq.simulation.reproduction import results
 from tff_fedmpq.simulation.reproduction.cells import Cell
 from tff_fedmpq.simulation.reproduction.cost import CostEstimator
 
 _CANNOT = "cannot be run"
+_SAVED_STATE = re.compile(r"round_(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,10 @@ def plan(
     """
     planned = []
     seen: dict[str, str] = {}
+    records = {
+        preset: results.read_records(results_dir, preset)
+        for preset in {cell.preset for cell in cells}
+    }
     for cell in cells:
         if cell.result_id in seen:
             state = f"the same run as {seen[cell.result_id]}"
@@ -64,22 +74,34 @@ def plan(
             continue
         if not cell.obstacle:
             seen[cell.result_id] = cell.id
-        planned.append(_plan_cell(cell, output_dir, results_dir, estimator))
+        planned.append(_plan_cell(cell, output_dir, records[cell.preset], estimator))
     return planned
 
 
 def _plan_cell(
-    cell: Cell, output_dir: PathLike, results_dir: PathLike, estimator: CostEstimator
+    cell: Cell,
+    output_dir: PathLike,
+    records: Mapping[str, Mapping[str, Any]],
+    estimator: CostEstimator,
 ) -> PlannedCell:
-    if cell.config is None:
+    config = cell.config
+    if config is None:
         return PlannedCell(cell, _CANNOT, obstacle=cell.obstacle)
-    record = results.read_record(results_dir, cell)
-    if record is not None and record["finished"]:
-        return PlannedCell(cell, "finished")
-    rounds_done = count_rounds_done(run_dir(output_dir, cell))
-    state = f"round {rounds_done} of {cell.config.rounds}" if rounds_done else "not run"
+    # Under the id of a run that was begun: who owns a result depends on the defaults.
+    name = results.find_record(records, config)
+    if name is not None:
+        cell = dataclasses.replace(cell, result_id=name)
+        if records[name]["finished"]:
+            return PlannedCell(cell, "finished")
+    directory = run_dir(output_dir, cell)
     try:
-        seconds = estimator.seconds(cell.config, rounds_done)
+        check_output_dir(directory, config, resume=True)
+    except OutputDirectoryError as error:
+        return PlannedCell(cell, _CANNOT, obstacle=str(error))
+    rounds_done = count_rounds_done(directory)
+    state = f"round {rounds_done} of {config.rounds}" if rounds_done else "not run"
+    try:
+        seconds = estimator.seconds(config, rounds_done)
     except DatasetNotFoundError as error:
         return PlannedCell(cell, _CANNOT, obstacle=str(error))
     return PlannedCell(cell, state, seconds, is_to_run=True)
@@ -92,8 +114,10 @@ def run_dir(output_dir: PathLike, cell: Cell) -> pathlib.Path:
 
 def count_rounds_done(directory: pathlib.Path) -> int:
     """Returns the last round of a run whose state was saved; 0 where there is none."""
-    states = directory.glob("checkpoints/round_*")
-    return max((int(state.name.split("_")[1]) for state in states), default=0)
+    # A state that is being saved has a longer name until it is whole.
+    names = (path.name for path in directory.glob("checkpoints/round_*"))
+    saved = (_SAVED_STATE.fullmatch(name) for name in names)
+    return max((int(match[1]) for match in saved if match), default=0)
 
 
 def run_cells(
@@ -134,11 +158,16 @@ def run_cell(
     data_dir: PathLike | None,
     on_result: Callable[[], None],
 ) -> None:
-    """Runs a cell to its end; what is left behind when it does not get there, too."""
+    """Runs a cell to its end; records it, or how far it came.
+
+    Raises:
+      OutputDirectoryError: if the directory of the run holds another one.
+    """
     config = cell.config
     if config is None:
         raise ValueError(f"{cell.id} cannot be run: {cell.obstacle}.")
     directory = run_dir(output_dir, cell)
+    check_output_dir(directory, config, resume=True)  # Leaves results of others alone.
     record = None
     try:
         result = run_experiment(config, directory, data_dir=data_dir, resume=True)

@@ -41,6 +41,7 @@ from tff_fedmpq.simulation.reproduction.tables import (
 )
 
 SEEDS = (0, 1)
+_CHOOSING = "tuning"  # The preset of questions that settings are chosen by.
 _PAIR = ("aqfl", "fedmpq")
 _COMMON = {"dataset": "cifar10", "alpha": 0.5}
 
@@ -295,6 +296,7 @@ def _improvements(alpha: float) -> Grid:
                 **improvement.settings,
                 "scheme_options": improvement.options,
             },
+            only_preset=_CHOOSING,
         )
         for name, improvement in IMPROVEMENTS.items()
         for scheme in improvement.schemes
@@ -310,11 +312,13 @@ def _learning_rates() -> Grid:
             slots[f"eta {rate:g}", paper.SCHEME_TITLES[scheme]] = Slot(
                 f"study/rates/eta{rate:g}/{scheme}",
                 {**_COMMON, "scheme": scheme, "learning_rate": rate},
+                only_preset=_CHOOSING,
             )
             literal = _reading_slot("literal", scheme)
             slots[f"literal, eta {rate:g}", paper.SCHEME_TITLES[scheme]] = Slot(
                 f"study/rates/literal-eta{rate:g}/{scheme}",
                 {**literal.settings, "learning_rate": rate},
+                only_preset=_CHOOSING,
             )
     title = "Question 7: learning rates"
     return make_grid(title, "rate", slots, with_paper=False)
@@ -354,7 +358,9 @@ _LIMITS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 def _limits() -> Grid:
     slots = {
         (title, "CIFAR-10"): Slot(
-            f"study/limits/{name}", {**_COMMON, "scheme": scheme, **settings}
+            f"study/limits/{name}",
+            {**_COMMON, "scheme": scheme, **settings},
+            only_preset=_CHOOSING,
         )
         for name, (title, scheme, settings) in _LIMITS.items()
     }

@@ -28,14 +28,6 @@ from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
 RecordsByPreset = Mapping[str, Records]
 
 NUM_LATE_ROUNDS = 5
-# Of tables that choose settings; the others are at "reduced".
-TABLE_PRESET = {
-    "improvements_alpha0.5": "tuning",
-    "improvements_alpha0.1": "tuning",
-    "rates": "tuning",
-    "limits": "tuning",
-}
-
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*:\s*(.*?)\s*\}\}", re.DOTALL)
 _PAIR = (paper.SCHEME_TITLES["fedmpq"], paper.SCHEME_TITLES["aqfl"])
 
@@ -132,8 +124,10 @@ def _table(name: str, records: RecordsByPreset) -> str:
         raise ValueError(
             f"Unknown table {name!r}; expected one of {', '.join(study.QUESTIONS)}."
         )
-    preset = TABLE_PRESET.get(name, "reduced")
-    return format_table(study.QUESTIONS[name](), preset, records.get(preset, {}))
+    grid = study.QUESTIONS[name]()
+    (only_preset,) = {slot.only_preset for slot in grid.slots.values()}
+    preset = only_preset or "reduced"
+    return format_table(grid, preset, records.get(preset, {}))
 
 
 def _protocol(preset: str, records: RecordsByPreset) -> str:

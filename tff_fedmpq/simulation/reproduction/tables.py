@@ -26,11 +26,13 @@ class Slot:
       group: id without the seed, such as "table1/cifar10/alpha0.5/fedmpq".
       settings: of `ExperimentConfig`, on top of the preset's.
       paper: the paper's accuracy, %; None where it prints none.
+      only_preset: the one preset that it may be run at; "" allows all.
     """
 
     group: str
     settings: Mapping[str, Any]
     paper: float | None = None
+    only_preset: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
