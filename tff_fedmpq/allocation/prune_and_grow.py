@@ -1,4 +1,4 @@
-"""Pruning-Growing: every client gets exactly its bit budget back (Algorithm 2, Eq. 16).
+"""Pruning-Growing: every client gets its bit budget back (Algorithm 2, Eq. 16).
 
 The averaged bit-widths of a round fit no client's budget. Per client, layers stand in
 the order of ``m * (db + 1)`` descending, ``m`` a layer's number of weights and ``db``

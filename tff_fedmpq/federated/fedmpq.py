@@ -119,7 +119,7 @@ def fedmpq_literal_scheme(**options: Any) -> Scheme:
     """Returns FedMPQ as the paper reads literally, as a `Scheme`.
 
     Codes in offset binary, scales ``2 max|W|``, pruned planes dropped, and the rate of
-    SGD, 0.1, for codes too.
+    SGD, 0.1, for codes too; but Algorithm 2 within budgets, which printed exceeds them.
 
     Args:
       **options: of `fedmpq_scheme`, on top of that.

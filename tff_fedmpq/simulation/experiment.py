@@ -296,7 +296,7 @@ class _Run:
             self._model_fn,
             self._spec.split(tuple(weights.trainable), tuple(weights.non_trainable)),
             state.distributor["bit_widths"],
-            np.asarray(self._config.budgets),
+            self._scheme.effective_budgets(self._config.budgets),
             self._dataset.test_images,
             self._dataset.test_labels,
             calibration,

@@ -54,6 +54,8 @@ def test_evaluated_images_are_of_rounds_and_tiers():
     assert cost.count_evaluated_images(CONFIG, 10, rounds_done=4) == 10 * 2 + 10 * 2 * 3
     of_floats = dataclasses.replace(CONFIG, scheme="fedavg")
     assert cost.count_evaluated_images(of_floats, 10) == 10 * 6
+    of_8_bits = dataclasses.replace(CONFIG, scheme="fpq8", scheme_options={})
+    assert cost.count_evaluated_images(of_8_bits, 10) == 10 * 6 + 10 * 2 * 1
 
 
 def test_seconds_are_of_the_runs_own_partition():

@@ -71,8 +71,9 @@ def count_evaluated_images(
 
     After each round the global model; at the end each tier of devices twice.
     """
-    is_quantized = experiment.build_config_scheme(config).weights is not None
-    tiers = len(set(config.budgets)) if is_quantized else 0
+    scheme = experiment.build_config_scheme(config)
+    budgets = () if scheme.weights is None else scheme.effective_budgets(config.budgets)
+    tiers = len(np.unique(budgets))
     return num_test * (config.rounds - rounds_done + 2 * tiers)
 
 

@@ -55,7 +55,7 @@ DEVIATIONS = (
         "0.1, instead of 0.1 for all.",
         "The integer update's step is a power of two of the gradient on codes, which "
         "is not the scale of SGD on weights.",
-        "`simulation/config.py`; `learning_rate`",
+        "`federated/local_training.py`; `learning_rate`",
     ),
     Deviation(
         "The integer update is the closed form of Eq. 6-10; the Lasso enters as a "

@@ -63,7 +63,7 @@ class Reading(NamedTuple):
 
 
 READINGS: Mapping[str, Reading] = {
-    "literal": Reading("the paper, literally"),
+    "literal": Reading("the paper, literally, but within budgets"),
     "literal+representation": Reading(
         "sign and magnitude planes", options={"representation": "sign_magnitude"}
     ),
@@ -260,14 +260,17 @@ def _outer_layers() -> Grid:
 
 def _two_bit_clients() -> Grid:
     slots = {
-        (f"{share} %", paper.SCHEME_TITLES[scheme]): Slot(
+        (_budget_title(share), paper.SCHEME_TITLES[scheme]): Slot(
             f"study/two-bit{share}/{scheme}",
             {**_COMMON, "scheme": scheme, "budgets": _budgets(share / 100)},
         )
         for share in TWO_BIT_SHARES
         for scheme in _PAIR
     }
-    note = "The other clients have 4, 6 and 8 bits in the paper's proportions."
+    note = (
+        "The other clients' bits are as near to the paper's proportions as ten clients "
+        "allow; so the average of all changes too."
+    )
     title = "Question 4: share of 2-bit clients"
     return make_grid(title, "2-bit clients", slots, with_paper=False, note=note)
 
@@ -275,6 +278,11 @@ def _two_bit_clients() -> Grid:
 def _budgets(share: float, num_clients: int = 10) -> tuple[float, ...]:
     others = {bits: (1 - share) * part for bits, part in _OTHER_TIERS.items()}
     return tuple(tiered_budgets(num_clients, {2.0: share, **others}).tolist())
+
+
+def _budget_title(share: int) -> str:
+    bits = ", ".join(f"{budget:g}" for budget in _budgets(share / 100))
+    return f"{share} % ({bits})"
 
 
 def _local_epochs() -> Grid:
