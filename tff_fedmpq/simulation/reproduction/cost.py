@@ -72,8 +72,9 @@ def count_evaluated_images(
     After each round the global model; at the end each tier of devices twice.
     """
     scheme = experiment.build_config_scheme(config)
-    budgets = () if scheme.weights is None else scheme.effective_budgets(config.budgets)
-    tiers = len(np.unique(budgets))
+    tiers = 0
+    if scheme.weights is not None:
+        tiers = len(np.unique(scheme.effective_budgets(config.budgets)))
     return num_test * (config.rounds - rounds_done + 2 * tiers)
 
 
