@@ -117,6 +117,9 @@ _FEEDBACK = {"error_feedback": True}
 _DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
 _DAMPING = {"low_bit_damping": 0.5}
 _COMPENSATION = {"code_update": "compensated"}
+# Weights of 1, 2, 4 and 8 bits then move by 21, 17, 22 and 21 eta sigma^2, not by 2.5,
+# 5, 10 and 21 (scales of least squares, Gaussian weights).
+_EQUAL_RATES = {"low_bit_damping": -0.3}
 IMPROVEMENTS: Mapping[str, Improvement] = {
     "eta1": Improvement("eta 1", {"learning_rate": 1.0}),
     "eta0.3": Improvement("eta 0.3", _SLOW),
@@ -159,6 +162,18 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         "eta 0.3 to 0, rounding compensated, EF, bits by distortion",
         _SLOW_DECAY,
         {**_DISTORTION, **_COMPENSATION},
+        ("fedmpq",),
+    ),
+    "feedback+cosine+compensation+equal": Improvement(
+        "eta 0.3 to 0, rounding compensated, few bits learn as fast, EF",
+        _SLOW_DECAY,
+        {**_FEEDBACK, **_COMPENSATION, **_EQUAL_RATES},
+    ),
+    "feedback+distortion+cosine+compensation+equal": Improvement(
+        "eta 0.3 to 0, rounding compensated, few bits learn as fast, EF, "
+        "bits by distortion",
+        _SLOW_DECAY,
+        {**_DISTORTION, **_COMPENSATION, **_EQUAL_RATES},
         ("fedmpq",),
     ),
     "feedback+cosine1+compensation": Improvement(
