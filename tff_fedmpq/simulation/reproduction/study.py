@@ -117,7 +117,7 @@ _FEEDBACK = {"error_feedback": True}
 _DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
 _DAMPING = {"low_bit_damping": 0.5}
 _COMPENSATION = {"code_update": "compensated"}
-# Weights of 1, 2, 4 and 8 bits then move by 21, 17, 22 and 21 eta sigma^2, not by 2.5,
+# Weights of 1, 2, 4 and 8 bits then move by 11, 17, 22 and 21 eta sigma^2, not by 2.5,
 # 5, 10 and 21 (scales of least squares, Gaussian weights).
 _EQUAL_RATES = {"low_bit_damping": -0.3}
 IMPROVEMENTS: Mapping[str, Improvement] = {
