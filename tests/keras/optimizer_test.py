@@ -209,6 +209,36 @@ def test_few_bits_learn_slower(bit_width, slower):
     assert bit_width == 8 or (damped != codes_of(0.8)).any()
 
 
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+@every_bit_width
+def test_a_rate_of_weights_moves_weights_alike(bit_width, scale):
+    """By eta times the gradient of the weight, on average, whatever delta is."""
+    kernel = make_kernel(bit_width, shape=(200, 100))
+    kernel.scale.assign(scale)
+    middle = tf.constant(2 ** (bit_width - 1), tf.uint8)
+    kernel.codes.assign(tf.fill(kernel.codes.shape, middle))
+    delta = scale / (2**bit_width - 1)
+    # Half a unit or less, and a power of two, so that S changes nothing.
+    gradient = 2.0 ** np.floor(np.log2(0.5 * delta))
+    optimizer = IntegerSGD(1.0, momentum=0.0, learning_rate_unit="weight")
+    before = kernel.value().numpy()
+    on_codes = tf.fill(kernel.codes.shape, np.float32(gradient * delta))
+    optimizer.apply_gradients([(on_codes, kernel.codes)])
+    moved = before - kernel.value().numpy()
+    # S rounds eta / (K delta^2) g delta, within a factor sqrt(2); then five sigma.
+    error = 5 * delta * 0.5 / np.sqrt(moved.size)
+    assert gradient / np.sqrt(2) - error < moved.mean() < gradient * np.sqrt(2) + error
+
+
+def test_a_scale_of_zero_has_no_rate_of_weights():
+    kernel = make_kernel(4)
+    kernel.scale.assign(0.0)
+    before = kernel.codes.numpy()
+    optimizer = IntegerSGD(1.0, learning_rate_unit="weight")
+    optimizer.apply_gradients([(tf.ones(kernel.codes.shape), kernel.codes)])
+    np.testing.assert_array_equal(kernel.codes, before)
+
+
 def test_same_seed_same_result():
     np.testing.assert_array_equal(codes_after(5), codes_after(5))
 
@@ -290,7 +320,15 @@ def test_codes_and_float_variables_together():
 
 def test_config_round_trip():
     optimizer = IntegerSGD(
-        0.5, 0.02, 0.7, 1e-4, "stochastic_rounding", 0.5, seed=12, clipnorm=3.0
+        0.5,
+        0.02,
+        0.7,
+        1e-4,
+        "stochastic_rounding",
+        0.5,
+        "weight",
+        seed=12,
+        clipnorm=3.0,
     )
     config = optimizer.get_config()
     given = {
@@ -300,6 +338,7 @@ def test_config_round_trip():
         "weight_decay": 1e-4,
         "code_update": "stochastic_rounding",
         "low_bit_damping": 0.5,
+        "learning_rate_unit": "weight",
         "seed": 12,
         "clipnorm": 3.0,
     }
@@ -337,6 +376,7 @@ def test_learning_rate_schedule():
         ({"momentum": -0.1}, "momentum.*found -0.1"),
         ({"momentum": float("nan")}, "momentum.*found nan"),
         ({"code_update": "sgd"}, "code_update 'sgd'.*'integer'"),
+        ({"learning_rate_unit": "bit"}, "learning_rate_unit.*code, weight.*'bit'"),
     ],
     ids=str,
 )

@@ -20,7 +20,13 @@ from tff_fedmpq.federated.scheme import (
 from tff_fedmpq.federated.uplink import ModelUplink, Uplink
 from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
 
-_OPTIONS_OF_CODES = {"code_update", "low_bit_damping", "pruning_threshold", "saturate"}
+_OPTIONS_OF_CODES = {
+    "code_update",
+    "low_bit_damping",
+    "learning_rate_unit",
+    "pruning_threshold",
+    "saturate",
+}
 
 
 def fedavg_scheme(

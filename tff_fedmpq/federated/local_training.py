@@ -23,6 +23,7 @@ from tff_fedmpq.keras.optimizer import (
     CompensatedSGD,
     IntegerSGD,
     StraightThroughSGD,
+    check_learning_rate_unit,
 )
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.lookup import lookup
@@ -56,6 +57,7 @@ class LocalTrainingConfig:
       weight_decay: L2 coefficient.
       code_update: how codes are trained: name in `OPTIMIZERS`.
       low_bit_damping: by how much codes of few bits learn slower (`IntegerSGD`).
+      learning_rate_unit: whether eta is a rate of codes or of weights (`IntegerSGD`).
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
       saturate: whether pruning saturates (see `bit_planes.prune_msb`).
       decay_rounds: eta falls to zero along half a cosine over so many rounds, for
@@ -70,6 +72,7 @@ class LocalTrainingConfig:
     weight_decay: float = 5e-4
     code_update: str = "integer"
     low_bit_damping: float = 0.0
+    learning_rate_unit: str = "code"
     pruning_threshold: float | None = None
     saturate: bool = True
     decay_rounds: int | None = None
@@ -81,6 +84,7 @@ class LocalTrainingConfig:
                 f"{self.epochs} and {self.batch_size}."
             )
         lookup(self.code_update, OPTIMIZERS, "code_update")
+        check_learning_rate_unit(self.learning_rate_unit)
         threshold = self.pruning_threshold
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(
@@ -112,6 +116,7 @@ class LocalTrainingConfig:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             low_bit_damping=self.low_bit_damping,
+            learning_rate_unit=self.learning_rate_unit,
         )
 
 

@@ -6,7 +6,8 @@ codes move by whole units, by default those of FedMPQ's Eq. 6-10 at learning rat
 The two rates are apart because they are in different units: a weight of scale ``s``
 moves by ``eta s**2 / 3 * (2**b + 1) / (2**b - 1)`` times its gradient. With scales of
 least squares, which shrink with the bits, that is 2.5, 5, 10 and 21 eta sigma**2 at 1,
-2, 4 and 8 bits, for Gaussian weights of standard deviation sigma.
+2, 4 and 8 bits, for Gaussian weights of standard deviation sigma: in a wide layer, far
+less than SGD's own 0.1. `learning_rate_unit="weight"` makes eta a rate of weights.
 
 Momentum and weight decay are not in the paper's update equations but in its set-up; the
 buffer, four bytes a weight on the device, holds gradients.
@@ -37,6 +38,16 @@ CODE_UPDATES: dict[str, CodeUpdate] = {
     "integer": integer_update,
     "stochastic_rounding": stochastic_rounding_update,
 }
+LEARNING_RATE_UNITS = ("code", "weight")
+
+
+def check_learning_rate_unit(unit: str) -> None:
+    """Raises ValueError unless it is one of `LEARNING_RATE_UNITS`."""
+    if unit not in LEARNING_RATE_UNITS:
+        raise ValueError(
+            f"learning_rate_unit has to be one of {', '.join(LEARNING_RATE_UNITS)}; "
+            f"found {unit!r}."
+        )
 
 
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
@@ -55,6 +66,8 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
       low_bit_damping: d; codes of b bits learn at ``eta 2^(-d (8 - b))``. Steps of
         one unit are 2^(8 - b) times as large as at 8 bits, and so is the variance that
         rounding them at random adds, for the same progress. 0 is the paper's.
+      learning_rate_unit: what eta is a rate of: "code" (Eq. 6-10), or "weight", by
+        which a weight moves by eta times its gradient, whatever its scale and bits.
       seed: of the stochastic rounding; the same seed gives the same training.
       name: of the optimizer.
       **kwargs: of `tf.keras.optimizers.Optimizer`.
@@ -68,6 +81,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         weight_decay: float = 0.0,
         code_update: str = "integer",
         low_bit_damping: float = 0.0,
+        learning_rate_unit: str = "code",
         seed: int = 0,
         name: str = "IntegerSGD",
         **kwargs: Any,
@@ -76,6 +90,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
         lookup(code_update, CODE_UPDATES, "code_update")
+        check_learning_rate_unit(learning_rate_unit)
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.float_learning_rate = float_learning_rate
         self.momentum = momentum
@@ -83,6 +98,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self.l2_decay = weight_decay or 0.0
         self.code_update = code_update
         self.low_bit_damping = low_bit_damping
+        self.learning_rate_unit = learning_rate_unit
         self.seed = seed
 
     def build(self, var_list: list[tf.Variable]) -> None:
@@ -157,7 +173,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
                 kernel.codes.value(),
                 velocity,
                 kernel.bit_width.value(),
-                self._rate_of_codes(kernel.bit_width.value()),
+                self._rate_of_codes(kernel),
                 uniform,
             )
         )
@@ -168,11 +184,17 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         seed = self.rounding_seed + [tf.cast(self.iterations, tf.int32), index]
         return tf.random.stateless_uniform(shape, seed, alg="philox")
 
-    def _rate_of_codes(self, bit_width: tf.Tensor) -> tf.Tensor:
-        """Returns eta for codes of that many bits, float32[]."""
+    def _rate_of_codes(self, kernel: QuantizedKernel) -> tf.Tensor:
+        """Returns the eta of Eq. 6-10 for a kernel, float32[]."""
+        bit_width = kernel.bit_width.value()
         rate = tf.cast(self.learning_rate, tf.float32)
         missing_bits = tf.cast(MAX_BIT_WIDTH - bit_width, tf.float32)
-        return rate * tf.pow(2.0, -self.low_bit_damping * missing_bits)
+        rate = rate * tf.pow(2.0, -self.low_bit_damping * missing_bits)
+        if self.learning_rate_unit == "code":
+            return rate
+        # Eq. 6-10 move a weight by eta K delta^2 times its gradient.
+        moved = step_gain(bit_width) * tf.square(kernel.step_size())
+        return tf.math.divide_no_nan(rate, moved)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the optimizer's arguments."""
@@ -184,6 +206,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             "weight_decay": self.l2_decay,
             "code_update": self.code_update,
             "low_bit_damping": self.low_bit_damping,
+            "learning_rate_unit": self.learning_rate_unit,
             "seed": self.seed,
         }
 
@@ -220,7 +243,7 @@ class CompensatedSGD(IntegerSGD):
         """Moves the codes, and leaves the rounding's error in the momentum buffer."""
         bit_width = kernel.bit_width.value()
         gain = step_gain(bit_width)
-        rate = self._rate_of_codes(bit_width)
+        rate = self._rate_of_codes(kernel)
         units = gain * nearest_power_of_two(rate * velocity)
         change = tf.floor(self._draw_uniform(velocity.shape, index) - units)
         kernel.codes.assign(move_codes(kernel.codes.value(), change, bit_width))

@@ -194,6 +194,7 @@ def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "allocation": _name(scheme.allocation, ALLOCATION_POLICIES),
             "code_update": scheme.training.code_update,
             "low_bit_damping": scheme.training.low_bit_damping,
+            "learning_rate_unit": scheme.training.learning_rate_unit,
             "pruning_threshold": scheme.training.pruning_threshold,
             "saturate": scheme.training.saturate,
             "pooled_statistics": scheme.pooled_statistics,

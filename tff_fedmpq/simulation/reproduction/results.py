@@ -27,7 +27,7 @@ _IMMATERIAL = ("compute",)
 # Of codes, so of no consequence where there are none.
 _OF_CODES = ("learning_rate", "learning_rate_decay")
 # What the first result files do not mention, and how their runs behaved.
-_BEFORE_THERE_WAS = {"low_bit_damping": 0.0}
+_BEFORE_THERE_WAS = {"low_bit_damping": 0.0, "learning_rate_unit": "code"}
 
 
 def result_path(results_dir: PathLike, cell: Cell) -> pathlib.Path:

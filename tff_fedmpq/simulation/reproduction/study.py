@@ -117,6 +117,9 @@ _FEEDBACK = {"error_feedback": True}
 _DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
 _DAMPING = {"low_bit_damping": 0.5}
 _COMPENSATION = {"code_update": "compensated"}
+# Weights then move by as much as those of float models do.
+_WEIGHT_RATES = {"learning_rate_unit": "weight", "code_update": "compensated"}
+_SGD_DECAY = {"learning_rate": 0.1, "learning_rate_decay": "cosine"}
 # Weights of 1, 2, 4 and 8 bits then move by 11, 17, 22 and 21 eta sigma^2, not by 2.5,
 # 5, 10 and 21 (scales of least squares, Gaussian weights).
 _EQUAL_RATES = {"low_bit_damping": -0.3}
@@ -174,6 +177,17 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         "bits by distortion",
         _SLOW_DECAY,
         {**_DISTORTION, **_COMPENSATION, **_EQUAL_RATES},
+        ("fedmpq",),
+    ),
+    "feedback+cosine+compensation+weight-rates": Improvement(
+        "eta 0.1 to 0 of weights, rounding compensated, EF",
+        _SGD_DECAY,
+        {**_FEEDBACK, **_WEIGHT_RATES},
+    ),
+    "feedback+distortion+cosine+compensation+weight-rates": Improvement(
+        "eta 0.1 to 0 of weights, rounding compensated, EF, bits by distortion",
+        _SGD_DECAY,
+        {**_DISTORTION, **_WEIGHT_RATES},
         ("fedmpq",),
     ),
     "feedback+cosine1+compensation": Improvement(
