@@ -106,71 +106,42 @@ class Improvement(NamedTuple):
 _SLOW = {"learning_rate": 0.3, "learning_rate_decay": "none"}
 _SLOW_DECAY = {"learning_rate": 0.3, "learning_rate_decay": "cosine"}
 _FAST_DECAY = {"learning_rate": 1.0, "learning_rate_decay": "cosine"}
-# A longer average of gradients has less noise for random rounding to add to. Steps stay
-# as long as they were: 0.3 / (1 - 0.9) = 0.09 / (1 - 0.97), and a third of each.
-_LONG_MOMENTUM = {
-    "learning_rate": 0.09,
-    "float_learning_rate": 0.03,
-    "momentum": 0.97,
-}
+_SGD_DECAY = {"learning_rate": 0.1, "learning_rate_decay": "cosine"}
 _FEEDBACK = {"error_feedback": True}
 _DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
-_DAMPING = {"low_bit_damping": 0.5}
 _COMPENSATION = {"code_update": "compensated"}
-# Weights then move by as much as those of float models do.
-_WEIGHT_RATES = {"learning_rate_unit": "weight", "code_update": "compensated"}
-_SGD_DECAY = {"learning_rate": 0.1, "learning_rate_decay": "cosine"}
 # Weights of 1, 2, 4 and 8 bits then move by 11, 17, 22 and 21 eta sigma^2, not by 2.5,
 # 5, 10 and 21 (scales of least squares, Gaussian weights).
 _EQUAL_RATES = {"low_bit_damping": -0.3}
+# Weights then move by as much as those of float models do.
+_WEIGHT_RATES = {"learning_rate_unit": "weight"}
 IMPROVEMENTS: Mapping[str, Improvement] = {
     "eta1": Improvement("eta 1", {"learning_rate": 1.0}),
     "eta0.3": Improvement("eta 0.3", _SLOW),
     "feedback": Improvement("eta 0.3, error feedback (EF)", _SLOW, _FEEDBACK),
     "feedback+cosine": Improvement("eta 0.3 to 0, EF", _SLOW_DECAY, _FEEDBACK),
-    "feedback+cosine1": Improvement("eta 1 to 0, EF", _FAST_DECAY, _FEEDBACK),
+    "feedback+pooled": Improvement(
+        "eta 0.3, EF, pooled BatchNorm statistics",
+        _SLOW,
+        {**_FEEDBACK, "pooled_statistics": True},
+    ),
     "feedback+distortion": Improvement(
         "eta 0.3, EF, bits by distortion", _SLOW, _DISTORTION, ("fedmpq",)
     ),
     "feedback+distortion+cosine": Improvement(
         "eta 0.3 to 0, EF, bits by distortion", _SLOW_DECAY, _DISTORTION, ("fedmpq",)
     ),
-    "feedback+distortion+cosine1": Improvement(
-        "eta 1 to 0, EF, bits by distortion", _FAST_DECAY, _DISTORTION, ("fedmpq",)
-    ),
-    "feedback+cosine1+damping": Improvement(
-        "eta 1 to 0, damped at few bits, EF", _FAST_DECAY, {**_FEEDBACK, **_DAMPING}
+    "feedback+distortion+cosine+examples": Improvement(
+        "eta 0.3 to 0, EF, bits by distortion, clients weigh by |D_n|",
+        _SLOW_DECAY,
+        {**_DISTORTION, "aggregation_weight": "examples"},
+        ("fedmpq",),
     ),
     "feedback+distortion+cosine1+damping": Improvement(
         "eta 1 to 0, damped at few bits, EF, bits by distortion",
         _FAST_DECAY,
-        {**_DISTORTION, **_DAMPING},
+        {**_DISTORTION, "low_bit_damping": 0.5},
         ("fedmpq",),
-    ),
-    "feedback+cosine+momentum": Improvement(
-        "eta 0.09 to 0, momentum 0.97, EF", {**_SLOW_DECAY, **_LONG_MOMENTUM}, _FEEDBACK
-    ),
-    "feedback+distortion+cosine+momentum": Improvement(
-        "eta 0.09 to 0, momentum 0.97, EF, bits by distortion",
-        {**_SLOW_DECAY, **_LONG_MOMENTUM},
-        _DISTORTION,
-        ("fedmpq",),
-    ),
-    "feedback+cosine+compensation": Improvement(
-        "eta 0.3 to 0, rounding compensated, EF",
-        _SLOW_DECAY,
-        {**_FEEDBACK, **_COMPENSATION},
-    ),
-    "feedback+distortion+cosine+compensation": Improvement(
-        "eta 0.3 to 0, rounding compensated, EF, bits by distortion",
-        _SLOW_DECAY,
-        {**_DISTORTION, **_COMPENSATION},
-        ("fedmpq",),
-    ),
-    "feedback+cosine+compensation+equal": Improvement(
-        "eta 0.3 to 0, rounding compensated, few bits learn as fast, EF",
-        _SLOW_DECAY,
-        {**_FEEDBACK, **_COMPENSATION, **_EQUAL_RATES},
     ),
     "feedback+distortion+cosine+compensation+equal": Improvement(
         "eta 0.3 to 0, rounding compensated, few bits learn as fast, EF, "
@@ -179,44 +150,19 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         {**_DISTORTION, **_COMPENSATION, **_EQUAL_RATES},
         ("fedmpq",),
     ),
+    "feedback+cosine+weight-rates": Improvement(
+        "eta 0.1 to 0 of weights, EF", _SGD_DECAY, {**_FEEDBACK, **_WEIGHT_RATES}
+    ),
     "feedback+cosine+compensation+weight-rates": Improvement(
         "eta 0.1 to 0 of weights, rounding compensated, EF",
         _SGD_DECAY,
-        {**_FEEDBACK, **_WEIGHT_RATES},
+        {**_FEEDBACK, **_COMPENSATION, **_WEIGHT_RATES},
     ),
     "feedback+distortion+cosine+compensation+weight-rates": Improvement(
         "eta 0.1 to 0 of weights, rounding compensated, EF, bits by distortion",
         _SGD_DECAY,
-        {**_DISTORTION, **_WEIGHT_RATES},
+        {**_DISTORTION, **_COMPENSATION, **_WEIGHT_RATES},
         ("fedmpq",),
-    ),
-    "feedback+cosine1+compensation": Improvement(
-        "eta 1 to 0, rounding compensated, EF",
-        _FAST_DECAY,
-        {**_FEEDBACK, **_COMPENSATION},
-    ),
-    "feedback+distortion+cosine1+compensation": Improvement(
-        "eta 1 to 0, rounding compensated, EF, bits by distortion",
-        _FAST_DECAY,
-        {**_DISTORTION, **_COMPENSATION},
-        ("fedmpq",),
-    ),
-    "feedback+distortion+cosine+examples": Improvement(
-        "eta 0.3 to 0, EF, bits by distortion, clients weigh by |D_n|",
-        _SLOW_DECAY,
-        {**_DISTORTION, "aggregation_weight": "examples"},
-        ("fedmpq",),
-    ),
-    "feedback+distortion+cosine+levels": Improvement(
-        "eta 0.3 to 0, EF, bits by distortion, clients weigh by 2^v_n |D_n|",
-        _SLOW_DECAY,
-        {**_DISTORTION, "aggregation_weight": "levels_and_examples"},
-        ("fedmpq",),
-    ),
-    "feedback+pooled": Improvement(
-        "eta 0.3, EF, pooled BatchNorm statistics",
-        _SLOW,
-        {**_FEEDBACK, "pooled_statistics": True},
     ),
 }
 
