@@ -153,6 +153,12 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
     "feedback+cosine+weight-rates": Improvement(
         "eta 0.1 to 0 of weights, EF", _SGD_DECAY, {**_FEEDBACK, **_WEIGHT_RATES}
     ),
+    "feedback+distortion+compensation+weight-rates": Improvement(
+        "eta 0.1 of weights, rounding compensated, EF, bits by distortion",
+        {**_SGD_DECAY, "learning_rate_decay": "none"},
+        {**_DISTORTION, **_COMPENSATION, **_WEIGHT_RATES},
+        ("fedmpq",),
+    ),
     "feedback+cosine+compensation+weight-rates": Improvement(
         "eta 0.1 to 0 of weights, rounding compensated, EF",
         _SGD_DECAY,
