@@ -60,11 +60,17 @@ def test_options_reach_the_scheme():
 
 
 def test_options_reach_the_optimizer():
-    scheme = fedmpq_scheme(learning_rate=0.5, float_learning_rate=0.25, momentum=0.125)
-    config = scheme.training.build_optimizer().get_config()
-    assert config["learning_rate"] == 0.5
-    assert config["float_learning_rate"] == 0.25
-    assert config["momentum"] == 0.125
+    options = {
+        "learning_rate": 0.5,
+        "float_learning_rate": 0.25,
+        "momentum": 0.125,
+        "low_bit_damping": 0.75,
+        "learning_rate_unit": "weight",
+    }
+    for code_update in ("integer", "compensated"):
+        scheme = fedmpq_scheme(code_update=code_update, **options)
+        config = scheme.training.build_optimizer().get_config()
+        assert {name: config[name] for name in options} == options
 
 
 def test_options_reach_the_clients_model(problem):
@@ -116,6 +122,8 @@ def test_wrong_options_are_refused(options, error):
         ({"activation_bits": 0}, "activation_bits"),
         ({"momentum": 1.0}, "momentum"),
         ({"code_update": "guess"}, "guess"),
+        ({"code_update": "compensated", "momentum": 0.0}, "momentum 0.0"),
+        ({"learning_rate_unit": "bit"}, "'bit'"),
     ],
     ids=str,
 )

@@ -87,7 +87,7 @@ def test_codes_stay_in_range_and_forget_what_was_clipped():
         optimizer.apply_gradients([(tf.constant(gradient, tf.float32), kernel.codes)])
         expected = 0 if gradient[0, 0] > 0 else 3
         np.testing.assert_array_equal(kernel.codes, np.full(shape, expected))
-        # The step is a power of two near the 50 and 150 units that were asked for;
+        # The step is a power of two near the 150 units that were asked for;
         # the buffer keeps that difference, not what lay beyond the range.
         gain = 0.3 * float(oracle.step_gain(2))
         kept = optimizer.velocities[0].numpy() / gradient

@@ -23,6 +23,7 @@ from tff_fedmpq.keras.optimizer import (
     CompensatedSGD,
     IntegerSGD,
     StraightThroughSGD,
+    check_can_compensate,
     check_learning_rate_unit,
 )
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
@@ -36,7 +37,7 @@ OnStep = Callable[[tf.Tensor], None]
 
 
 # How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, by
-# the former with its rounding errors fed back, or by SGD on float master weights.
+# the integer update with its rounding errors fed back, or by SGD on float masters.
 OPTIMIZERS: Mapping[str, Callable[..., IntegerSGD]] = {
     **{name: functools.partial(IntegerSGD, code_update=name) for name in CODE_UPDATES},
     "compensated": CompensatedSGD,
@@ -85,6 +86,8 @@ class LocalTrainingConfig:
             )
         lookup(self.code_update, OPTIMIZERS, "code_update")
         check_learning_rate_unit(self.learning_rate_unit)
+        if self.code_update == "compensated":
+            check_can_compensate(self.momentum)
         threshold = self.pruning_threshold
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(

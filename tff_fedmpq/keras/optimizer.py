@@ -10,7 +10,8 @@ least squares, which shrink with the bits, that is 2.5, 5, 10 and 21 eta sigma**
 less than SGD's own 0.1. `learning_rate_unit="weight"` makes eta a rate of weights.
 
 Momentum and weight decay are not in the paper's update equations but in its set-up; the
-buffer, four bytes a weight on the device, holds gradients.
+buffer, four bytes a weight on the device, holds gradients (and, in `CompensatedSGD`,
+what rounding still owes).
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ def check_learning_rate_unit(unit: str) -> None:
         )
 
 
+def check_can_compensate(momentum: float) -> None:
+    """Raises ValueError for a momentum that has no buffer to take errors in."""
+    if not momentum > 0:
+        raise ValueError(
+            "Compensated rounding needs momentum above 0, whose buffer takes the "
+            f"errors in; found momentum {momentum!r}."
+        )
+
+
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class IntegerSGD(tf.keras.optimizers.Optimizer):
     """SGD that moves integer codes by integer steps (FedMPQ, Eq. 6-10).
@@ -67,7 +77,8 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         one unit are 2^(8 - b) times as large as at 8 bits, and so is the variance that
         rounding them at random adds, for the same progress. 0 is the paper's.
       learning_rate_unit: what eta is a rate of: "code" (Eq. 6-10), or "weight", by
-        which a weight moves by eta times its gradient, whatever its scale and bits.
+        which a weight moves by eta times its gradient, whatever its scale and, without
+        damping, its bits; 0.1 is then SGD's usual rate.
       seed: of the stochastic rounding; the same seed gives the same training.
       name: of the optimizer.
       **kwargs: of `tf.keras.optimizers.Optimizer`.
@@ -215,9 +226,10 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 class CompensatedSGD(IntegerSGD):
     """Integer steps whose rounding errors go back into the momentum.
 
-    A code that should have moved by ``t`` units moves by a whole number of them, ``r``.
-    Left alone these errors are a random walk: at few bits, where a unit is large, its
-    noise soon exceeds what was learned. Here the momentum buffer takes each error in,
+    A code that should have moved down by ``t = eta K v`` units moves by a whole number
+    of them, ``r``: rounded to a power of two, then stochastically. Left alone these
+    errors are a random walk: at few bits, where a unit is large, its noise soon exceeds
+    what was learned. Here the momentum buffer takes each error in,
 
         v <- v + (t - r) (1 - mu) / (mu eta K),
 
@@ -225,7 +237,8 @@ class CompensatedSGD(IntegerSGD):
     code then stays within about a unit of where unrounded SGD would be, and equals it
     on average. The device stores what it stored before: codes, and one buffer.
 
-    What clipping to the range of the codes takes away is not an error, and is lost.
+    What clipping to the range of the codes takes away is not an error, and is lost; so
+    is what the buffer still holds when a client's round ends.
 
     Args:
       learning_rate: eta, of the codes.
@@ -234,8 +247,7 @@ class CompensatedSGD(IntegerSGD):
 
     def __init__(self, learning_rate: float = 0.3, **kwargs: Any):
         super().__init__(learning_rate, **{"name": "CompensatedSGD", **kwargs})
-        if not self.momentum:
-            raise ValueError("Without momentum there is no buffer to take errors in.")
+        check_can_compensate(self.momentum)
 
     def move_codes(
         self, kernel: QuantizedKernel, velocity: tf.Tensor, index: int
@@ -266,7 +278,8 @@ class StraightThroughSGD(IntegerSGD):
     the codes' weights, as the gradient is.
 
     Args:
-      **kwargs: of `IntegerSGD`; `learning_rate` and `code_update` are not used.
+      **kwargs: of `IntegerSGD`; `learning_rate`, its unit, `low_bit_damping` and
+        `code_update` are not used.
     """
 
     def build(self, var_list: list[tf.Variable]) -> None:

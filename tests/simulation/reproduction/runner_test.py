@@ -120,21 +120,33 @@ def test_an_interrupted_run_says_how_far_it_got(make, folders, monkeypatch, erro
     assert (entry.state, entry.seconds) == ("round 7 of 50", 430)
 
 
-def test_a_directory_of_another_run_leaves_its_result_alone(make, folders):
-    """As where a default has changed since, and the directory of the run was kept."""
+def former_defaults(make):
+    """The cell as it was when a default was another one, and its result."""
     cell = make.cell(NAME)
     former = dataclasses.replace(cell.config, learning_rate=1.0)
     former_cell = dataclasses.replace(cell, config=former)
-    record = results.finished_record(make.result(former, [0.5]), former_cell, former)
+    result = make.result(former, [0.5])
+    return former_cell, results.finished_record(result, former_cell, former)
+
+
+def test_a_result_of_former_defaults_is_left_alone(make, folders):
+    cell, record = former_defaults(make)
     results.write_record(folders[1], cell, record)
+    (entry,) = plan(make, [NAME], folders)
+    assert (entry.state, entry.is_to_run) == ("cannot be run", False)
+    assert f"paper/{NAME}.json among the results is of other settings" in entry.obstacle
+
+
+def test_a_directory_of_former_defaults_is_left_alone(make, folders):
     planned_before = plan(make, [NAME], folders)
-    save_rounds(runner.run_dir(folders[0], cell), former, 50)
+    cell, _ = former_defaults(make)
+    save_rounds(runner.run_dir(folders[0], cell), cell.config, 50)
     (entry,) = plan(make, [NAME], folders)
     assert (entry.state, entry.is_to_run) == ("cannot be run", False)
     assert "another configuration (learning_rate: 1.0 there" in entry.obstacle
     with pytest.raises(OutputDirectoryError, match="another configuration"):
         run(planned_before, folders)
-    assert results.read_records(folders[1], "paper") == {NAME: record}
+    assert results.read_records(folders[1], "paper") == {}
 
 
 def test_an_interrupted_run_goes_on_under_the_id_that_it_began_with(make, folders):
@@ -146,6 +158,8 @@ def test_an_interrupted_run_goes_on_under_the_id_that_it_began_with(make, folder
     (entry,) = plan(make, [NAME], folders)
     assert entry.cell.result_id == former.result_id
     assert (entry.state, entry.is_to_run) == ("round 20 of 50", True)
+    # By the id that it has now: the other may be no cell any more.
+    assert f"--cells='{NAME}'" in results.command_of(entry.cell, cell.config)
 
 
 def test_a_run_that_never_began_leaves_nothing(make, folders, monkeypatch):

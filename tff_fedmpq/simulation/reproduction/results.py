@@ -39,7 +39,7 @@ def command_of(cell: Cell, config: ExperimentConfig) -> str:
     """Returns the command that makes a cell's result."""
     return (
         f"python examples/reproduce.py {cell.table} --preset={cell.preset} "
-        f"--cells='{cell.result_id}' --seeds={config.seed} --compute={config.compute}"
+        f"--cells='{cell.id}' --seeds={config.seed} --compute={config.compute}"
     )
 
 
@@ -106,7 +106,8 @@ def find_record(
     found = [
         name
         for name, record in records.items()
-        if _settings_key(record["protocol"]) == wanted
+        if record["protocol"]["scheme"] == config.scheme
+        and _settings_key(record["protocol"]) == wanted
     ]
     finished = [name for name in found if records[name]["finished"]]
     return next(iter(finished or found), None)
@@ -154,7 +155,9 @@ def _without(rounds: list[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
-        record["finished"], record["rounds_done"], record["protocol"]["scheme_options"]
+        record["finished"], record["rounds_done"]
+        for setting in ("scheme", "scheme_options", "seed"):
+            record["protocol"][setting]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no result file of a cell ({error!r}); delete it and run the "

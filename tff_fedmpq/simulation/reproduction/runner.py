@@ -93,6 +93,10 @@ def _plan_cell(
         cell = dataclasses.replace(cell, result_id=name)
         if records[name]["finished"]:
             return PlannedCell(cell, "finished")
+    elif cell.result_id in records:
+        path = results.result_path("", cell)
+        obstacle = f"{path} among the results is of other settings; move it away"
+        return PlannedCell(cell, _CANNOT, obstacle=obstacle)
     directory = run_dir(output_dir, cell)
     try:
         check_output_dir(directory, config, resume=True)

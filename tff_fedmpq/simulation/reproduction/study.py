@@ -144,7 +144,7 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
         ("fedmpq",),
     ),
     "feedback+distortion+cosine+compensation+equal": Improvement(
-        "eta 0.3 to 0, rounding compensated, few bits learn as fast, EF, "
+        "eta 0.3 to 0, rounding compensated, few bits learn nearly as fast, EF, "
         "bits by distortion",
         _SLOW_DECAY,
         {**_DISTORTION, **_COMPENSATION, **_EQUAL_RATES},
