@@ -238,7 +238,8 @@ class CompensatedSGD(IntegerSGD):
     on average. The device stores what it stored before: codes, and one buffer.
 
     What clipping to the range of the codes takes away is not an error, and is lost; so
-    is what the buffer still holds when a client's round ends.
+    is what the buffer still holds when a client's round ends. An error comes back over
+    some 1 / (1 - mu) steps: with little momentum at once, and codes of few bits dither.
 
     Args:
       learning_rate: eta, of the codes.
