@@ -105,6 +105,22 @@ def fedmpq_round(data, partition: Partition, model_fn, compute: str, directory):
     return run
 
 
+def build_tff_fed_avg(model_fn, batch_spec) -> tff.learning.templates.LearningProcess:
+    """Returns TFF's own federated averaging of a Keras model, by SGD with momentum."""
+
+    def tff_model_fn():
+        return tff.learning.models.from_keras_model(
+            model_fn(),
+            input_spec=batch_spec,
+            loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+
+    return tff.learning.algorithms.build_weighted_fed_avg(
+        tff_model_fn,
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1, momentum=0.9),
+    )
+
+
 def fed_avg_round(data: datasets.ImageDataset, partition: Partition, model_fn):
     """Returns a function that runs a round of TFF's own federated averaging."""
 
@@ -117,18 +133,7 @@ def fed_avg_round(data: datasets.ImageDataset, partition: Partition, model_fn):
         return dataset.batch(BATCH_SIZE).map(augment).prefetch(1)
 
     clients = [client_dataset(i) for i in partition.client_indices]
-
-    def tff_model_fn():
-        return tff.learning.models.from_keras_model(
-            model_fn(),
-            input_spec=clients[0].element_spec,
-            loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        )
-
-    process = tff.learning.algorithms.build_weighted_fed_avg(
-        tff_model_fn,
-        client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1, momentum=0.9),
-    )
+    process = build_tff_fed_avg(model_fn, clients[0].element_spec)
     state = process.initialize()
 
     def run():

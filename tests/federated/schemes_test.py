@@ -110,15 +110,12 @@ def test_aggregation_weights_go_by_name(name):
     for identifier, expected in (
         ("examples", 10),
         ("budget_and_examples", 40),
-        ("levels_and_examples", 160),
         (weigh_by_budget_and_examples, 40),
         (weigh_by_examples, 10),
     ):
         scheme = build_scheme(name, {"aggregation_weight": identifier})
         assert float(scheme.aggregation_weight(budget, count)) == expected
-    with pytest.raises(
-        ValueError, match="'budget_and_examples', 'examples', 'levels_and_examples'"
-    ):
+    with pytest.raises(ValueError, match="'budget_and_examples', 'examples'"):
         build_scheme(name, {"aggregation_weight": "loss"})
 
 

@@ -51,21 +51,9 @@ def weigh_by_budget_and_examples(
     return budget * num_examples
 
 
-def weigh_by_levels_and_examples(
-    budget: tf.Tensor, num_examples: tf.Tensor
-) -> tf.Tensor:
-    """Returns ``2^v_n |D_n|``: about one over the distance of a client's levels.
-
-    The variance that random rounding adds to a client's training grows with that
-    distance, so this weighs clients by how little of it they add.
-    """
-    return tf.pow(2.0, budget) * num_examples
-
-
 AGGREGATION_WEIGHTS: Mapping[str, AggregationWeight] = {
     "examples": weigh_by_examples,
     "budget_and_examples": weigh_by_budget_and_examples,
-    "levels_and_examples": weigh_by_levels_and_examples,
 }
 
 
