@@ -11,9 +11,9 @@ from typing import Any  # noqa: E402
 
 from absl import flags  # noqa: E402
 
+from tff_fedmpq.federated.local_training import DECAYS  # noqa: E402
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES  # noqa: E402
 from tff_fedmpq.simulation.config import (  # noqa: E402
-    DECAYS,
     PRESETS,
     ExperimentConfig,
     config_from_preset,
@@ -73,10 +73,16 @@ _SETTINGS = {
         "learning_rate", None, "Of the integer update of codes (eta)."
     ),
     "learning_rate_decay": flags.DEFINE_enum(
-        "learning_rate_decay", None, DECAYS, "Of eta, over the rounds."
+        "learning_rate_decay", None, sorted(DECAYS), "Of eta, over the rounds."
     ),
     "float_learning_rate": flags.DEFINE_float(
         "float_learning_rate", None, "Of BatchNorm and biases, or of a float model."
+    ),
+    "float_learning_rate_decay": flags.DEFINE_enum(
+        "float_learning_rate_decay",
+        None,
+        sorted(DECAYS),
+        "Of float_learning_rate, over the rounds.",
     ),
     "momentum": flags.DEFINE_float("momentum", None, "Of local SGD."),
     "weight_decay": flags.DEFINE_float("weight_decay", None, "Of local SGD."),

@@ -170,7 +170,7 @@ def _client_computation(problem: Problem) -> tff.Computation:
             rest=tuple(tff.TensorType(np.float32, s) for s in problem.spec.rest_shapes),
             scales=tff.TensorType(np.float32, [num_layers]),
             seed=tff.TensorType(np.int32, [2]),
-            training_rate=tff.TensorType(np.float32),
+            training_rates=tff.TensorType(np.float32, [2]),
         )
     )
     return build_client_work(
@@ -196,6 +196,7 @@ def _message_by_oracle(problem: Problem, state: Any, key: int) -> Any:
     for kernel, scale, bits in zip(weights.kernels, scales, bit_widths.tolist()):
         codes = oracle.nearest_codes(oracle.SIGN_MAGNITUDE, kernel, scale, bits)
         packed.append(oracle.pack(codes.ravel(), bits))
+    training = problem.scheme.training
     round_seed = tf.random.fold_in([problem.seed, 0], state.distributor["round"])
     return collections.OrderedDict(
         bit_widths=bit_widths.astype(np.uint8),
@@ -203,5 +204,7 @@ def _message_by_oracle(problem: Problem, state: Any, key: int) -> Any:
         rest=tuple(weights.rest),
         scales=np.array(scales, np.float32),
         seed=tf.random.fold_in(round_seed, key).numpy(),
-        training_rate=np.float32(problem.scheme.training.learning_rate),
+        training_rates=np.array(
+            [training.learning_rate, training.float_learning_rate], np.float32
+        ),
     )

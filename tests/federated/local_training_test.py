@@ -149,28 +149,49 @@ def test_a_round_may_have_a_learning_rate_of_its_own(problem, initial):
     )
     images, labels = map(tf.constant, examples)
     expected = slower(weights, images, labels, SEED)
-    assert_equal(trainer(weights, images, labels, SEED, tf.constant(0.25)), expected)
+    rates = tf.constant([0.25, 0.1])
+    assert_equal(trainer(weights, images, labels, SEED, rates), expected)
     before, _, _ = trainer(weights, images, labels, SEED)
     assert differ(before.codes, expected[0].codes)
-    still, _, _ = trainer(weights, images, labels, SEED, tf.constant(0.0))
+    still, _, _ = trainer(weights, images, labels, SEED, tf.constant([0.0, 0.1]))
     assert_equal(still.codes, weights.codes)
     assert differ(still.rest[0], weights.rest[0])
+    # Moving statistics, which no rate is of, end the rest.
+    still, _, _ = trainer(weights, images, labels, SEED, tf.constant([0.4, 0.0]))
+    assert differ(still.codes, weights.codes)
+    assert_equal(still.rest[:-2], weights.rest[:-2])
 
 
 @pytest.mark.parametrize(
     ("round_number", "expected"), [(0, 0.4), (5, 0.2), (10, 0.0), (11, 0.0)]
 )
-def test_eta_falls_along_half_a_cosine(round_number, expected):
-    config = LocalTrainingConfig(learning_rate=0.4, decay_rounds=10)
-    found = config.learning_rate_at(tf.constant(round_number))
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+def test_rates_fall_along_half_a_cosine_each_by_itself(round_number, expected):
+    of_codes = LocalTrainingConfig(
+        learning_rate=0.4, learning_rate_decay="cosine", rounds=10
+    )
+    of_rest = LocalTrainingConfig(
+        learning_rate=0.1,
+        float_learning_rate=0.4,
+        float_learning_rate_decay="cosine",
+        rounds=10,
+    )
+    found = of_codes.learning_rates_at(tf.constant(round_number))
+    np.testing.assert_allclose(found, [expected, 0.1], atol=1e-7)
+    found = of_rest.learning_rates_at(tf.constant(round_number))
+    np.testing.assert_allclose(found, [0.1, expected], atol=1e-7)
 
 
 @pytest.mark.parametrize("rate", [0.4, 1])
-def test_eta_is_a_float_that_stays(rate):
-    found = LocalTrainingConfig(learning_rate=rate).learning_rate_at(tf.constant(7))
+@pytest.mark.parametrize(
+    "settings", [{}, {"rounds": 10}, {"learning_rate_decay": "cosine"}]
+)
+def test_rates_are_floats_that_stay(rate, settings):
+    config = LocalTrainingConfig(
+        learning_rate=rate, float_learning_rate=rate, **settings
+    )
+    found = config.learning_rates_at(tf.constant(7))
     assert found.dtype == tf.float32  # A message's int32 would not fit the optimizer.
-    np.testing.assert_allclose(found, rate)
+    np.testing.assert_allclose(found, [rate, rate])
 
 
 @pytest.mark.parametrize("seed", [(3, 5), (4, 4), (0, 0)])
@@ -383,7 +404,9 @@ def test_a_float_model_trains_by_sgd(problem):
         ({"pruning_threshold": -0.1}, "pruning_threshold"),
         ({"pruning_threshold": 1.5}, "pruning_threshold"),
         ({"pruning_threshold": float("nan")}, "pruning_threshold"),
-        ({"decay_rounds": 0}, "decay_rounds"),
+        ({"rounds": 0}, "rounds"),
+        ({"learning_rate_decay": "linear"}, "learning_rate_decay"),
+        ({"float_learning_rate_decay": "linear"}, "float_learning_rate_decay"),
     ],
 )
 def test_bad_settings_are_refused(bad, words):

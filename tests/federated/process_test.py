@@ -148,13 +148,30 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
 
 def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
     """Round 1 of a decay over one round; BatchNorm and biases go on."""
-    process = problem.build(decay_rounds=1, error_feedback=True, pruning_threshold=None)
+    process = problem.build(
+        learning_rate_decay="cosine",
+        rounds=1,
+        error_feedback=True,
+        pruning_threshold=None,
+    )
     before = recorded_round.before
     after = process.next(before, recorded_round.participants).state
     old, new = (problem.split(s.global_model_weights) for s in (before, after))
     for value, expected in zip(new.kernels, old.kernels):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
     assert not np.allclose(new.rest[0], old.rest[0], rtol=1e-3)
+
+
+def test_a_float_rate_that_has_fallen_to_zero_moves_the_codes_only(
+    recorded_round, problem
+):
+    process = problem.build(float_learning_rate_decay="cosine", rounds=1)
+    before = recorded_round.before
+    after = process.next(before, recorded_round.participants).state
+    old, new = (problem.split(s.global_model_weights) for s in (before, after))
+    for value, expected in zip(new.rest[:-2], old.rest[:-2]):  # Then statistics.
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
+    assert not np.allclose(new.kernels[0], old.kernels[0], rtol=1e-3)
 
 
 def test_pooled_statistics_are_those_of_all_inputs(recorded_round, problem):

@@ -296,6 +296,16 @@ def test_float_variables_move_as_by_sgd(momentum, decay):
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_rate_of_float_variables_is_a_variable():
+    optimizer, variable = IntegerSGD(float_learning_rate=0.5), tf.Variable([1.0])
+    optimizer.build([variable])
+    optimizer.float_rate.assign(0.25)
+    optimizer.apply_gradients([(tf.constant([2.0]), variable)])
+    np.testing.assert_allclose(variable, [0.5])
+    optimizer.reset([0, 0])
+    np.testing.assert_allclose(optimizer.float_rate, 0.25)
+
+
 def test_sparse_gradients_are_dense_ones():
     table = tf.Variable(np.ones([4, 2], np.float32))
     with tf.GradientTape() as tape:

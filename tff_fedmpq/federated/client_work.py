@@ -72,7 +72,7 @@ def build_client_work(
             weights = messages.unpack_model(received, spec)
             seeds = tf.random.split(received["seed"], 2)
             trained, sums, densities = trainer.train(
-                weights, images, labels, seeds[0], received["training_rate"]
+                weights, images, labels, seeds[0], received["training_rates"]
             )
             if scheme.pooled_statistics:
                 trained, weights = (
@@ -90,7 +90,7 @@ def build_client_work(
                 densities,
                 scheme.uplink.count_bits(message, headers=[weight]),
                 messages.count_model_bits(
-                    received, headers=[received["seed"], received["training_rate"]]
+                    received, headers=[received["seed"], received["training_rates"]]
                 ),
                 scheme.uplink.symbols(message),
             )

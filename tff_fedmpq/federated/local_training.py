@@ -36,6 +36,26 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 OnStep = Callable[[tf.Tensor], None]
 
 
+def no_decay(fraction: tf.Tensor) -> tf.Tensor:
+    """Returns 1."""
+    return tf.ones_like(fraction)
+
+
+def cosine_decay(fraction: tf.Tensor) -> tf.Tensor:
+    """Returns 1 falling to 0 along half a cosine.
+
+    Args:
+      fraction: of all rounds that are over, float32[]; from 1 on, the rate is 0.
+    """
+    return 0.5 * (1.0 + tf.cos(math.pi * tf.minimum(fraction, 1.0)))
+
+
+# How much of a learning rate is left when a fraction of all rounds is over.
+DECAYS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "none": no_decay,
+    "cosine": cosine_decay,
+}
+
 # How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, by
 # the integer update with its rounding errors fed back, or by SGD on float masters.
 OPTIMIZERS: Mapping[str, Callable[..., IntegerSGD]] = {
@@ -61,8 +81,10 @@ class LocalTrainingConfig:
       learning_rate_unit: whether eta is a rate of codes or of weights (`IntegerSGD`).
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
       saturate: whether pruning saturates (see `bit_planes.prune_msb`).
-      decay_rounds: eta falls to zero along half a cosine over so many rounds, for
-        rounding at random makes noise that a constant rate never loses; None keeps it.
+      learning_rate_decay: name in `DECAYS` of how eta falls; rounding at random makes
+        noise that a constant rate never loses.
+      float_learning_rate_decay: the same, of `float_learning_rate`.
+      rounds: of the whole run, over which rates fall; None keeps them.
     """
 
     epochs: int = 5
@@ -76,7 +98,9 @@ class LocalTrainingConfig:
     learning_rate_unit: str = "code"
     pruning_threshold: float | None = None
     saturate: bool = True
-    decay_rounds: int | None = None
+    learning_rate_decay: str = "none"
+    float_learning_rate_decay: str = "none"
+    rounds: int | None = None
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 1:
@@ -93,23 +117,27 @@ class LocalTrainingConfig:
             raise ValueError(
                 f"pruning_threshold has to be None or from 0 to 1, found {threshold!r}."
             )
-
-        if self.decay_rounds is not None and self.decay_rounds < 1:
+        for name in ("learning_rate_decay", "float_learning_rate_decay"):
+            lookup(getattr(self, name), DECAYS, name)
+        if self.rounds is not None and self.rounds < 1:
             raise ValueError(
-                f"decay_rounds has to be None or at least 1, found {self.decay_rounds}."
+                f"rounds has to be None or at least 1, found {self.rounds}."
             )
 
-    def learning_rate_at(self, round_number: tf.Tensor) -> tf.Tensor:
-        """Returns eta in a round, float32[].
+    def learning_rates_at(self, round_number: tf.Tensor) -> tf.Tensor:
+        """Returns the rates of a round, of codes and of the float rest, float32[2].
 
         Args:
           round_number: int32[], from 0.
         """
-        if self.decay_rounds is None:
-            return tf.constant(self.learning_rate, tf.float32)
-        fraction = tf.cast(round_number, tf.float32) / self.decay_rounds
-        angle = math.pi * tf.minimum(fraction, 1.0)
-        return self.learning_rate * 0.5 * (1.0 + tf.cos(angle))
+        fraction = tf.constant(0.0)
+        if self.rounds is not None:
+            fraction = tf.cast(round_number, tf.float32) / self.rounds
+        of_codes = DECAYS[self.learning_rate_decay](fraction)
+        of_rest = DECAYS[self.float_learning_rate_decay](fraction)
+        return tf.stack(
+            [self.learning_rate * of_codes, self.float_learning_rate * of_rest]
+        )
 
     def build_optimizer(self) -> IntegerSGD:
         """Returns a fresh optimizer; a client starts every round without momentum."""
@@ -187,7 +215,7 @@ class LocalTrainer:
         images: tf.Tensor,
         labels: tf.Tensor,
         seed: tf.Tensor,
-        learning_rate: tf.Tensor | None = None,
+        learning_rates: tf.Tensor | None = None,
     ) -> tuple[QuantizedWeights, TrainingSums, tf.Tensor]:
         """Trains for the configured epochs, then prunes.
 
@@ -196,7 +224,8 @@ class LocalTrainer:
           images: [n, ...], all of the client's; n may be 0, which trains nothing.
           labels: int[n].
           seed: int32[2].
-          learning_rate: eta of this round, float32[]; None is the configured one.
+          learning_rates: of codes and of the float rest in this round, float32[2];
+            None are the configured ones.
 
         Returns:
           The trained weights; sums of the training's metrics; and each layer's
@@ -205,9 +234,10 @@ class LocalTrainer:
         self._assign(weights)
         seeds = tf.random.split(seed, 2)
         self._optimizer.reset(seeds[0])
-        if learning_rate is None:
-            learning_rate = self._config.learning_rate
-        self._optimizer.learning_rate = learning_rate
+        if learning_rates is None:
+            learning_rates = self._config.learning_rates_at(tf.constant(0))
+        self._optimizer.learning_rate = learning_rates[0]
+        self._optimizer.float_rate.assign(learning_rates[1])
         sums = self._run_epochs(images, labels, seeds[1])
         densities = [
             bit_planes.top_plane_density(k.representation, k.codes, k.bit_width)

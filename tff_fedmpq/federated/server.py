@@ -66,7 +66,7 @@ class Server:
         """Returns the model of one client, quantized to its bit-widths and packed.
 
         Beside the model travel the seed of its training, which is a function of the
-        run's seed, the round and the client, and the round's learning rate of codes.
+        run's seed, the round and the client, and the round's learning rates.
 
         Args:
           state: of the process.
@@ -92,7 +92,7 @@ class Server:
         return collections.OrderedDict(
             messages.pack_model(quantized),
             seed=tf.random.fold_in(round_seed, key),
-            training_rate=self._scheme.training.learning_rate_at(round_number),
+            training_rates=self._scheme.training.learning_rates_at(round_number),
         )
 
     def update(

@@ -69,7 +69,8 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     Args:
       learning_rate: eta, of the codes.
-      float_learning_rate: of every other variable.
+      float_learning_rate: of every other variable; once built, the variable
+        `float_rate` holds it, which may be assigned to.
       momentum: mu, from 0 (none) to below 1.
       weight_decay: coefficient of the L2 decay that is added to the gradient.
       code_update: name in `CODE_UPDATES`.
@@ -122,7 +123,15 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             self.add_variable(variable.shape, tf.float32, name=f"velocity_{i}")
             for i, variable in enumerate(var_list)
         ]
-        # A variable, so that one traced step serves every client and round.
+        # Variables, so that one traced step serves every client and round.
+        self.float_rate = self.add_variable(
+            [],
+            tf.float32,
+            initializer=lambda shape, dtype: tf.constant(
+                self.float_learning_rate, dtype
+            ),
+            name="float_learning_rate",
+        )
         self.rounding_seed = self.add_variable(
             [2],
             tf.int32,
@@ -157,7 +166,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         velocity = self.momentum * self.velocities[index] + gradient
         self.velocities[index].assign(velocity)
         if kernel is None:
-            variable.assign_sub(self.float_learning_rate * velocity)
+            variable.assign_sub(self.float_rate * velocity)
         else:
             self.move_codes(kernel, velocity, index)
 
@@ -304,7 +313,7 @@ class StraightThroughSGD(IntegerSGD):
             tf.equal(self.iterations, 0), kernel.signed_levels, master.read_value
         )
         # A gradient on codes is delta times that on weights, which delta scales again.
-        rate = self.float_learning_rate / tf.square(kernel.step_size())
+        rate = self.float_rate / tf.square(kernel.step_size())
         master.assign(present - rate * velocity)
         codes = kernel.representation.nearest_codes(master, kernel.bit_width)
         kernel.codes.assign(codes)

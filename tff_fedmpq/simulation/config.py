@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tff_fedmpq.allocation.budgets import check_budgets, tiered_budgets
+from tff_fedmpq.federated.local_training import DECAYS
 from tff_fedmpq.federated.schemes import build_scheme
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
-
-DECAYS = ("none", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,7 @@ class ExperimentConfig:
       learning_rate: eta, of integer codes; None = the scheme's own.
       learning_rate_decay: "none", or "cosine": eta falls to zero over the rounds.
       float_learning_rate: of the float rest, or of a float model.
+      float_learning_rate_decay: the same of it; by default it does not fall.
       momentum: of local SGD.
       weight_decay: of local SGD.
       augment: whether training images are cropped and flipped at random.
@@ -66,6 +66,7 @@ class ExperimentConfig:
     learning_rate: float | None = None
     learning_rate_decay: str = "none"
     float_learning_rate: float = 0.1
+    float_learning_rate_decay: str = "none"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: bool = True
@@ -98,8 +99,9 @@ class ExperimentConfig:
         for name in ("train_examples", "validation_examples"):
             count = getattr(self, name)
             _require(count is None or count >= 1, name, "1 or more", count)
-        decay = self.learning_rate_decay
-        _require(decay in DECAYS, "learning_rate_decay", _one_of(DECAYS), decay)
+        for name in ("learning_rate_decay", "float_learning_rate_decay"):
+            decay = getattr(self, name)
+            _require(decay in DECAYS, name, _one_of(DECAYS), decay)
         _require(self.model in MODEL_DEPTHS, "model", _one_of(MODEL_DEPTHS), self.model)
         compute = resolve_compute(self.compute, scheme.weights is not None)
         object.__setattr__(self, "compute", compute)

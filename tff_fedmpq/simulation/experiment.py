@@ -313,10 +313,10 @@ def build_config_scheme(config: ExperimentConfig) -> Scheme:
         "epochs": config.local_epochs,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
-        "decay_rounds": config.rounds
-        if config.learning_rate_decay == "cosine"
-        else None,
+        "learning_rate_decay": config.learning_rate_decay,
         "float_learning_rate": config.float_learning_rate,
+        "float_learning_rate_decay": config.float_learning_rate_decay,
+        "rounds": config.rounds,
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
         **config.scheme_options,

@@ -99,6 +99,7 @@ def test_a_finished_result_comes_before_an_unfinished_one(make):
         ({"compute": "float32"}, True),
         ({"rounds": 49}, False),
         ({"seed": 1}, False),
+        ({"float_learning_rate_decay": "cosine"}, False),
         ({"budgets": (4,) * 10}, False),
         ({"scheme_options": {"lasso": 0.02}}, False),
         ({"scheme_options": {"low_bit_damping": 0.5}}, False),
@@ -115,10 +116,11 @@ def test_a_result_is_of_its_settings(make, changes, same):
     assert (found == NAME) == same
 
 
-def test_the_first_runs_learned_alike_at_all_bit_widths(make):
-    """Their files do not mention it."""
+def test_the_first_runs_learned_alike_at_all_bit_widths_and_rounds(make):
+    """Their files mention neither."""
     record = make.finished(NAME, [0.25])
     del record["protocol"]["scheme_options"]["low_bit_damping"]
+    del record["protocol"]["float_learning_rate_decay"]
     assert results.find_record({NAME: record}, make.cell(NAME).config) == NAME
 
 

@@ -21,7 +21,7 @@ def configs():
 
 @pytest.mark.parametrize("preset", ["paper", "reduced"])
 def test_settings_are_not_chosen_on_test_images(preset):
-    choosing = ("study/alpha", "study/rates/", "study/limits/")
+    choosing = tuple(f"study/{x}" for x in ("alpha", "finalists", "rates", "limits"))
     found = {"choosing": set(), "answering": set()}
     for cell in cells.expand("study", preset, [0]):
         kind = "choosing" if cell.id.startswith(choosing) else "answering"
@@ -31,9 +31,9 @@ def test_settings_are_not_chosen_on_test_images(preset):
     assert found["answering"] == {""}
 
 
-def test_all_are_of_cifar10_and_but_for_improvements_at_alpha_half():
+def test_all_are_of_cifar10_and_but_for_finalists_at_alpha_half():
     for group, config in configs().items():
-        alpha = 0.1 if group.startswith("study/alpha0.1/") else 0.5
+        alpha = 0.1 if group.startswith("study/finalists/alpha0.1/") else 0.5
         assert (config.dataset, config.alpha) == ("cifar10", alpha)
     assert tuple(cells.DEFAULT_SEEDS["study"]) == (0, 1)
 
@@ -57,10 +57,36 @@ def test_all_are_of_cifar10_and_but_for_improvements_at_alpha_half():
 def test_an_improvement_changes_one_setting(scheme, first, second, changed):
     if scheme not in study.IMPROVEMENTS[second].schemes:
         pytest.skip(f"{second} is not for {scheme}")
-    for alpha in ("0.5", "0.1"):
-        ids = (f"study/alpha{alpha}/{name}/{scheme}" for name in (first, second))
-        before, after = (flatten(configs()[name]) for name in ids)
-        assert {key for key in before if before[key] != after[key]} == changed
+    ids = (f"study/alpha0.5/{name}/{scheme}" for name in (first, second))
+    before, after = (flatten(configs()[name]) for name in ids)
+    assert {key for key in before if before[key] != after[key]} == changed
+
+
+@pytest.mark.parametrize("alpha", ["0.5", "0.1"])
+def test_all_rates_of_finalists_fall_alike(alpha):
+    found = {
+        name.removeprefix(f"study/finalists/alpha{alpha}/"): flatten(config)
+        for name, config in configs().items()
+        if name.startswith(f"study/finalists/alpha{alpha}/")
+    }
+    falling = {name: c for name, c in found.items() if "falling" in name}
+    assert {c["scheme"] for c in falling.values()} == {
+        *("fedavg", "fpq8", "aqfl", "fedmpq")
+    }
+    for name, config in found.items():
+        decays = {config["learning_rate_decay"], config["float_learning_rate_decay"]}
+        assert decays == ({"cosine"} if name in falling else {"none"})
+    for name, config in falling.items():
+        assert config["float_learning_rate"] == 0.1
+        if name != "fedavg-falling":
+            assert config["learning_rate"] == 0.1
+            assert config["learning_rate_unit"] == "weight"
+    fedmpq = falling["fedmpq-falling"]
+    before, after = falling["aqfl-falling"], falling["fedmpq-falling-distortion"]
+    assert {key for key in fedmpq if fedmpq[key] != after[key]} == {"allocation"}
+    assert {key for key in before if before[key] != fedmpq[key]} == {
+        *("scheme", "lasso", "pruning_threshold", "allocation")
+    }
 
 
 @pytest.mark.parametrize(

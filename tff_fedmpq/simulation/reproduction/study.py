@@ -7,7 +7,8 @@ Eight questions, on CIFAR-10 at alpha 0.5 (the sixth at 0.1 too):
 3. Is AQFL's trouble its first and last layer?
 4. How does the gain depend on the share of 2-bit clients?
 5. And on the number of local epochs?
-6. Which improvements are worth being defaults?
+6. Which improvements are worth being defaults, and what is left when the rates of all
+   schemes fall alike?
 7. Which learning rates of codes are best for each?
 8. What separates FedMPQ from training at 8 bits: weights, activations, rounding?
 
@@ -24,7 +25,6 @@ Many of these runs are runs of the paper's tables too; `cells` runs such only on
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple
 
@@ -115,6 +115,14 @@ _COMPENSATION = {"code_update": "compensated"}
 _EQUAL_RATES = {"low_bit_damping": -0.3}
 # Weights then move by as much as those of float models do.
 _WEIGHT_RATES = {"learning_rate_unit": "weight"}
+_ALL_FALL = {**_SGD_DECAY, "float_learning_rate_decay": "cosine"}
+_TRAINED_WELL = {**_FEEDBACK, **_COMPENSATION, **_WEIGHT_RATES}
+# What was the default when question 6 was asked.
+_PLAIN = {
+    "error_feedback": False,
+    "code_update": "integer",
+    "learning_rate_unit": "code",
+}
 IMPROVEMENTS: Mapping[str, Improvement] = {
     "eta1": Improvement("eta 1", {"learning_rate": 1.0}),
     "eta0.3": Improvement("eta 0.3", _SLOW),
@@ -276,22 +284,63 @@ def _local_epochs() -> Grid:
     return make_grid(title, "local epochs", slots, with_paper=False)
 
 
-def _improvements(alpha: float) -> Grid:
+def _improvements() -> Grid:
     slots = {
         (improvement.title, paper.SCHEME_TITLES[scheme]): Slot(
-            f"study/alpha{alpha:g}/{name}/{scheme}",
+            f"study/alpha0.5/{name}/{scheme}",
             {
-                **{"dataset": "cifar10", "alpha": alpha, "scheme": scheme},
+                **_COMMON,
+                "scheme": scheme,
                 **improvement.settings,
-                "scheme_options": improvement.options,
+                "scheme_options": {**_PLAIN, **improvement.options},
             },
             only_preset=_CHOOSING,
         )
         for name, improvement in IMPROVEMENTS.items()
         for scheme in improvement.schemes
     }
-    title = f"Question 6: improvements, alpha {alpha:g}"
+    title = "Question 6: improvements"
     return make_grid(title, "settings", slots, with_paper=False)
+
+
+# By name: title, scheme, settings, options.
+_FINALISTS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = {
+    "fedavg": ("FP32 FedAvg", "fedavg", {}, {}),
+    "fedavg-falling": ("FP32 FedAvg, 0.1 to 0", "fedavg", _ALL_FALL, {}),
+    "fpq8-falling": ("FPQ8, 0.1 to 0", "fpq8", _ALL_FALL, _TRAINED_WELL),
+    "aqfl": ("AQFL, eta 0.3 of codes, no EF", "aqfl", _SLOW, _PLAIN),
+    "aqfl-falling": ("AQFL, 0.1 to 0", "aqfl", _ALL_FALL, _TRAINED_WELL),
+    "fedmpq": ("FedMPQ, eta 0.3 of codes, no EF", "fedmpq", _SLOW, _PLAIN),
+    "fedmpq-falling": ("FedMPQ, 0.1 to 0", "fedmpq", _ALL_FALL, _TRAINED_WELL),
+    "fedmpq-falling-distortion": (
+        "FedMPQ, 0.1 to 0, bits by distortion",
+        "fedmpq",
+        _ALL_FALL,
+        {**_TRAINED_WELL, "allocation": "rate_distortion"},
+    ),
+}
+
+
+def _finalists() -> Grid:
+    slots = {
+        (title, f"alpha {alpha:g}"): Slot(
+            f"study/finalists/alpha{alpha:g}/{name}",
+            {
+                **{"dataset": "cifar10", "alpha": alpha, "scheme": scheme},
+                **settings,
+                "scheme_options": options,
+            },
+            only_preset=_CHOOSING,
+        )
+        for alpha in (0.5, 0.1)
+        for name, (title, scheme, settings, options) in _FINALISTS.items()
+    }
+    note = (
+        '"0.1 to 0": all rates fall, those of codes (of weights, rounding '
+        "compensated, EF) and of the float rest."
+    )
+    title = "Question 6: the finalists"
+    return make_grid(title, "settings", slots, with_paper=False, note=note)
 
 
 def _learning_rates() -> Grid:
@@ -364,8 +413,8 @@ QUESTIONS: Mapping[str, Callable[[], Grid]] = {
     "outer_layers": _outer_layers,
     "two_bit_clients": _two_bit_clients,
     "local_epochs": _local_epochs,
-    "improvements_alpha0.5": functools.partial(_improvements, 0.5),
-    "improvements_alpha0.1": functools.partial(_improvements, 0.1),
+    "improvements": _improvements,
+    "finalists": _finalists,
     "rates": _learning_rates,
     "limits": _limits,
 }
