@@ -70,7 +70,7 @@ _SETTINGS = {
         "train_examples", None, "Training images to use, drawn by the seed."
     ),
     "learning_rate": flags.DEFINE_float(
-        "learning_rate", None, "Of the integer update of codes (eta)."
+        "learning_rate", None, "eta, of codes, at the first round."
     ),
     "learning_rate_decay": flags.DEFINE_enum(
         "learning_rate_decay", None, sorted(DECAYS), "Of eta, over the rounds."

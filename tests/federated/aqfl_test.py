@@ -36,11 +36,13 @@ def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
 
 @pytest.mark.parametrize("code_update", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("bits", [2, 8])
-def test_every_way_to_train_codes_learns(problem, code_update, bits):
+@pytest.mark.parametrize(("rate", "unit"), [(0.3, "code"), (0.02, "weight")])
+def test_every_way_to_train_codes_learns(problem, code_update, bits, rate, unit):
     scheme = aqfl_scheme(
         epochs=30,
         batch_size=6,
-        learning_rate=0.3,
+        learning_rate=rate,
+        learning_rate_unit=unit,
         float_learning_rate=0.02,
         momentum=0.9,  # With a shorter memory, compensation dithers at few bits.
         code_update=code_update,

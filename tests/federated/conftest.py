@@ -26,11 +26,15 @@ BUDGETS = {"dora": 2, "bert": 8, "cleo": 5.5, "anna": 4}
 NUM_EXAMPLES = {"anna": 0, "bert": 12, "cleo": 5, "dora": 7}
 NUM_CLASSES = 3
 SEED = 5
-# Scales of 2 max|W| can be recomputed by hand, and leave top planes to prune.
+# Scales of 2 max|W|, and models that are averaged as they come back, can be recomputed
+# by hand; such scales and Eq. 6-10 leave top planes to prune.
 OPTIONS = {
     "epochs": 2,
     "batch_size": 4,
     "learning_rate": 0.1,
+    "learning_rate_unit": "code",
+    "code_update": "integer",
+    "error_feedback": False,
     "scale_rule": "max",
     "pruning_threshold": 0.3,
     "lasso": 0.1,

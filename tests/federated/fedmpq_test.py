@@ -22,7 +22,7 @@ def test_defaults_are_the_papers():
     assert (training.epochs, training.batch_size) == (5, 64)
     assert (training.momentum, training.weight_decay) == (0.9, 5e-4)
     assert training.pruning_threshold == 0.03
-    assert training.code_update == "integer" and training.saturate
+    assert training.saturate
     assert scheme.allocation is pruning_growing
     assert scheme.weights.representation is SIGN_MAGNITUDE
     assert scheme.weights.scale_rule is least_squares_scale
@@ -200,8 +200,8 @@ def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"server_learning_rate": 0.5}, "error_feedback=True"),
-        ({"error_feedback": True, "server_learning_rate": 0.0}, "above 0, found 0.0"),
+        ({"error_feedback": False, "server_learning_rate": 0.5}, "error_feedback=True"),
+        ({"server_learning_rate": 0.0}, "above 0, found 0.0"),
     ],
 )
 def test_refuses_server_learning_rates(options, message):

@@ -25,8 +25,9 @@ def make_trainer(problem, *, augment=None, on_step=None, lasso=0.0, **config):
     the optimizer's among them, at every call.
     """
     model = quantize_model(problem.model_fn(), 8, 4, lasso=lasso)
+    papers = {"code_update": "integer", "learning_rate_unit": "code"}  # Eq. 6-10
     config = LocalTrainingConfig(
-        **{"epochs": 2, "batch_size": 4, "learning_rate": 0.1, **config}
+        **{"epochs": 2, "batch_size": 4, "learning_rate": 0.1, **papers, **config}
     )
     trainer = LocalTrainer(model, config, LOSS, augment, on_step)
     kernel_shapes, rest_shapes = problem.spec.kernel_shapes, problem.spec.rest_shapes
@@ -171,6 +172,7 @@ def test_rates_fall_along_half_a_cosine_each_by_itself(round_number, expected):
     )
     of_rest = LocalTrainingConfig(
         learning_rate=0.1,
+        learning_rate_decay="none",
         float_learning_rate=0.4,
         float_learning_rate_decay="cosine",
         rounds=10,
@@ -183,7 +185,7 @@ def test_rates_fall_along_half_a_cosine_each_by_itself(round_number, expected):
 
 @pytest.mark.parametrize("rate", [0.4, 1])
 @pytest.mark.parametrize(
-    "settings", [{}, {"rounds": 10}, {"learning_rate_decay": "cosine"}]
+    "settings", [{}, {"rounds": 10, "learning_rate_decay": "none"}]
 )
 def test_rates_are_floats_that_stay(rate, settings):
     config = LocalTrainingConfig(

@@ -205,8 +205,8 @@ def test_downlink_bits_of_a_round(recorded_round, problem):
     counted = recorded_round.metrics["downlink_bits"]
     for row, name in enumerate(problem.client_ids):
         if name in recorded_round.participants:
-            seed_and_rate = 64 + 32
-            expected = bits_by_hand(table[row].tolist(), seed_and_rate)
+            seed_and_rates = 64 + 64
+            expected = bits_by_hand(table[row].tolist(), seed_and_rates)
             assert counted[row].tolist() == expected
         else:
             assert counted[row].tolist() == [0, 0, 0, 0]

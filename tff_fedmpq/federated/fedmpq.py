@@ -16,10 +16,19 @@ Paper symbols: W global weights, b_n `bit_widths`, v_n `budgets`, |D_n| number o
 examples, lambda `lasso`, epsilon `pruning_threshold`, tau `epochs`, eta
 `learning_rate`.
 
-Deviations, each an argument: the symmetric representation with magnitude planes and
-scales of least squared error (`representation`, `scale_rule`), saturating pruning
-(`saturate`), Pruning-Growing that uses the whole budget and never exceeds it
-(`allocation`). `fedmpq_literal_scheme` has none of them but the last.
+Deviations, each an argument, and why (docs/study.md):
+
+* the symmetric representation with magnitude planes and scales of least squared error
+  (`representation`, `scale_rule`): 1-bit layers live;
+* saturating pruning (`saturate`): the weights that held a dropped bit stay large;
+* Pruning-Growing that uses the whole budget and never exceeds it (`allocation`);
+* rounding errors of codes that go back into the momentum, and a rate of weights that
+  falls to zero (`code_update`, `learning_rate_unit`, `learning_rate_decay`): noise does
+  not stay, and wide layers learn;
+* the server adds the clients' changes to its own float weights (`error_feedback`): what
+  quantization cuts from them is not lost.
+
+`fedmpq_literal_scheme` has none of them but Pruning-Growing's.
 """
 
 from __future__ import annotations
@@ -56,7 +65,7 @@ def fedmpq_scheme(
     representation: str | Representation = "sign_magnitude",
     scale_rule: str | ScaleRule = "least_squares",
     aggregation_weight: str | AggregationWeight = weigh_by_budget_and_examples,
-    error_feedback: bool = False,
+    error_feedback: bool = True,
     server_learning_rate: float = 1.0,
     pooled_statistics: bool = False,
     outer_bit_width: int | None = None,
@@ -111,15 +120,20 @@ LITERAL_OPTIONS: Mapping[str, Any] = {
     "representation": "offset_binary",
     "scale_rule": "max",
     "saturate": False,
+    "error_feedback": False,
+    "code_update": "integer",
+    "learning_rate_unit": "code",
     "learning_rate": 0.1,
+    "learning_rate_decay": "none",
 }
 
 
 def fedmpq_literal_scheme(**options: Any) -> Scheme:
     """Returns FedMPQ as the paper reads literally, as a `Scheme`.
 
-    Codes in offset binary, scales ``2 max|W|``, pruned planes dropped, and the rate of
-    SGD, 0.1, for codes too; but Algorithm 2 within budgets, which printed exceeds them.
+    Codes in offset binary, scales ``2 max|W|``, pruned planes dropped, the integer
+    update of Eq. 6-10 at the rate of SGD, 0.1, models averaged as they come back; but
+    Algorithm 2 within budgets, which printed exceeds them.
 
     Args:
       **options: of `fedmpq_scheme`, on top of that.

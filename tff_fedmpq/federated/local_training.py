@@ -72,7 +72,7 @@ class LocalTrainingConfig:
     Attributes:
       epochs: passes over the client's examples per round, the paper's tau.
       batch_size: examples per step; the last step of an epoch may have fewer.
-      learning_rate: eta of the integer update of codes.
+      learning_rate: eta, of codes.
       float_learning_rate: of the float rest; of all weights in a float model.
       momentum: of SGD.
       weight_decay: L2 coefficient.
@@ -82,23 +82,23 @@ class LocalTrainingConfig:
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
       saturate: whether pruning saturates (see `bit_planes.prune_msb`).
       learning_rate_decay: name in `DECAYS` of how eta falls; rounding at random makes
-        noise that a constant rate never loses.
+        noise that a constant rate never loses. Without `rounds` it cannot fall.
       float_learning_rate_decay: the same, of `float_learning_rate`.
       rounds: of the whole run, over which rates fall; None keeps them.
     """
 
     epochs: int = 5
     batch_size: int = 64
-    learning_rate: float = 0.3
+    learning_rate: float = 0.1
     float_learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    code_update: str = "integer"
+    code_update: str = "compensated"
     low_bit_damping: float = 0.0
-    learning_rate_unit: str = "code"
+    learning_rate_unit: str = "weight"
     pruning_threshold: float | None = None
     saturate: bool = True
-    learning_rate_decay: str = "none"
+    learning_rate_decay: str = "cosine"
     float_learning_rate_decay: str = "none"
     rounds: int | None = None
 

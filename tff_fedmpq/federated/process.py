@@ -165,7 +165,8 @@ def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
           client_data: holds the clients' examples, pairs (x, y).
           **options: keyword arguments of `build_process` (loss, augment, dtype_policy,
             on_step, seed), and those of the scheme's function, among them epochs,
-            batch_size and learning rates (`LocalTrainingConfig`).
+            batch_size, learning rates, and the rounds over which they fall
+            (`LocalTrainingConfig`).
         """
         of_scheme = {k: v for k, v in options.items() if k not in of_process}
         process_options = {k: v for k, v in options.items() if k in of_process}

@@ -39,9 +39,10 @@ class ExperimentConfig:
       local_epochs: tau.
       batch_size: of local training.
       learning_rate: eta, of integer codes; None = the scheme's own.
-      learning_rate_decay: "none", or "cosine": eta falls to zero over the rounds.
+      learning_rate_decay: "none", or "cosine": eta falls to zero over the rounds; None
+        = the scheme's own.
       float_learning_rate: of the float rest, or of a float model.
-      float_learning_rate_decay: the same of it; by default it does not fall.
+      float_learning_rate_decay: the same of it; the paper's does not fall.
       momentum: of local SGD.
       weight_decay: of local SGD.
       augment: whether training images are cropped and flipped at random.
@@ -64,7 +65,7 @@ class ExperimentConfig:
     local_epochs: int = 5
     batch_size: int = 64
     learning_rate: float | None = None
-    learning_rate_decay: str = "none"
+    learning_rate_decay: str | None = None
     float_learning_rate: float = 0.1
     float_learning_rate_decay: str = "none"
     momentum: float = 0.9
@@ -84,9 +85,9 @@ class ExperimentConfig:
         ) in "num_clients clients_per_round rounds local_epochs batch_size".split():
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         scheme = build_scheme(self.scheme, {})
-        if self.learning_rate is None:
-            own = scheme.training.learning_rate
-            object.__setattr__(self, "learning_rate", own)
+        for name in ("learning_rate", "learning_rate_decay"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(scheme.training, name))
         for name in ("alpha", "learning_rate", "float_learning_rate"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, "above 0", value)

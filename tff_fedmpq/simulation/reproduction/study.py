@@ -16,9 +16,9 @@ The last three choose settings: they are for the preset "tuning", which does not
 test images.
 
 The literal reading: codes in offset binary, scales `2 max|W|`, a pruned plane is
-dropped and not saturated, eta 0.1, AQFL weighs clients by |D_n| and FedMPQ by
-v_n |D_n|. Its Algorithm 2 is ours, which never exceeds a budget; the one that is
-printed, which does, is a row of its own.
+dropped and not saturated, Eq. 6-10 with eta 0.1, models averaged as they come back,
+AQFL weighs clients by |D_n| and FedMPQ by v_n |D_n|. Its Algorithm 2 is ours, which
+never exceeds a budget; the one that is printed, which does, is a row of its own.
 
 Many of these runs are runs of the paper's tables too; `cells` runs such only once.
 """
@@ -44,6 +44,26 @@ SEEDS = (0, 1)
 _CHOOSING = "tuning"  # The preset of questions that settings are chosen by.
 _PAIR = ("aqfl", "fedmpq")
 _COMMON = {"dataset": "cifar10", "alpha": 0.5}
+
+_SLOW = {"learning_rate": 0.3, "learning_rate_decay": "none"}
+_SLOW_DECAY = {"learning_rate": 0.3, "learning_rate_decay": "cosine"}
+_FAST_DECAY = {"learning_rate": 1.0, "learning_rate_decay": "cosine"}
+_SGD_DECAY = {"learning_rate": 0.1, "learning_rate_decay": "cosine"}
+_FEEDBACK = {"error_feedback": True}
+_DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
+_COMPENSATION = {"code_update": "compensated"}
+# Weights of 1, 2, 4 and 8 bits then move by 11, 17, 22 and 21 eta sigma^2, not by 2.5,
+# 5, 10 and 21 (scales of least squares, Gaussian weights).
+_EQUAL_RATES = {"low_bit_damping": -0.3}
+# Weights then move by as much as those of float models do.
+_WEIGHT_RATES = {"learning_rate_unit": "weight"}
+_ALL_FALL = {**_SGD_DECAY, "float_learning_rate_decay": "cosine"}
+# What was the default when question 6 was asked.
+_PLAIN = {
+    "error_feedback": False,
+    "code_update": "integer",
+    "learning_rate_unit": "code",
+}
 
 
 class Reading(NamedTuple):
@@ -79,6 +99,12 @@ READINGS: Mapping[str, Reading] = {
         options={"aggregation_weight": "budget_and_examples"},
     ),
     "literal+rate": Reading("eta 0.3", settings={"learning_rate": 0.3}),
+    "literal+feedback": Reading("error feedback", options=_FEEDBACK),
+    "literal+training": Reading(
+        "eta 0.1 to 0 of weights, rounding compensated",
+        settings=_SGD_DECAY,
+        options={**_COMPENSATION, **_WEIGHT_RATES},
+    ),
     "literal+printed-algorithm2": Reading(
         "(no repair) Algorithm 2 as printed",
         ("fedmpq",),
@@ -103,28 +129,8 @@ class Improvement(NamedTuple):
     schemes: tuple[str, ...] = _PAIR
 
 
-_SLOW = {"learning_rate": 0.3, "learning_rate_decay": "none"}
-_SLOW_DECAY = {"learning_rate": 0.3, "learning_rate_decay": "cosine"}
-_FAST_DECAY = {"learning_rate": 1.0, "learning_rate_decay": "cosine"}
-_SGD_DECAY = {"learning_rate": 0.1, "learning_rate_decay": "cosine"}
-_FEEDBACK = {"error_feedback": True}
-_DISTORTION = {"error_feedback": True, "allocation": "rate_distortion"}
-_COMPENSATION = {"code_update": "compensated"}
-# Weights of 1, 2, 4 and 8 bits then move by 11, 17, 22 and 21 eta sigma^2, not by 2.5,
-# 5, 10 and 21 (scales of least squares, Gaussian weights).
-_EQUAL_RATES = {"low_bit_damping": -0.3}
-# Weights then move by as much as those of float models do.
-_WEIGHT_RATES = {"learning_rate_unit": "weight"}
-_ALL_FALL = {**_SGD_DECAY, "float_learning_rate_decay": "cosine"}
-_TRAINED_WELL = {**_FEEDBACK, **_COMPENSATION, **_WEIGHT_RATES}
-# What was the default when question 6 was asked.
-_PLAIN = {
-    "error_feedback": False,
-    "code_update": "integer",
-    "learning_rate_unit": "code",
-}
 IMPROVEMENTS: Mapping[str, Improvement] = {
-    "eta1": Improvement("eta 1", {"learning_rate": 1.0}),
+    "eta1": Improvement("eta 1", {**_SLOW, "learning_rate": 1.0}),
     "eta0.3": Improvement("eta 0.3", _SLOW),
     "feedback": Improvement("eta 0.3, error feedback (EF)", _SLOW, _FEEDBACK),
     "feedback+cosine": Improvement("eta 0.3 to 0, EF", _SLOW_DECAY, _FEEDBACK),
@@ -182,7 +188,8 @@ IMPROVEMENTS: Mapping[str, Improvement] = {
 
 TWO_BIT_SHARES = (0, 20, 40, 60, 80, 100)
 LOCAL_EPOCHS = (1, 5, 10)
-CLIENT_RATES = (0.1, 0.3, 1.0)  # eta, of codes
+WEIGHT_RATES = (0.03, 0.1, 0.3)  # eta of our defaults, at the first round
+CODE_RATES = (0.1, 0.3, 1.0)  # eta of the literal reading
 # The other clients' shares of 4, 6 and 8 bits, as in the paper's population.
 _OTHER_TIERS: Mapping[float, float] = {4.0: 3 / 8, 6.0: 3 / 8, 8.0: 2 / 8}
 
@@ -303,41 +310,67 @@ def _improvements() -> Grid:
     return make_grid(title, "settings", slots, with_paper=False)
 
 
-# By name: title, scheme, settings, options.
-_FINALISTS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = {
-    "fedavg": ("FP32 FedAvg", "fedavg", {}, {}),
-    "fedavg-falling": ("FP32 FedAvg, 0.1 to 0", "fedavg", _ALL_FALL, {}),
-    "fpq8-falling": ("FPQ8, 0.1 to 0", "fpq8", _ALL_FALL, _TRAINED_WELL),
-    "aqfl": ("AQFL, eta 0.3 of codes, no EF", "aqfl", _SLOW, _PLAIN),
-    "aqfl-falling": ("AQFL, 0.1 to 0", "aqfl", _ALL_FALL, _TRAINED_WELL),
-    "fedmpq": ("FedMPQ, eta 0.3 of codes, no EF", "fedmpq", _SLOW, _PLAIN),
-    "fedmpq-falling": ("FedMPQ, 0.1 to 0", "fedmpq", _ALL_FALL, _TRAINED_WELL),
-    "fedmpq-falling-distortion": (
-        "FedMPQ, 0.1 to 0, bits by distortion",
+class Finalist(NamedTuple):
+    """What is compared over seeds and degrees of heterogeneity before it is a default.
+
+    Attributes:
+      title: what it is.
+      scheme: that trains.
+      settings: of `ExperimentConfig`.
+      options: of the scheme.
+    """
+
+    title: str
+    scheme: str
+    settings: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
+
+
+_CANDIDATE = {**_FEEDBACK, **_COMPENSATION, **_WEIGHT_RATES}
+_CANDIDATE_DISTORTION = {**_CANDIDATE, "allocation": "rate_distortion"}
+FINALISTS: Mapping[str, Finalist] = {
+    "fedavg": Finalist("FP32 FedAvg", "fedavg"),
+    "fedavg-falling": Finalist("FP32 FedAvg, rate 0.1 to 0", "fedavg", _ALL_FALL),
+    "fpq8": Finalist("FPQ8, candidate", "fpq8", _SGD_DECAY, _CANDIDATE),
+    "aqfl-former": Finalist("AQFL, former default", "aqfl", _SLOW, _PLAIN),
+    "aqfl": Finalist("AQFL, candidate", "aqfl", _SGD_DECAY, _CANDIDATE),
+    "aqfl-falling": Finalist(
+        "AQFL, candidate, float rest 0.1 to 0 too", "aqfl", _ALL_FALL, _CANDIDATE
+    ),
+    "fedmpq-former": Finalist("FedMPQ, former default", "fedmpq", _SLOW, _PLAIN),
+    "fedmpq": Finalist("FedMPQ, candidate", "fedmpq", _SGD_DECAY, _CANDIDATE),
+    "fedmpq-distortion": Finalist(
+        "FedMPQ, candidate, bits by distortion",
+        "fedmpq",
+        _SGD_DECAY,
+        _CANDIDATE_DISTORTION,
+    ),
+    "fedmpq-falling-distortion": Finalist(
+        "FedMPQ, candidate, bits by distortion, float rest 0.1 to 0 too",
         "fedmpq",
         _ALL_FALL,
-        {**_TRAINED_WELL, "allocation": "rate_distortion"},
+        _CANDIDATE_DISTORTION,
     ),
 }
 
 
 def _finalists() -> Grid:
     slots = {
-        (title, f"alpha {alpha:g}"): Slot(
+        (finalist.title, f"alpha {alpha:g}"): Slot(
             f"study/finalists/alpha{alpha:g}/{name}",
             {
-                **{"dataset": "cifar10", "alpha": alpha, "scheme": scheme},
-                **settings,
-                "scheme_options": options,
+                **{"dataset": "cifar10", "alpha": alpha, "scheme": finalist.scheme},
+                **finalist.settings,
+                "scheme_options": finalist.options,
             },
             only_preset=_CHOOSING,
         )
         for alpha in (0.5, 0.1)
-        for name, (title, scheme, settings, options) in _FINALISTS.items()
+        for name, finalist in FINALISTS.items()
     }
     note = (
-        '"0.1 to 0": all rates fall, those of codes (of weights, rounding '
-        "compensated, EF) and of the float rest."
+        "Candidate: eta 0.1 to 0 of weights, rounding compensated, EF; former default: "
+        "eta 0.3 of codes, no EF."
     )
     title = "Question 6: the finalists"
     return make_grid(title, "settings", slots, with_paper=False, note=note)
@@ -345,13 +378,15 @@ def _finalists() -> Grid:
 
 def _learning_rates() -> Grid:
     slots = {}
-    for rate in CLIENT_RATES:
+    for rate in WEIGHT_RATES:
         for scheme in _PAIR:
-            slots[f"eta {rate:g}", paper.SCHEME_TITLES[scheme]] = Slot(
+            slots[f"eta {rate:g} to 0 of weights", paper.SCHEME_TITLES[scheme]] = Slot(
                 f"study/rates/eta{rate:g}/{scheme}",
                 {**_COMMON, "scheme": scheme, "learning_rate": rate},
                 only_preset=_CHOOSING,
             )
+    for rate in CODE_RATES:
+        for scheme in _PAIR:
             literal = _reading_slot("literal", scheme)
             slots[f"literal, eta {rate:g}", paper.SCHEME_TITLES[scheme]] = Slot(
                 f"study/rates/literal-eta{rate:g}/{scheme}",
@@ -362,45 +397,58 @@ def _learning_rates() -> Grid:
     return make_grid(title, "rate", slots, with_paper=False)
 
 
-# By name: title, scheme, settings.
-_LIMITS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "weights8bits-activations8bits": (
-        "weights 8 bits, activations 8 bits (FPQ8)",
-        "fpq8",
-        {},
+class Limit(NamedTuple):
+    """A way to train the same network, with what was the default at question 6.
+
+    Attributes:
+      title: what it is.
+      scheme: that trains it.
+      options: of the scheme.
+      budgets: of the clients; none = the paper's.
+    """
+
+    title: str
+    scheme: str
+    options: Mapping[str, Any] = {}
+    budgets: tuple[float, ...] = ()
+
+
+LIMITS: Mapping[str, Limit] = {
+    "weights8bits-activations8bits": Limit(
+        "weights 8 bits, activations 8 bits (FPQ8)", "fpq8"
     ),
-    "weights8bits-activations4bits": (
-        "weights 8 bits, activations 4 bits",
-        "fpq8",
-        {"scheme_options": {"activation_bits": 4}},
+    "weights8bits-activations4bits": Limit(
+        "weights 8 bits, activations 4 bits", "fpq8", {"activation_bits": 4}
     ),
-    "weights4bits-activations4bits": (
-        "weights 4 bits, activations 4 bits",
-        "aqfl",
-        {"budgets": (4.0,) * 10},
+    "weights4bits-activations4bits": Limit(
+        "weights 4 bits, activations 4 bits", "aqfl", budgets=(4.0,) * 10
     ),
-    "weights2bits-activations4bits": (
-        "weights 2 bits, activations 4 bits",
-        "aqfl",
-        {"budgets": (2.0,) * 10},
+    "weights2bits-activations4bits": Limit(
+        "weights 2 bits, activations 4 bits", "aqfl", budgets=(2.0,) * 10
     ),
-    "float-masters": (
+    "float-masters": Limit(
         "FedMPQ's mix, codes trained by float masters on the device "
         "(EF, bits by distortion)",
         "fedmpq",
-        {"scheme_options": {**_DISTORTION, "code_update": "straight_through"}},
+        {**_DISTORTION, "code_update": "straight_through"},
     ),
 }
 
 
 def _limits() -> Grid:
     slots = {
-        (title, "CIFAR-10"): Slot(
+        (limit.title, "CIFAR-10"): Slot(
             f"study/limits/{name}",
-            {**_COMMON, "scheme": scheme, **settings},
+            {
+                **_COMMON,
+                **_SLOW,
+                "scheme": limit.scheme,
+                "scheme_options": {**_PLAIN, **limit.options},
+                "budgets": limit.budgets,
+            },
             only_preset=_CHOOSING,
         )
-        for name, (title, scheme, settings) in _LIMITS.items()
+        for name, limit in LIMITS.items()
     }
     title = "Question 8: what separates FedMPQ from 8 bits"
     return make_grid(title, "precision of all clients", slots, with_paper=False)
