@@ -57,6 +57,21 @@ def test_table_shows_both_and_their_difference(records):
     assert f"| all repairs: our defaults {expected}" in lines
 
 
+def test_devices_are_by_budget(records):
+    for record in records["reduced"].values():
+        record["tier_accuracy"] = None  # As of FP32, which has no such devices.
+    assert len(build("{{ devices: repairs }}", records).splitlines()) == 2
+    for seed, accuracy in enumerate((0.25, 0.75)):
+        records["reduced"][f"{AQFL}/seed{seed}"]["tier_accuracy"] = {
+            "2": {"accuracy": accuracy, "accuracy_aggregated_statistics": 0.125},
+            "8": {"accuracy": 0.75, "accuracy_aggregated_statistics": 0.5},
+        }
+    heads, _, line = build("{{ devices: repairs }}", records).splitlines()
+    assert heads == "| reading |  | 2 bits | 8 bits |"
+    expected = "| AQFL | 50.0 / 12.5 (2) | 75.0 / 50.0 (2) |"
+    assert line == f"| all repairs: our defaults {expected}"
+
+
 @pytest.mark.parametrize("name", study.QUESTIONS)
 def test_every_question_has_a_table_of_even_rows(name, records):
     table = build(f"{{{{ table: {name} }}}}", records).split("\n\n")[0]

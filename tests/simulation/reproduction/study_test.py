@@ -62,12 +62,12 @@ def test_an_improvement_changes_one_setting(scheme, first, second, changed):
     assert {key for key in before if before[key] != after[key]} == changed
 
 
-ALPHAS = ("0.5", "0.1")
+POPULATIONS = ("alpha0.5", "alpha0.1", "two-bits")
 
 
-def finalists(alpha):
+def finalists(population):
     """Name -> settings and options."""
-    folder = f"study/finalists/alpha{alpha}/"
+    folder = f"study/finalists/{population}/"
     return {
         name.removeprefix(folder): flatten(config)
         for name, config in configs().items()
@@ -79,7 +79,7 @@ def differing(first, second):
     return {key for key in first if first[key] != second[key]}
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("population", POPULATIONS)
 @pytest.mark.parametrize(
     ("first", "second", "changed"),
     [
@@ -94,16 +94,16 @@ def differing(first, second):
         ),
     ],
 )
-def test_finalists_differ_as_they_say(alpha, first, second, changed):
-    found = finalists(alpha)
+def test_finalists_differ_as_they_say(population, first, second, changed):
+    found = finalists(population)
     # The rate of codes is of no consequence for FP32, which has none.
     ignored = {"learning_rate", "learning_rate_decay"} if first == "fedavg" else set()
     assert differing(found[first], found[second]) - ignored == changed
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_candidates_learn_alike(alpha):
-    found = finalists(alpha)
+@pytest.mark.parametrize("population", POPULATIONS)
+def test_candidates_learn_alike(population):
+    found = finalists(population)
     candidates = [found[name] for name in ("fpq8", "aqfl", "fedmpq")]
     for key in (
         *("learning_rate", "learning_rate_decay", "learning_rate_unit", "code_update"),

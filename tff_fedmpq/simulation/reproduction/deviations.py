@@ -51,11 +51,25 @@ DEVIATIONS = (
         '`allocation/prune_and_grow.py`; `allocation="literal_pruning_growing"`',
     ),
     Deviation(
-        "eta of the integer update is 0.3, that of the float rest and of float models "
-        "0.1, instead of 0.1 for all.",
-        "The integer update's step is a power of two of the gradient on codes, which "
-        "is not the scale of SGD on weights.",
-        "`federated/local_training.py`; `learning_rate`",
+        "eta, of codes, is a rate of weights that falls from 0.1 to 0 along half a "
+        "cosine, instead of the rate of codes of Eq. 6-10; the float rest and float "
+        "models learn at a constant 0.1.",
+        "By Eq. 6-10 a weight moves by eta s^2 / 3 times its gradient, so wide layers, "
+        "whose scale s is small, hardly move; rounding at random makes noise that a "
+        "constant rate never loses.",
+        '`federated/local_training.py`; `learning_rate_unit="code"`, '
+        '`learning_rate_decay="none"`',
+    ),
+    Deviation(
+        "Rounding errors of codes go back into the momentum.",
+        "Left alone they add up to a random walk, large at few bits.",
+        '`keras/optimizer.py`; `code_update="integer"`',
+    ),
+    Deviation(
+        "The server adds the clients' weighted mean change to its own float weights, "
+        "instead of averaging their models (Eq. 15).",
+        "What quantization cut from the weights on their way down is not lost.",
+        "`federated/uplink.py`; `error_feedback=False`",
     ),
     Deviation(
         "The integer update is the closed form of Eq. 6-10; the Lasso enters as a "

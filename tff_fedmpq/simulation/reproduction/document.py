@@ -108,9 +108,10 @@ def describe_protocol(preset: str) -> str:
     text = (
         f"Networks: {networks}. Training images: {images}; {tested}. "
         f"{config.rounds} rounds of {config.local_epochs} local epochs, batch "
-        f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} "
-        f"({config.learning_rate:g} for codes), momentum {config.momentum:g}, weight "
-        f"decay {config.weight_decay:g}. {config.num_clients} clients, "
+        f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} (of codes: "
+        f"{config.learning_rate:g}, decay: {config.learning_rate_decay}), momentum "
+        f"{config.momentum:g}, weight decay {config.weight_decay:g}. "
+        f"{config.num_clients} clients, "
         f"{config.clients_per_round} of them in a round, with "
         f"{_join(config.budgets)} bits per weight, Dirichlet({config.alpha:g}) over "
         "clients for each class, where a table does not say otherwise."

@@ -354,18 +354,31 @@ FINALISTS: Mapping[str, Finalist] = {
 }
 
 
+# By part of a cell's id: title, settings.
+_POPULATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "alpha0.5": ("alpha 0.5", {"alpha": 0.5}),
+    "alpha0.1": ("alpha 0.1", {"alpha": 0.1}),
+    "two-bits": (
+        "alpha 0.5, all clients at 2 bits",
+        {"alpha": 0.5, "budgets": (2.0,) * 10},
+    ),
+}
+
+
 def _finalists() -> Grid:
     slots = {
-        (finalist.title, f"alpha {alpha:g}"): Slot(
-            f"study/finalists/alpha{alpha:g}/{name}",
+        (finalist.title, title): Slot(
+            f"study/finalists/{population}/{name}",
             {
-                **{"dataset": "cifar10", "alpha": alpha, "scheme": finalist.scheme},
+                "dataset": "cifar10",
+                "scheme": finalist.scheme,
+                **population_settings,
                 **finalist.settings,
                 "scheme_options": finalist.options,
             },
             only_preset=_CHOOSING,
         )
-        for alpha in (0.5, 0.1)
+        for population, (title, population_settings) in _POPULATIONS.items()
         for name, finalist in FINALISTS.items()
     }
     note = (

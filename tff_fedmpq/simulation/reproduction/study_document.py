@@ -4,6 +4,7 @@ The text is written by hand (`docs/study.template.md`); its numbers are not. Bet
 double braces stands what is to be shown:
 
     {{ table: repairs }}               a question of `study.QUESTIONS`
+    {{ devices: finalists }}           the same question, by bits of the device
     {{ protocol: reduced }}            a preset of `cells.PRESETS`, in words
     {{ mean: PRESET/GROUP }}           over seeds, of a group such as table1/.../aqfl
     {{ difference: PRESET/A, PRESET/B }}   A - B, paired by seed
@@ -13,10 +14,11 @@ Accuracy here is the mean over a run's last five rounds, for a single round's sw
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 
@@ -104,6 +106,39 @@ def format_table(grid: Grid, preset: str, records: Records) -> str:
     return f"{table}\n\n{grid.note}" if grid.note else table
 
 
+def format_devices(grid: Grid, preset: str, records: Records) -> str:
+    """Returns the accuracy of what devices get, as a Markdown table.
+
+    A line for each place of the grid that has results; in it, by budget, the mean over
+    seeds with BatchNorm statistics estimated for that model, and as the server sent
+    them.
+    """
+    tiers = {}
+    for place, slot in grid.slots.items():
+        found = document.find_records(slot, preset, records).values()
+        of_runs = [r["tier_accuracy"] for r in found if r["finished"]]
+        if of_runs and all(of_runs):
+            tiers[place] = of_runs
+    budgets = sorted({b for of_runs in tiers.values() for b in of_runs[0]}, key=float)
+    heads = [grid.corner, "", *(f"{budget} bits" for budget in budgets)]
+    rows = [heads, ["---"] * len(heads)]
+    rows += [
+        [*place, *(_show_tier(of_runs, budget) for budget in budgets)]
+        for place, of_runs in tiers.items()
+    ]
+    return "\n".join(document.format_row(row) for row in rows)
+
+
+def _show_tier(tiers: Sequence[Mapping[str, Any]], budget: str) -> str:
+    if budget not in tiers[0]:
+        return ""
+    estimated, as_sent = (
+        100 * np.mean([tier[budget][key] for tier in tiers])
+        for key in ("accuracy", "accuracy_aggregated_statistics")
+    )
+    return f"{estimated:.1f} / {as_sent:.1f} ({len(tiers)})"
+
+
 def format_mean(values: Sequence[float], spec: str = ".1f") -> str:
     """Returns mean, standard deviation and number, as "41.2 ± 0.4 (2)"."""
     if not values:
@@ -119,7 +154,9 @@ def format_difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
     return format_mean([a[seed] - b[seed] for seed in sorted(set(a) & set(b))], "+.1f")
 
 
-def _table(name: str, records: RecordsByPreset) -> str:
+def _question(
+    name: str, records: RecordsByPreset, form: Callable[[Grid, str, Records], str]
+) -> str:
     if name not in study.QUESTIONS:
         raise ValueError(
             f"Unknown table {name!r}; expected one of {', '.join(study.QUESTIONS)}."
@@ -127,7 +164,7 @@ def _table(name: str, records: RecordsByPreset) -> str:
     grid = study.QUESTIONS[name]()
     (only_preset,) = {slot.only_preset for slot in grid.slots.values()}
     preset = only_preset or "reduced"
-    return format_table(grid, preset, records.get(preset, {}))
+    return form(grid, preset, records.get(preset, {}))
 
 
 def _protocol(preset: str, records: RecordsByPreset) -> str:
@@ -156,7 +193,8 @@ def _accuracies_of(name: str, records: RecordsByPreset) -> dict[int, float]:
 
 
 _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
-    "table": _table,
+    "table": functools.partial(_question, form=format_table),
+    "devices": functools.partial(_question, form=format_devices),
     "protocol": _protocol,
     "mean": _mean,
     "difference": _difference,
