@@ -9,12 +9,13 @@ from tff_fedmpq.allocation.policies import keep_bit_widths, pruning_growing
 from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.scheme import weigh_by_examples
+from tff_fedmpq.federated.uplink import ModelChangeUplink
 from tff_fedmpq.keras import quantized_kernels
 from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import least_squares_scale, max_scale
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_the_papers_but_for_how_codes_learn():
     scheme = fedmpq_scheme()
     assert scheme.name == "fedmpq"
     assert (scheme.lasso, scheme.activation_bits) == (0.01, 4)
@@ -23,6 +24,11 @@ def test_defaults_are_the_papers():
     assert (training.momentum, training.weight_decay) == (0.9, 5e-4)
     assert training.pruning_threshold == 0.03
     assert training.saturate
+    assert (training.code_update, training.learning_rate_unit) == (
+        *("compensated", "weight"),
+    )
+    assert (training.learning_rate, training.learning_rate_decay) == (0.1, "cosine")
+    assert isinstance(scheme.uplink, ModelChangeUplink)  # Error feedback.
     assert scheme.allocation is pruning_growing
     assert scheme.weights.representation is SIGN_MAGNITUDE
     assert scheme.weights.scale_rule is least_squares_scale

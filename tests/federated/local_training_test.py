@@ -18,6 +18,9 @@ LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SEED = (3, 4)
 
 
+PAPERS_UPDATE = {"code_update": "integer", "learning_rate_unit": "code"}  # Eq. 6-10
+
+
 def make_trainer(problem, *, augment=None, on_step=None, lasso=0.0, **config):
     """Returns `LocalTrainer.train` as a TFF computation runs it.
 
@@ -25,10 +28,8 @@ def make_trainer(problem, *, augment=None, on_step=None, lasso=0.0, **config):
     the optimizer's among them, at every call.
     """
     model = quantize_model(problem.model_fn(), 8, 4, lasso=lasso)
-    papers = {"code_update": "integer", "learning_rate_unit": "code"}  # Eq. 6-10
-    config = LocalTrainingConfig(
-        **{"epochs": 2, "batch_size": 4, "learning_rate": 0.1, **papers, **config}
-    )
+    defaults = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1, **PAPERS_UPDATE}
+    config = LocalTrainingConfig(**{**defaults, **config})
     trainer = LocalTrainer(model, config, LOSS, augment, on_step)
     kernel_shapes, rest_shapes = problem.spec.kernel_shapes, problem.spec.rest_shapes
     weights = QuantizedWeights(
@@ -123,7 +124,9 @@ def test_a_seed_fixes_everything(problem, trainer, initial):
 
 def known_to_the_graph(problem, learning_rate=0.1):
     """`LocalTrainer.train` itself, which sees the shapes that it is given."""
-    config = LocalTrainingConfig(epochs=2, batch_size=4, learning_rate=learning_rate)
+    config = LocalTrainingConfig(
+        epochs=2, batch_size=4, learning_rate=learning_rate, **PAPERS_UPDATE
+    )
     trainer = LocalTrainer(quantize_model(problem.model_fn(), 8, 4), config, LOSS)
     # A bound `tf.function` alone would not keep the trainer alive.
     return lambda *arguments: trainer.train(*arguments)
@@ -143,7 +146,7 @@ def test_a_trainer_keeps_nothing_from_its_last_call(problem, initial):
 
 
 def test_a_round_may_have_a_learning_rate_of_its_own(problem, initial):
-    """It replaces the configured one, for codes alone, and for that call alone."""
+    """They replace the configured ones, each its own, and for that call alone."""
     weights, examples = initial(3, 6), problem.make_examples(7, 0)
     trainer, slower = (
         known_to_the_graph(problem, learning_rate=rate) for rate in (1.0, 0.25)

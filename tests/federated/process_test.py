@@ -13,6 +13,7 @@ from oracles import allocation as allocation_oracle
 from oracles import quantization as oracle
 
 from tff_fedmpq.allocation import prune_and_grow
+from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.model_spec import float_non_trainable_variables
 from tff_fedmpq.keras import quantize_model
 from tff_fedmpq.simulation.runtime import local_async_runtime
@@ -146,6 +147,29 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
         assert_equal(output.metrics[name], recorded_round.metrics[name])
 
 
+def test_the_defaults_learn(runtime, problem):
+    process = build_fedmpq(
+        problem.model_fn, problem.budgets, problem.client_data,
+        epochs=4, batch_size=4, float_learning_rate=0.02, learning_rate=0.02, rounds=6,
+    )  # fmt: skip
+    state, losses = process.initialize(), []
+    for _ in range(6):
+        state, metrics = process.next(state, problem.client_ids)
+        losses.append(metrics["client_work"]["train"]["loss"])
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [({}, True), ({"rounds": 9}, False), ({"learning_rate_decay": "none"}, False)],
+)
+def test_says_that_rates_cannot_fall_without_a_number_of_rounds(
+    problem, caplog, options, warned
+):
+    build_fedmpq(problem.model_fn, problem.budgets, problem.client_data, **options)
+    assert ("learning rates stay constant" in caplog.text) == warned
+
+
 def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
     """Round 1 of a decay over one round; BatchNorm and biases go on."""
     process = problem.build(
@@ -165,7 +189,13 @@ def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
 def test_a_float_rate_that_has_fallen_to_zero_moves_the_codes_only(
     recorded_round, problem
 ):
-    process = problem.build(float_learning_rate_decay="cosine", rounds=1)
+    process = problem.build(
+        learning_rate_decay="none",
+        float_learning_rate_decay="cosine",
+        rounds=1,
+        error_feedback=True,
+        pruning_threshold=None,
+    )
     before = recorded_round.before
     after = process.next(before, recorded_round.participants).state
     old, new = (problem.split(s.global_model_weights) for s in (before, after))

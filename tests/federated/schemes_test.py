@@ -53,7 +53,9 @@ def test_the_literal_reading_differs_where_the_paper_says_so(name):
     assert literal.name == f"{name}_literal"
     assert literal.weights.representation.name == "offset_binary"
     assert literal.weights.scale_rule is max_scale
-    assert literal.training.learning_rate == 0.1
+    training = literal.training
+    assert (training.code_update, training.learning_rate_unit) == ("integer", "code")
+    assert (training.learning_rate, training.learning_rate_decay) == (0.1, "none")
     assert not literal.training.saturate
     assert type(literal.uplink) is ModelUplink
     # Parts are FedMPQ's alone in both readings.
@@ -102,6 +104,19 @@ def test_training_options_reach_the_scheme(name):
     options = {"epochs": 3, "batch_size": 16, "momentum": 0.5, "weight_decay": 0.0}
     training = build_scheme(name, options).training
     assert {key: getattr(training, key) for key in options} == options
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedpaq", "uveqfed"])
+def test_float_schemes_need_no_momentum_and_have_no_rate_of_codes(name):
+    training = build_scheme(name, {"momentum": 0.0}).training
+    assert (training.momentum, training.learning_rate_decay) == (0.0, "none")
+
+
+@every_quantized_scheme
+def test_momentum_is_what_compensation_needs(name):
+    with pytest.raises(ValueError, match='code_update="integer"'):
+        build_scheme(name, {"momentum": 0.0})
+    build_scheme(name, {"momentum": 0.0, "code_update": "integer"})
 
 
 @every_scheme

@@ -296,14 +296,20 @@ def test_float_variables_move_as_by_sgd(momentum, decay):
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_rate_of_float_variables_is_a_variable():
+@pytest.mark.parametrize("built_before", [True, False])
+def test_the_rate_of_float_variables_can_be_set(built_before):
     optimizer, variable = IntegerSGD(float_learning_rate=0.5), tf.Variable([1.0])
-    optimizer.build([variable])
-    optimizer.float_rate.assign(0.25)
-    optimizer.apply_gradients([(tf.constant([2.0]), variable)])
+    if built_before:
+        optimizer.build([variable])
+    optimizer.float_learning_rate = 0.25
+    step = tf.function(optimizer.apply_gradients)
+    step([(tf.constant([2.0]), variable)])
     np.testing.assert_allclose(variable, [0.5])
     optimizer.reset([0, 0])
-    np.testing.assert_allclose(optimizer.float_rate, 0.25)
+    assert optimizer.get_config()["float_learning_rate"] == 0.25
+    optimizer.float_learning_rate = 0.125  # The traced step takes it too.
+    step([(tf.constant([2.0]), variable)])
+    np.testing.assert_allclose(variable, [0.25])
 
 
 def test_sparse_gradients_are_dense_ones():

@@ -27,6 +27,8 @@ _OPTIONS_OF_CODES = {
     "pruning_threshold",
     "saturate",
 }
+# What `LocalTrainingConfig` says of codes, where there are none.
+_NO_CODES = {"code_update": "integer", "learning_rate_decay": "none"}
 
 
 def fedavg_scheme(
@@ -43,7 +45,7 @@ def fedavg_scheme(
       **training: fields of `LocalTrainingConfig`; `float_learning_rate` is the rate of
         all weights.
     """
-    # A float model has no codes to represent.
+    # A float model has no codes, to represent or to train.
     uplink = ModelUplink(SIGN_MAGNITUDE)
     scheme = float_scheme("fedavg", uplink, aggregation_weight, training)
     return dataclasses.replace(scheme, pooled_statistics=pooled_statistics)
@@ -67,7 +69,7 @@ def float_scheme(
         name=name,
         weights=None,
         activation_bits=None,
-        training=LocalTrainingConfig(**training),
+        training=LocalTrainingConfig(**{**training, **_NO_CODES}),
         uplink=uplink,
         aggregation_weight=get_aggregation_weight(aggregation_weight),
     )

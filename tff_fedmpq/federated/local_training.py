@@ -237,7 +237,7 @@ class LocalTrainer:
         if learning_rates is None:
             learning_rates = self._config.learning_rates_at(tf.constant(0))
         self._optimizer.learning_rate = learning_rates[0]
-        self._optimizer.float_rate.assign(learning_rates[1])
+        self._optimizer.float_learning_rate = learning_rates[1]
         sums = self._run_epochs(images, labels, seeds[1])
         densities = [
             bit_planes.top_plane_density(k.representation, k.codes, k.bit_width)

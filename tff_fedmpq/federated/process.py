@@ -26,6 +26,7 @@ from typing import Any, Callable
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
+from absl import logging
 
 from tff_fedmpq.federated import aggregation, client_work
 from tff_fedmpq.federated.local_training import Augment, OnStep
@@ -171,10 +172,23 @@ def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
         of_scheme = {k: v for k, v in options.items() if k not in of_process}
         process_options = {k: v for k, v in options.items() if k in of_process}
         scheme = scheme_fn(**of_scheme)
+        _warn_of_constant_rates(scheme)
         return build_process(model_fn, budgets, client_data, scheme, **process_options)
 
     build.__name__ = f"build_{scheme_fn.__name__.replace('_scheme', '')}"
     return build
+
+
+def _warn_of_constant_rates(scheme: Scheme) -> None:
+    """Says so where rates cannot fall for want of a number of rounds."""
+    training = scheme.training
+    decays = {training.learning_rate_decay, training.float_learning_rate_decay}
+    if training.rounds is None and decays != {"none"}:
+        logging.warning(
+            "%s: learning rates stay constant, for the number of rounds is not given. "
+            "Give rounds=..., over which they fall, or learning_rate_decay='none'.",
+            scheme.name,
+        )
 
 
 def _check_clients(

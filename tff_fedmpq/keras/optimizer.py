@@ -56,7 +56,8 @@ def check_can_compensate(momentum: float) -> None:
     if not momentum > 0:
         raise ValueError(
             "Compensated rounding needs momentum above 0, whose buffer takes the "
-            f"errors in; found momentum {momentum!r}."
+            f"errors in; found momentum {momentum!r}. Without momentum, train codes by "
+            'code_update="integer".'
         )
 
 
@@ -69,8 +70,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     Args:
       learning_rate: eta, of the codes.
-      float_learning_rate: of every other variable; once built, the variable
-        `float_rate` holds it, which may be assigned to.
+      float_learning_rate: of every other variable.
       momentum: mu, from 0 (none) to below 1.
       weight_decay: coefficient of the L2 decay that is added to the gradient.
       code_update: name in `CODE_UPDATES`.
@@ -104,7 +104,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         lookup(code_update, CODE_UPDATES, "code_update")
         check_learning_rate_unit(learning_rate_unit)
         self._learning_rate = self._build_learning_rate(learning_rate)
-        self.float_learning_rate = float_learning_rate
+        self._float_learning_rate: float | tf.Variable = float_learning_rate
         self.momentum = momentum
         # Not `self.weight_decay`: by that name Keras decays apart from the gradient.
         self.l2_decay = weight_decay or 0.0
@@ -124,12 +124,11 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             for i, variable in enumerate(var_list)
         ]
         # Variables, so that one traced step serves every client and round.
-        self.float_rate = self.add_variable(
+        float_rate = tf.constant(self._float_learning_rate, tf.float32)
+        self._float_learning_rate = self.add_variable(
             [],
             tf.float32,
-            initializer=lambda shape, dtype: tf.constant(
-                self.float_learning_rate, dtype
-            ),
+            initializer=lambda shape, dtype: float_rate,
             name="float_learning_rate",
         )
         self.rounding_seed = self.add_variable(
@@ -139,6 +138,18 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             name="rounding_seed",
         )
         self._built = True
+
+    @property
+    def float_learning_rate(self) -> float | tf.Variable:
+        """Of all that are no codes; a variable once built, and settable as such."""
+        return self._float_learning_rate
+
+    @float_learning_rate.setter
+    def float_learning_rate(self, value: float | tf.Tensor) -> None:
+        if isinstance(self._float_learning_rate, tf.Variable):
+            self._float_learning_rate.assign(value)
+        else:
+            self._float_learning_rate = value
 
     def reset(self, seed: tf.Tensor) -> None:
         """Forgets all steps, as if freshly built.
@@ -166,7 +177,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         velocity = self.momentum * self.velocities[index] + gradient
         self.velocities[index].assign(velocity)
         if kernel is None:
-            variable.assign_sub(self.float_rate * velocity)
+            variable.assign_sub(self.float_learning_rate * velocity)
         else:
             self.move_codes(kernel, velocity, index)
 
@@ -221,7 +232,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         return {
             **super().get_config(),
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
-            "float_learning_rate": self.float_learning_rate,
+            "float_learning_rate": self._serialize_hyperparameter(
+                self._float_learning_rate
+            ),
             "momentum": self.momentum,
             "weight_decay": self.l2_decay,
             "code_update": self.code_update,
@@ -313,7 +326,7 @@ class StraightThroughSGD(IntegerSGD):
             tf.equal(self.iterations, 0), kernel.signed_levels, master.read_value
         )
         # A gradient on codes is delta times that on weights, which delta scales again.
-        rate = self.float_rate / tf.square(kernel.step_size())
+        rate = self.float_learning_rate / tf.square(kernel.step_size())
         master.assign(present - rate * velocity)
         codes = kernel.representation.nearest_codes(master, kernel.bit_width)
         kernel.codes.assign(codes)

@@ -22,6 +22,8 @@ from tff_fedmpq.simulation.models import MODEL_DEPTHS
 class ExperimentConfig:
     """The protocol of a run. Defaults are the paper's set-up (its section 5).
 
+    But for codes' learning rate, which is the scheme's own.
+
     Attributes:
       scheme: name of the scheme.
       scheme_options: further arguments of the scheme's function.
@@ -132,6 +134,19 @@ class ExperimentConfig:
         settings["budgets"] = list(self.budgets)
         settings["scheme_options"] = dict(self.scheme_options)
         return settings
+
+
+# What files of earlier runs do not mention, and how those behaved.
+_FORMER_SETTINGS: Mapping[str, Any] = {"float_learning_rate_decay": "none"}
+
+
+def complete_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run, those too that were no settings at its time.
+
+    Args:
+      protocol: `ExperimentConfig.as_dict` of this version or an earlier one.
+    """
+    return {**_FORMER_SETTINGS, **protocol}
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

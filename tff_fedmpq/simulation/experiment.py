@@ -37,7 +37,7 @@ from tff_fedmpq.simulation import datasets, evaluation, ledger, report
 from tff_fedmpq.simulation.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.checkpoints import Checkpoints
 from tff_fedmpq.simulation.client_data import build_client_data
-from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.config import ExperimentConfig, complete_protocol
 from tff_fedmpq.simulation.files import write_atomically
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.partition import dirichlet_partition
@@ -116,7 +116,8 @@ def check_output_dir(
             f"{output_dir} holds a run already: go on with it by --resume, or choose "
             "another directory."
         )
-    present, wanted = json.loads(config_path.read_text()), _as_json(config.as_dict())
+    present = complete_protocol(json.loads(config_path.read_text()))
+    wanted = _as_json(config.as_dict())
     differing = sorted(k for k in wanted if present.get(k) != wanted[k])
     if differing:
         details = "; ".join(

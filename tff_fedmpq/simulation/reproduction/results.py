@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tff_fedmpq.federated.schemes import build_scheme
-from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.config import ExperimentConfig, complete_protocol
 from tff_fedmpq.simulation.files import PathLike, write_atomically
 from tff_fedmpq.simulation.reproduction.cells import Cell
 
@@ -26,9 +26,8 @@ _DENSITIES = "top_plane_densities"
 _IMMATERIAL = ("compute",)
 # Of codes, so of no consequence where there are none.
 _OF_CODES = ("learning_rate", "learning_rate_decay")
-# What the first result files do not mention, and how their runs behaved.
-_SETTINGS_BEFORE_THERE_WAS = {"float_learning_rate_decay": "none"}
-_OPTIONS_BEFORE_THERE_WAS = {"low_bit_damping": 0.0, "learning_rate_unit": "code"}
+# Options that the first result files do not mention, and how their runs behaved.
+_FORMER_OPTIONS = {"low_bit_damping": 0.0, "learning_rate_unit": "code"}
 
 
 def result_path(results_dir: PathLike, cell: Cell) -> pathlib.Path:
@@ -116,12 +115,12 @@ def find_record(
 
 def _settings_key(protocol: Mapping[str, Any]) -> str:
     """Returns a text that runs of the same settings have in common, and no others."""
-    protocol = {**_SETTINGS_BEFORE_THERE_WAS, **protocol}
+    protocol = complete_protocol(protocol)
     immaterial = set(_IMMATERIAL)
     if build_scheme(protocol["scheme"], {}).weights is None:
         immaterial.update(_OF_CODES)
     else:
-        options = {**_OPTIONS_BEFORE_THERE_WAS, **protocol["scheme_options"]}
+        options = {**_FORMER_OPTIONS, **protocol["scheme_options"]}
         protocol = {**protocol, "scheme_options": options}
     material = {k: v for k, v in protocol.items() if k not in immaterial}
     return json.dumps(material, sort_keys=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tff_fedmpq.simulation.reproduction import paper
 
@@ -33,6 +33,22 @@ class Slot:
     settings: Mapping[str, Any]
     paper: float | None = None
     only_preset: str = ""
+
+
+class Variant(NamedTuple):
+    """A way to run some schemes, as a row of a table.
+
+    Attributes:
+      title: what it is.
+      schemes: that it is for.
+      settings: of `ExperimentConfig`.
+      options: of the schemes.
+    """
+
+    title: str
+    schemes: Sequence[str]
+    settings: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
