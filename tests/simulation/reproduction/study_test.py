@@ -197,6 +197,11 @@ def test_runs_of_the_papers_tables_are_theirs():
 
 
 def test_outer_layers_are_an_option_of_aqfl():
-    (cell,) = (c for c in cells.expand("study", "paper", [0]) if "outer" in c.id)
-    assert cell.config.scheme == "aqfl"
-    assert cell.config.scheme_options["outer_bit_width"] == 8
+    found = configs()
+    for plain, with_outer in (
+        ("study/defaults/aqfl", "study/outer-layers8/aqfl"),
+        ("study/two-bit100/aqfl", "study/outer-layers8-two-bit100/aqfl"),
+    ):
+        without, config = flatten(found[plain]), flatten(found[with_outer])
+        assert config.pop("outer_bit_width") == 8
+        assert config == without
