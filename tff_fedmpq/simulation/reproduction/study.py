@@ -148,7 +148,7 @@ def _outer_layers() -> Grid:
                 {**_COMMON, **settings, "scheme": scheme, **options},
             )
     note = (
-        "Such an AQFL exceeds its budgets by a little: the two layers hold 0.4 % of the "
+        "Such an AQFL exceeds its budgets a little: the two layers hold 0.4 % of the "
         "weights."
     )
     title = "Question 3: AQFL with first and last layer at 8 bits"
