@@ -3,7 +3,8 @@
 Eight questions, on CIFAR-10 at alpha 0.5 (finalists of the sixth at 0.1 too):
 
 1. How do both do under the paper's literal reading, and under each repair alone?
-2. Which part of FedMPQ matters at our defaults (the rows of Table 4)?
+2. Which part of FedMPQ matters at our defaults (the rows of Table 4), also where all
+   have 2 bits?
 3. Is AQFL's trouble its first and last layer, also where all have 2 bits?
 4. How does the gain depend on the share of 2-bit clients?
 5. And on the number of local epochs?
@@ -42,6 +43,7 @@ from tff_fedmpq.simulation.reproduction.tables import (
 SEEDS = (0, 1)
 _PAIR = ("aqfl", "fedmpq")
 _COMMON = {"dataset": "cifar10", "alpha": 0.5}
+_PAPERS_BUDGETS, _TWO_BITS = "the paper's budgets", "2 bits for all"  # Columns.
 
 # The literal reading, with a change.
 READINGS: Mapping[str, Variant] = {
@@ -118,10 +120,13 @@ def _reading_slot(name: str, scheme: str) -> Slot:
 
 
 def _parts() -> Grid:
-    slots = {
-        (ABLATION_TITLES[row], "CIFAR-10"): ablation_slot(row, "cifar10")
-        for row in ABLATION
-    }
+    slots = {}
+    for row, settings in ABLATION.items():
+        slots[ABLATION_TITLES[row], _PAPERS_BUDGETS] = ablation_slot(row, "cifar10")
+        slots[ABLATION_TITLES[row], _TWO_BITS] = Slot(
+            f"study/two-bit100-parts/{row}",
+            {**_COMMON, "budgets": _budgets(1.0), **settings},
+        )
     title = "Question 2: the parts of FedMPQ at our defaults"
     return make_grid(title, "parts", slots, with_paper=False)
 
@@ -130,9 +135,9 @@ def _outer_layers() -> Grid:
     outer = {"scheme_options": {"outer_bit_width": 8}}
     slots = {}
     for column, settings, plain, with_outer in (
-        ("the paper's budgets", {}, "defaults", "outer-layers8"),
+        (_PAPERS_BUDGETS, {}, "defaults", "outer-layers8"),
         (
-            "2 bits for all",
+            _TWO_BITS,
             {"budgets": _budgets(1.0)},
             "two-bit100",
             "outer-layers8-two-bit100",
