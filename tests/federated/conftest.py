@@ -27,7 +27,7 @@ NUM_EXAMPLES = {"anna": 0, "bert": 12, "cleo": 5, "dora": 7}
 NUM_CLASSES = 3
 SEED = 5
 # Scales of 2 max|W|, and models that are averaged as they come back, can be recomputed
-# by hand; such scales and Eq. 6-10 leave top planes to prune.
+# by hand; such scales and Eq. 6-10 leave top planes to prune. Bits are by Algorithm 2.
 OPTIONS = {
     "epochs": 2,
     "batch_size": 4,
@@ -35,6 +35,7 @@ OPTIONS = {
     "learning_rate_unit": "code",
     "code_update": "integer",
     "error_feedback": False,
+    "allocation": "pruning_growing",
     "scale_rule": "max",
     "pruning_threshold": 0.3,
     "lasso": 0.1,

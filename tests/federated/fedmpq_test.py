@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tff_fedmpq.allocation.policies import keep_bit_widths, pruning_growing
+from tff_fedmpq.allocation.policies import keep_bit_widths, rate_distortion
 from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.scheme import weigh_by_examples
@@ -29,7 +29,7 @@ def test_defaults_are_the_papers_but_for_how_codes_learn():
     )
     assert (training.learning_rate, training.learning_rate_decay) == (0.1, "cosine")
     assert isinstance(scheme.uplink, ModelChangeUplink)  # Error feedback.
-    assert scheme.allocation is pruning_growing
+    assert scheme.allocation is rate_distortion
     assert scheme.weights.representation is SIGN_MAGNITUDE
     assert scheme.weights.scale_rule is least_squares_scale
     assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 40

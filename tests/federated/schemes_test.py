@@ -9,7 +9,11 @@ import pytest
 import tensorflow as tf
 
 from tff_fedmpq.allocation import prune_and_grow
-from tff_fedmpq.allocation.policies import keep_bit_widths, pruning_growing
+from tff_fedmpq.allocation.policies import (
+    keep_bit_widths,
+    pruning_growing,
+    rate_distortion,
+)
 from tff_fedmpq.allocation.prune_and_grow import uniform_bit_widths
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
@@ -59,8 +63,10 @@ def test_the_literal_reading_differs_where_the_paper_says_so(name):
     assert not literal.training.saturate
     assert type(literal.uplink) is ModelUplink
     # Parts are FedMPQ's alone in both readings.
-    for part in ("lasso", "allocation", "activation_bits", "precision"):
+    for part in ("lasso", "activation_bits", "precision"):
         assert getattr(literal, part) == getattr(ours, part)
+    allocation = {"aqfl": keep_bit_widths, "fedmpq": pruning_growing}[name]
+    assert literal.allocation is allocation
     assert literal.training.pruning_threshold == ours.training.pruning_threshold
 
 
@@ -245,8 +251,8 @@ def test_the_rows_of_table_4_differ_in_three_settings_alone():
         "Lasso": (LASSO, None, keep_bit_widths),
         "MSB": (0.0, THRESHOLD, keep_bit_widths),
         "MSB+Lasso": (LASSO, THRESHOLD, keep_bit_widths),
-        "MSB+Alg.2": (0.0, THRESHOLD, pruning_growing),
-        "all": (LASSO, THRESHOLD, pruning_growing),
+        "MSB+Alg.2": (0.0, THRESHOLD, rate_distortion),
+        "all": (LASSO, THRESHOLD, rate_distortion),
     }
     assert all(rest == settings["all"] for rest in settings.values())
 

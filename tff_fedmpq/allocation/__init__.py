@@ -1,4 +1,4 @@
-"""Who decides bit-widths: budgets, and Pruning-Growing (Algorithm 2)."""
+"""Bit-widths within budgets: by distortion, or by Pruning-Growing (Algorithm 2)."""
 
 from tff_fedmpq.allocation.budgets import PAPER_TIERS, check_budgets, tiered_budgets
 from tff_fedmpq.allocation.prune_and_grow import (

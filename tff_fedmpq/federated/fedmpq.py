@@ -21,14 +21,16 @@ Deviations, each an argument, and why (docs/study.md):
 * the symmetric representation with magnitude planes and scales of least squared error
   (`representation`, `scale_rule`): 1-bit layers live;
 * saturating pruning (`saturate`): the weights that held a dropped bit stay large;
-* Pruning-Growing that uses the whole budget and never exceeds it (`allocation`);
+* bits where they remove the most quantization error (`allocation`): Pruning-Growing
+  leaves large layers 1 bit on devices of few; it is `allocation="pruning_growing"`, and
+  uses the whole budget without ever exceeding it;
 * rounding errors of codes that go back into the momentum, and a rate of weights that
   falls to zero (`code_update`, `learning_rate_unit`, `learning_rate_decay`): noise does
   not stay, and wide layers learn;
 * the server adds the clients' changes to its own float weights (`error_feedback`): what
   quantization cuts from them is not lost.
 
-`fedmpq_literal_scheme` has none of them but Pruning-Growing's.
+`fedmpq_literal_scheme` has none of them, but that Pruning-Growing keeps to budgets.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from tff_fedmpq.allocation.policies import (
     AllocationPolicy,
     get_allocation_policy,
     pruning_growing,
+    rate_distortion,
 )
 from tff_fedmpq.federated.local_training import LocalTrainingConfig
 from tff_fedmpq.federated.process import process_builder
@@ -60,7 +63,7 @@ def fedmpq_scheme(
     *,
     lasso: float = 0.01,
     pruning_threshold: float | None = 0.03,
-    allocation: str | AllocationPolicy = pruning_growing,
+    allocation: str | AllocationPolicy = rate_distortion,
     activation_bits: int | None = 4,
     representation: str | Representation = "sign_magnitude",
     scale_rule: str | ScaleRule = "least_squares",
@@ -138,7 +141,8 @@ def fedmpq_literal_scheme(**options: Any) -> Scheme:
     Args:
       **options: of `fedmpq_scheme`, on top of that.
     """
-    scheme = fedmpq_scheme(**{**LITERAL_OPTIONS, **options})
+    literal = {**LITERAL_OPTIONS, "allocation": pruning_growing}
+    scheme = fedmpq_scheme(**{**literal, **options})
     return dataclasses.replace(scheme, name="fedmpq_literal")
 
 

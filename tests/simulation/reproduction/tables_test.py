@@ -96,8 +96,8 @@ def test_table_4_leaves_parts_out():
         "lasso": (0.01, None, "keep"),
         "msb": (0.0, 0.03, "keep"),
         "msb+lasso": (0.01, 0.03, "keep"),
-        "msb+alg2": (0.0, 0.03, "pruning_growing"),
-        "all": (0.01, 0.03, "pruning_growing"),
+        "msb+alg2": (0.0, 0.03, "rate_distortion"),
+        "all": (0.01, 0.03, "rate_distortion"),
     }
 
 

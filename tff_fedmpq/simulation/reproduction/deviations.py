@@ -44,8 +44,15 @@ DEVIATIONS = (
         "`quantization/bit_planes.py`; `saturate=False`",
     ),
     Deviation(
-        "Algorithm 2 never exceeds a budget, and its growing reaches the first layer "
-        "of the order; averaged bit-widths are rounded to nearest.",
+        "FedMPQ spends budgets where a bit removes the most quantization error for its "
+        "price, instead of by Algorithm 2.",
+        "Algorithm 2 gives small layers up to 8 bits, and leaves large ones 1 on "
+        "devices of few bits: docs/study.md, question 6.",
+        '`allocation/rate_distortion.py`; `allocation="pruning_growing"`',
+    ),
+    Deviation(
+        "Where it is used, Algorithm 2 never exceeds a budget, and its growing reaches "
+        "the first layer of the order; averaged bit-widths are rounded to nearest.",
         "As printed it overshoots Eq. 2 by up to a layer, and an 8-bit client can "
         "never use its budget.",
         '`allocation/prune_and_grow.py`; `allocation="literal_pruning_growing"`',

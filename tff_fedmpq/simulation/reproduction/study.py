@@ -70,6 +70,9 @@ READINGS: Mapping[str, Variant] = {
         tuning.SGD_DECAY,
         {**tuning.COMPENSATION, **tuning.WEIGHT_RATES},
     ),
+    "literal+distortion": Variant(
+        "bits by distortion", ["fedmpq"], options={"allocation": "rate_distortion"}
+    ),
     "literal+printed-algorithm2": Variant(
         "(no repair) Algorithm 2 as printed",
         ["fedmpq"],
@@ -126,6 +129,13 @@ def _parts() -> Grid:
         slots[ABLATION_TITLES[row], _TWO_BITS] = Slot(
             f"study/two-bit100-parts/{row}",
             {**_COMMON, "budgets": _budgets(1.0), **settings},
+        )
+    papers_allocation = {"scheme_options": {"allocation": "pruning_growing"}}
+    for column, budgets in ((_PAPERS_BUDGETS, ()), (_TWO_BITS, _budgets(1.0))):
+        place = "two-bit100-parts" if budgets else "parts"
+        slots["all three, bits by Algorithm 2", column] = Slot(
+            f"study/{place}/algorithm2",
+            {**_COMMON, "budgets": budgets, "scheme": "fedmpq", **papers_allocation},
         )
     title = "Question 2: the parts of FedMPQ at our defaults"
     return make_grid(title, "parts", slots, with_paper=False)

@@ -91,7 +91,7 @@ ABLATION_TITLES: Mapping[str, str] = {
     "lasso": "Lasso",
     "msb": "MSB pruning",
     "msb+lasso": "MSB pruning, Lasso",
-    "msb+alg2": "MSB pruning, Algorithm 2",
+    "msb+alg2": "MSB pruning, allocation",
     "all": "all three (FedMPQ)",
 }
 

@@ -33,7 +33,8 @@ COMPENSATION: Mapping[str, Any] = {"code_update": "compensated"}
 _EQUAL_RATES = {"low_bit_damping": -0.3}
 # Weights then move by as much as those of float models do.
 WEIGHT_RATES: Mapping[str, Any] = {"learning_rate_unit": "weight"}
-# What was the default when these questions were asked.
+_ALGORITHM_2 = {"allocation": "pruning_growing"}
+# What was the default when these questions were asked; FedMPQ's bits by Algorithm 2.
 _FORMER = {
     "error_feedback": False,
     "code_update": "integer",
@@ -110,7 +111,7 @@ def improvements() -> Grid:
             scheme,
             variant,
             {"alpha": 0.5},
-            {**_FORMER, **variant.options},
+            {**_former(scheme), **variant.options},
         )
         for name, variant in IMPROVEMENTS.items()
         for scheme in variant.schemes
@@ -131,13 +132,26 @@ FINALISTS: Mapping[str, Variant] = {
     "aqfl-falling": Variant(
         "AQFL, candidate, float rest 0.1 to 0 too", ["aqfl"], _ALL_FALL, _CANDIDATE
     ),
-    "fedmpq-former": Variant("FedMPQ, former default", _FEDMPQ, _SLOW, _FORMER),
-    "fedmpq": Variant("FedMPQ, candidate", _FEDMPQ, SGD_DECAY, _CANDIDATE),
+    "fedmpq-former": Variant(
+        "FedMPQ, former default", _FEDMPQ, _SLOW, {**_FORMER, **_ALGORITHM_2}
+    ),
+    "fedmpq": Variant(
+        "FedMPQ, candidate, bits by Algorithm 2",
+        _FEDMPQ,
+        SGD_DECAY,
+        {**_CANDIDATE, **_ALGORITHM_2},
+    ),
     "fedmpq-distortion": Variant(
         "FedMPQ, candidate, bits by distortion",
         _FEDMPQ,
         SGD_DECAY,
         _CANDIDATE_DISTORTION,
+    ),
+    "fedmpq-distortion-uncompensated": Variant(
+        "FedMPQ, candidate, bits by distortion, rounding not compensated",
+        _FEDMPQ,
+        SGD_DECAY,
+        {**_CANDIDATE_DISTORTION, "code_update": "integer"},
     ),
     "fedmpq-falling-distortion": Variant(
         "FedMPQ, candidate, bits by distortion, float rest 0.1 to 0 too",
@@ -261,13 +275,18 @@ def limits() -> Grid:
             scheme,
             variant,
             {"alpha": 0.5},
-            {**_FORMER, **variant.options},
+            {**_former(scheme), **variant.options},
         )
         for name, variant in LIMITS.items()
         for scheme in variant.schemes
     }
     title = "Question 8: what separates FedMPQ from 8 bits"
     return make_grid(title, "precision of all clients", slots, with_paper=False)
+
+
+def _former(scheme: str) -> Mapping[str, Any]:
+    """Returns what a scheme's options were by default."""
+    return {**_FORMER, **_ALGORITHM_2} if scheme == "fedmpq" else _FORMER
 
 
 def _slot(
