@@ -6,7 +6,7 @@ bit-widths and pack it), *accumulate* (`aggregation.accumulate`: unpack, dequant
 add what it sent) and *prune_and_grow* (Algorithm 2 for this client). Each is run as one
 graph, as in the TFF worker, without TFF's own cost.
 
-(b) The allocation policy that the server's graph holds, `policies.pruning_growing`, for
+(b) The policy `pruning_growing`, as the server's graph holds it where it is chosen, for
 more and more clients and layers, with a server's inputs: the paper's tiers of budgets,
 an averaged and so fractional bit-width per layer, 0 to 2 bits taken off, layer sizes as
 in a residual network of three stages. The bar is on 10,000 clients of 50 layers;
