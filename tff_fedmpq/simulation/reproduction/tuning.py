@@ -147,6 +147,12 @@ FINALISTS: Mapping[str, Variant] = {
         SGD_DECAY,
         _CANDIDATE_DISTORTION,
     ),
+    "fedmpq-distortion-without-lasso": Variant(
+        "FedMPQ, candidate, bits by distortion, no Lasso",
+        _FEDMPQ,
+        SGD_DECAY,
+        {**_CANDIDATE_DISTORTION, "lasso": 0.0},
+    ),
     "fedmpq-distortion-uncompensated": Variant(
         "FedMPQ, candidate, bits by distortion, rounding not compensated",
         _FEDMPQ,
