@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     try:
         rows = comparison.run_comparison(
-            experiment_flags.read_config(),
+            experiment_flags.read_config,
             _SCHEMES.value,
             [int(seed) for seed in _SEEDS.value],
             _OUTPUT_DIR.value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_nothing_is_run_before_everything_is_checked(
     monkeypatch.setattr(comparison, "run_experiment", run)
     with pytest.raises(ValueError, match=words):
         comparison.run_comparison(
-            ExperimentConfig(**SMALL),
+            functools.partial(ExperimentConfig, **SMALL),
             schemes,
             [0],
             tmp_path / "output",
@@ -160,7 +161,7 @@ def test_budgets_are_checked_before_anything_is_run(tmp_path, monkeypatch):
         raise ValueError("as build_process says of budgets below 2")
 
     monkeypatch.setattr(comparison, "run_experiment", run)
-    config = ExperimentConfig(**{**SMALL, "budgets": (1, 4, 8)})
+    config = functools.partial(ExperimentConfig, **{**SMALL, "budgets": (1, 4, 8)})
     with pytest.raises(ValueError):
         comparison.run_comparison(config, ["fedavg", "fedpaq"], [0], tmp_path / "x")
     assert not started
@@ -180,21 +181,26 @@ def test_every_run_gets_its_scheme_seed_and_options(tmp_path, monkeypatch):
 
     monkeypatch.setattr(comparison, "run_experiment", run)
     rows = comparison.run_comparison(
-        ExperimentConfig(**SMALL),
+        functools.partial(ExperimentConfig, **SMALL),
         ["fedpaq", "aqfl"],
         [3, 7],
         tmp_path,
         scheme_options={"fedpaq": {"norm": "l2"}},
         data_dir="data",
     )
-    found = {(c.scheme, c.seed): (dict(c.scheme_options), path) for c, path in runs}
+    found = {(c.scheme, c.seed): (c.scheme_options.get("norm"), p) for c, p in runs}
     assert found == {
-        (scheme, seed): (options, tmp_path / scheme / f"seed{seed}")
+        (scheme, seed): (norm, tmp_path / scheme / f"seed{seed}")
         for seed in (3, 7)
-        for scheme, options in (("fedpaq", {"norm": "l2"}), ("aqfl", {}))
+        for scheme, norm in (("fedpaq", "l2"), ("aqfl", None))
     }
+    # What is a scheme's own is not taken from another.
+    assert {(c.scheme, c.learning_rate_decay) for c, _ in runs} == {
+        *(("fedpaq", "none"), ("aqfl", "cosine"))
+    }
+    assert {c.compute for c, _ in runs if c.scheme == "fedpaq"} == {"float32"}
     settings = [c.as_dict() for c, _ in runs]
-    for own in ("scheme", "seed", "scheme_options"):
+    for own in ("scheme", "seed", "scheme_options", "learning_rate_decay", "compute"):
         for setting in settings:
             del setting[own]
     assert all(setting == settings[0] for setting in settings)

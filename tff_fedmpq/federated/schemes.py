@@ -7,14 +7,17 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Callable
 
+from tff_fedmpq.allocation.policies import ALLOCATION_POLICIES
 from tff_fedmpq.federated.aqfl import aqfl_literal_scheme, aqfl_scheme
 from tff_fedmpq.federated.fedavg import fedavg_scheme
 from tff_fedmpq.federated.fedmpq import fedmpq_literal_scheme, fedmpq_scheme
 from tff_fedmpq.federated.fedpaq import fedpaq_scheme
 from tff_fedmpq.federated.fpq8 import fpq8_scheme
 from tff_fedmpq.federated.local_training import LocalTrainingConfig
-from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS, Scheme
+from tff_fedmpq.federated.uplink import ModelChangeUplink, Uplink
 from tff_fedmpq.federated.uveqfed import uveqfed_scheme
+from tff_fedmpq.quantization.scales import SCALE_RULES
 
 SCHEMES: Mapping[str, Callable[..., Scheme]] = {
     "fedavg": fedavg_scheme,
@@ -55,6 +58,59 @@ def build_scheme(name: str, options: Mapping[str, Any]) -> Scheme:
             "for quantized schemes; of "
             f"{name}: {_option_names(ALL_SCHEMES[name])}."
         ) from error
+
+
+def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options of a scheme by name, those left at their defaults too.
+
+    Args:
+      name: of the scheme.
+      options: those that are given.
+
+    Raises:
+      ValueError: as `build_scheme`; for an option that is an object without a name.
+    """
+    scheme = build_scheme(name, options)
+    explicit: dict[str, Any] = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(ALL_SCHEMES[name]).parameters.values()
+        if isinstance(parameter.default, (str, int, float))
+    }
+    explicit |= {
+        **options,
+        "aggregation_weight": _name(scheme.aggregation_weight, AGGREGATION_WEIGHTS),
+    }
+    if scheme.weights is not None:
+        explicit |= {
+            "representation": scheme.weights.representation.name,
+            "scale_rule": _name(scheme.weights.scale_rule, SCALE_RULES),
+            "activation_bits": scheme.activation_bits,
+            "lasso": scheme.lasso,
+            "allocation": _name(scheme.allocation, ALLOCATION_POLICIES),
+            "code_update": scheme.training.code_update,
+            "low_bit_damping": scheme.training.low_bit_damping,
+            "learning_rate_unit": scheme.training.learning_rate_unit,
+            "pruning_threshold": scheme.training.pruning_threshold,
+            "saturate": scheme.training.saturate,
+            "pooled_statistics": scheme.pooled_statistics,
+            **_server_options(scheme.uplink),
+        }
+    return explicit
+
+
+def _server_options(uplink: Uplink) -> dict[str, Any]:
+    if isinstance(uplink, ModelChangeUplink):
+        rate = uplink.server_learning_rate
+        return {"error_feedback": True, "server_learning_rate": rate}
+    return {"error_feedback": False, "server_learning_rate": 1.0}
+
+
+def _name(value: Any, known: Mapping[str, Any]) -> str:
+    """Returns the name under which a variation is known."""
+    for name, variation in known.items():
+        if variation is value:
+            return name
+    raise ValueError(f"{value!r} has no name; expected one of {', '.join(known)}.")
 
 
 def _field_names(config: type) -> list[str]:

@@ -75,7 +75,7 @@ def check_schemes(schemes: Sequence[str]) -> None:
 
 
 def run_comparison(
-    config: ExperimentConfig,
+    make_config: Callable[..., ExperimentConfig],
     schemes: Sequence[str],
     seeds: Sequence[int],
     output_dir: str | os.PathLike[str],
@@ -89,7 +89,8 @@ def run_comparison(
     What is finished in `output_dir` is not redone; what was interrupted goes on.
 
     Args:
-      config: of all runs, but for scheme and seed.
+      make_config: returns the configuration of a run from `scheme`, `seed` and
+        `scheme_options`, so that what is a scheme's own is that of each.
       schemes: their names.
       seeds: of the runs.
       output_dir: where everything goes.
@@ -106,8 +107,8 @@ def run_comparison(
     output_dir = pathlib.Path(output_dir).expanduser()
     options = scheme_options or {}
     configs = {
-        (scheme, seed): dataclasses.replace(
-            config, scheme=scheme, seed=seed, scheme_options=options.get(scheme, {})
+        (scheme, seed): make_config(
+            scheme=scheme, seed=seed, scheme_options=options.get(scheme, {})
         )
         for seed in seeds
         for scheme in schemes

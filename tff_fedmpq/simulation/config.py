@@ -13,7 +13,7 @@ from typing import Any
 
 from tff_fedmpq.allocation.budgets import check_budgets, tiered_budgets
 from tff_fedmpq.federated.local_training import DECAYS
-from tff_fedmpq.federated.schemes import build_scheme
+from tff_fedmpq.federated.schemes import build_scheme, explicit_options
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
 
@@ -26,7 +26,8 @@ class ExperimentConfig:
 
     Attributes:
       scheme: name of the scheme.
-      scheme_options: further arguments of the scheme's function.
+      scheme_options: further arguments of the scheme's function; those left at their
+        defaults are added, so that a run says what it did when a default has changed.
       dataset: name of the data set, or "auto".
       train_examples: how many training images are used, drawn by the seed; None = all.
       validation_examples: how many other training images, drawn by the seed, take the
@@ -87,6 +88,8 @@ class ExperimentConfig:
         ) in "num_clients clients_per_round rounds local_epochs batch_size".split():
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         scheme = build_scheme(self.scheme, {})
+        options = explicit_options(self.scheme, self.scheme_options)
+        object.__setattr__(self, "scheme_options", options)
         for name in ("learning_rate", "learning_rate_decay"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(scheme.training, name))

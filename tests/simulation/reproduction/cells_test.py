@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tff_fedmpq.federated.schemes import SCHEMES
+from tff_fedmpq.federated.schemes import SCHEMES, explicit_options
 from tff_fedmpq.simulation.experiment import build_config_scheme
 from tff_fedmpq.simulation.reproduction import cells
 
@@ -98,8 +98,8 @@ def test_what_a_preset_cannot_express_says_so():
 @pytest.mark.parametrize("name", list(SCHEMES))
 def test_options_are_spelled_out(name):
     """And mean what they meant."""
-    explicit = cells.explicit_options(name, {})
-    assert cells.explicit_options(name, explicit) == explicit
+    explicit = explicit_options(name, {})
+    assert explicit_options(name, explicit) == explicit
     short, long = (SCHEMES[name](**options) for options in ({}, explicit))
     for field in dataclasses.fields(short):
         if field.name != "uplink":  # Compares by identity.

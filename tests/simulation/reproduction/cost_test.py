@@ -52,7 +52,7 @@ def test_passes_of_everyone_in_every_round():
 def test_evaluated_images_are_of_rounds_and_tiers():
     assert cost.count_evaluated_images(CONFIG, 10) == 10 * 6 + 10 * 2 * 3
     assert cost.count_evaluated_images(CONFIG, 10, rounds_done=4) == 10 * 2 + 10 * 2 * 3
-    of_floats = dataclasses.replace(CONFIG, scheme="fedavg")
+    of_floats = dataclasses.replace(CONFIG, scheme="fedavg", scheme_options={})
     assert cost.count_evaluated_images(of_floats, 10) == 10 * 6
     of_8_bits = dataclasses.replace(CONFIG, scheme="fpq8", scheme_options={})
     assert cost.count_evaluated_images(of_8_bits, 10) == 10 * 6 + 10 * 2 * 1
@@ -79,7 +79,9 @@ def test_speed_is_measured_once_for_each_kind_of_training(monkeypatch):
     estimator = cost.CostEstimator()
     for scheme in ("fedavg", "fedpaq", "aqfl", "fedmpq", "aqfl"):
         for seed in (0, 1):
-            config = dataclasses.replace(CONFIG, scheme=scheme, seed=seed)
+            config = dataclasses.replace(
+                CONFIG, scheme=scheme, scheme_options={}, seed=seed
+            )
             estimator.seconds(config)
     assert [config.scheme for config in measured] == ["fedavg", "aqfl", "fedmpq"]
     estimator.seconds(dataclasses.replace(CONFIG, compute="bfloat16"))
@@ -90,6 +92,6 @@ def test_speed_is_measured_once_for_each_kind_of_training(monkeypatch):
     "scheme", ["fedavg", pytest.param("fedmpq", marks=pytest.mark.slow)]
 )
 def test_a_short_training_is_measured(scheme):
-    config = dataclasses.replace(CONFIG, scheme=scheme, batch_size=8)
+    config = dataclasses.replace(CONFIG, scheme=scheme, scheme_options={}, batch_size=8)
     speed = cost.measure_speed(config, datasets.load("digits", None), steps=2)
     assert speed.training > 0 and speed.evaluation > 0

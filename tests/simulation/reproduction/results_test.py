@@ -103,17 +103,22 @@ def test_a_finished_result_comes_before_an_unfinished_one(make):
         ({"budgets": (4,) * 10}, False),
         ({"scheme_options": {"lasso": 0.02}}, False),
         ({"scheme_options": {"low_bit_damping": 0.5}}, False),
-        ({"scheme_options": {"yet_to_be": 1}}, False),
     ],
 )
 def test_a_result_is_of_its_settings(make, changes, same):
-    """What a run did not know of, it cannot be a result of."""
     config = make.cell(NAME).config
     record = make.finished(NAME, [0.25])
     options = {**config.scheme_options, **changes.get("scheme_options", {})}
     other = dataclasses.replace(config, **{**changes, "scheme_options": options})
     found = results.find_record({NAME: record}, other)
     assert (found == NAME) == same
+
+
+def test_what_a_run_did_not_know_of_it_cannot_be_a_result_of(make):
+    config, record = make.cell(NAME).config, make.finished(NAME, [0.25])
+    assert results.find_record({NAME: record}, config) == NAME
+    del record["protocol"]["scheme_options"]["lasso"]
+    assert results.find_record({NAME: record}, config) is None
 
 
 def test_the_first_runs_learned_alike_at_all_bit_widths_and_rounds(make):

@@ -4,8 +4,8 @@ Several slots may ask for the same run (Table 2's ten clients are Table 1's alph
 The first of them in the order of `TABLES` owns its result; the others name it by
 `Cell.result_id`, so that nothing is run twice.
 
-A cell's configuration spells out every option of its scheme, its defaults too: what a
-result file says stays true when a default changes, and then no longer matches.
+A configuration spells out every option of its scheme, its defaults too: what a result
+file says stays true when a default changes, and then no longer matches.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
-from tff_fedmpq.allocation.policies import ALLOCATION_POLICIES
-from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS
-from tff_fedmpq.federated.schemes import ALL_SCHEMES, build_scheme
-from tff_fedmpq.federated.uplink import ModelChangeUplink, Uplink
-from tff_fedmpq.quantization.scales import SCALE_RULES
 from tff_fedmpq.simulation.compute import AUTO
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.reproduction import study, tables
@@ -160,54 +154,8 @@ def build_config(
 ) -> ExperimentConfig:
     """Returns the configuration of a slot that has no obstacle."""
     settings = {**PRESETS[preset].settings, **slot.settings}
-    scheme = settings["scheme"]
-    settings["scheme_options"] = explicit_options(
-        scheme, settings.get("scheme_options", {})
-    )
     settings["model"] = PRESETS[preset].models[settings["dataset"]]
     return ExperimentConfig(**settings, seed=seed, compute=compute)
-
-
-def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all options of a scheme by name, those left at their defaults too.
-
-    Args:
-      name: of the scheme.
-      options: those that are given.
-    """
-    scheme = build_scheme(name, options)
-    explicit: dict[str, Any] = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(ALL_SCHEMES[name]).parameters.values()
-        if isinstance(parameter.default, (str, int, float))
-    }
-    explicit |= {
-        **options,
-        "aggregation_weight": _name(scheme.aggregation_weight, AGGREGATION_WEIGHTS),
-    }
-    if scheme.weights is not None:
-        explicit |= {
-            "representation": scheme.weights.representation.name,
-            "scale_rule": _name(scheme.weights.scale_rule, SCALE_RULES),
-            "activation_bits": scheme.activation_bits,
-            "lasso": scheme.lasso,
-            "allocation": _name(scheme.allocation, ALLOCATION_POLICIES),
-            "code_update": scheme.training.code_update,
-            "low_bit_damping": scheme.training.low_bit_damping,
-            "learning_rate_unit": scheme.training.learning_rate_unit,
-            "pruning_threshold": scheme.training.pruning_threshold,
-            "saturate": scheme.training.saturate,
-            "pooled_statistics": scheme.pooled_statistics,
-            **_server_options(scheme.uplink),
-        }
-    return explicit
-
-
-def _server_options(uplink: Uplink) -> dict[str, Any]:
-    if isinstance(uplink, ModelChangeUplink):
-        rate = uplink.server_learning_rate
-        return {"error_feedback": True, "server_learning_rate": rate}
-    return {"error_feedback": False, "server_learning_rate": 1.0}
 
 
 @functools.cache
@@ -246,11 +194,6 @@ def select(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
         for cell in cells
         if any(fnmatch.fnmatchcase(cell.id, pattern) for pattern in patterns)
     ]
-
-
-def _name(value: Any, known: Mapping[str, Any]) -> str:
-    """Returns the name under which a variation is known."""
-    return next(name for name, variation in known.items() if variation is value)
 
 
 def _check_known(name: str, known: Mapping[str, Any], what: str) -> None:

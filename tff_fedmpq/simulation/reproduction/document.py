@@ -104,12 +104,16 @@ def describe_protocol(preset: str) -> str:
             f"evaluated on {config.validation_examples:,} other training images in the "
             "place of the test images"
         )
+    decay, unit = (
+        config.learning_rate_decay,
+        config.scheme_options["learning_rate_unit"],
+    )
     networks = ", ".join(f"{d}: {m}" for d, m in cells.PRESETS[preset].models.items())
     text = (
         f"Networks: {networks}. Training images: {images}; {tested}. "
         f"{config.rounds} rounds of {config.local_epochs} local epochs, batch "
-        f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} (of codes: "
-        f"{config.learning_rate:g}, decay: {config.learning_rate_decay}), momentum "
+        f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} (of codes, "
+        f"by default: {config.learning_rate:g} per {unit}, {decay} decay), momentum "
         f"{config.momentum:g}, weight decay {config.weight_decay:g}. "
         f"{config.num_clients} clients, "
         f"{config.clients_per_round} of them in a round, with "
