@@ -8,7 +8,7 @@ augmentation. Compared, by images per second of a round:
 * bare: a `tf.function` loop of the plain Keras float32 step over each client's images,
   in this process; no federation, nothing sent;
 * FedMPQ's process in float32 and in bfloat16: server, messages, packing, aggregation
-  and Pruning-Growing included;
+  and the allocation of bits included;
 * TFF's own `build_weighted_fed_avg` on in-memory `tf.data` datasets, as its tutorials
   have it.
 

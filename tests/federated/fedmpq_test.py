@@ -24,9 +24,7 @@ def test_defaults_are_the_papers_but_for_how_codes_learn():
     assert (training.momentum, training.weight_decay) == (0.9, 5e-4)
     assert training.pruning_threshold == 0.03
     assert training.saturate
-    assert (training.code_update, training.learning_rate_unit) == (
-        *("compensated", "weight"),
-    )
+    assert (training.code_update, training.learning_rate_unit) == ("integer", "weight")
     assert (training.learning_rate, training.learning_rate_decay) == (0.1, "cosine")
     assert isinstance(scheme.uplink, ModelChangeUplink)  # Error feedback.
     assert scheme.allocation is rate_distortion

@@ -153,10 +153,13 @@ def test_the_defaults_learn(runtime, problem):
         epochs=4, batch_size=4, float_learning_rate=0.02, learning_rate=0.02, rounds=6,
     )  # fmt: skip
     state, losses = process.initialize(), []
+    start = problem.split(state.global_model_weights)
     for _ in range(6):
         state, metrics = process.next(state, problem.client_ids)
         losses.append(metrics["client_work"]["train"]["loss"])
     assert losses[-1] < 0.7 * losses[0]
+    for old, new in zip(start.kernels, problem.split(state.global_model_weights)[0]):
+        assert np.linalg.norm(new - old) > 0.05 * np.linalg.norm(old)
 
 
 @pytest.mark.parametrize(

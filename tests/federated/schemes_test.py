@@ -21,7 +21,7 @@ from tff_fedmpq.federated.local_training import OPTIMIZERS
 from tff_fedmpq.federated.model_spec import ModelSpec
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.scheme import weigh_by_budget_and_examples, weigh_by_examples
-from tff_fedmpq.federated.schemes import SCHEMES, build_scheme
+from tff_fedmpq.federated.schemes import SCHEMES, build_scheme, explicit_options
 from tff_fedmpq.federated.uplink import ModelUplink
 from tff_fedmpq.keras.resnet import resnet20
 from tff_fedmpq.quantization.scales import max_scale
@@ -112,17 +112,17 @@ def test_training_options_reach_the_scheme(name):
     assert {key: getattr(training, key) for key in options} == options
 
 
+@every_scheme
+def test_momentum_is_needed_by_compensation_alone(name):
+    assert build_scheme(name, {"momentum": 0.0}).training.momentum == 0.0
+    if name in QUANTIZED_SCHEMES:
+        with pytest.raises(ValueError, match="momentum above 0"):
+            build_scheme(name, {"momentum": 0.0, "code_update": "compensated"})
+
+
 @pytest.mark.parametrize("name", ["fedavg", "fedpaq", "uveqfed"])
-def test_float_schemes_need_no_momentum_and_have_no_rate_of_codes(name):
-    training = build_scheme(name, {"momentum": 0.0}).training
-    assert (training.momentum, training.learning_rate_decay) == (0.0, "none")
-
-
-@every_quantized_scheme
-def test_momentum_is_what_compensation_needs(name):
-    with pytest.raises(ValueError, match='code_update="integer"'):
-        build_scheme(name, {"momentum": 0.0})
-    build_scheme(name, {"momentum": 0.0, "code_update": "integer"})
+def test_no_rate_falls_where_there_are_no_codes(name):
+    assert build_scheme(name, {}).training.learning_rate_decay == "none"
 
 
 @every_scheme
@@ -145,6 +145,28 @@ def test_aggregation_weights_go_by_name(name):
 def test_quantized_schemes_train_codes_as_asked(name, code_update):
     scheme = build_scheme(name, {"code_update": code_update})
     assert scheme.training.code_update == code_update
+
+
+@every_scheme
+def test_options_are_spelled_out(name):
+    """And mean what they meant."""
+    explicit = explicit_options(name, {})
+    assert explicit_options(name, explicit) == explicit
+    short, long = (SCHEMES[name](**options) for options in ({}, explicit))
+    for field in dataclasses.fields(short):
+        if field.name != "uplink":  # Compares by identity.
+            assert getattr(short, field.name) == getattr(long, field.name)
+    assert vars(short.uplink).keys() == vars(long.uplink).keys()
+    special = {"fedpaq": {"norm": "max"}, "uveqfed": {"lattice": "hexagonal"}}
+    assert special.get(name, {}).items() <= explicit.items()
+
+
+def test_what_has_no_name_cannot_be_spelled_out():
+    def nobody(table, *unused):
+        return table
+
+    with pytest.raises(ValueError, match="has no name; expected one of keep"):
+        explicit_options("fedmpq", {"allocation": nobody})
 
 
 # --- what is refused --------------------------------------------------------

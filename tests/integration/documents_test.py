@@ -1,10 +1,16 @@
 """The documents are of the committed result files, and of nothing else."""
 
 import pathlib
+import shlex
 
 import pytest
 
-from tff_fedmpq.simulation.reproduction import document, study_document
+from tff_fedmpq.simulation.reproduction import (
+    cells,
+    document,
+    results,
+    study_document,
+)
 
 _DOCS = pathlib.Path(__file__).parents[2] / "docs"
 _RESULTS = _DOCS / "results" / "reproduction"
@@ -22,3 +28,16 @@ def written(tmp_path_factory):
 @pytest.mark.parametrize("name", ["reproduction.md", "study.md"])
 def test_is_what_reproduce_report_only_writes(written, name):
     assert (written / name).read_text() == (_DOCS / name).read_text()
+
+
+@pytest.mark.parametrize("preset", cells.PRESETS)
+def test_a_results_command_makes_a_run_of_its_settings(preset):
+    for name, record in results.read_records(_RESULTS, preset).items():
+        words = shlex.split(record["command"])
+        flags = dict(word[2:].split("=", 1) for word in words if word.startswith("--"))
+        assert (record["id"], flags["preset"]) == (name, preset)
+        seed, compute = int(flags["seeds"]), flags["compute"]
+        (cell,) = cells.select(
+            cells.expand(words[2], preset, [seed], compute), [flags["cells"]]
+        )
+        assert results.find_record({name: record}, cell.config) == name

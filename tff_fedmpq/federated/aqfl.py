@@ -3,8 +3,8 @@
 The baseline of FedMPQ's Table 1 (after Abdelmoniem & Canini, "Towards Mitigating
 Device Heterogeneity in Federated Learning via Adaptive Model Quantization", 2021):
 client n trains and sends codes of v_n bits. It is FedMPQ without the group Lasso, MSB
-pruning and Algorithm 2, and nothing else, so the rows of the paper's Table 4 lie
-between the two.
+pruning and the allocation of bits, and nothing else, so the rows of the paper's Table 4
+lie between the two.
 
 The aggregation weights are not stated in the paper; FedMPQ's are the default here.
 """

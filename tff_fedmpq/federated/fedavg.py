@@ -28,7 +28,7 @@ _OPTIONS_OF_CODES = {
     "saturate",
 }
 # What `LocalTrainingConfig` says of codes, where there are none.
-_NO_CODES = {"code_update": "integer", "learning_rate_decay": "none"}
+_NO_CODES = {"learning_rate_decay": "none"}
 
 
 def fedavg_scheme(
@@ -69,7 +69,7 @@ def float_scheme(
         name=name,
         weights=None,
         activation_bits=None,
-        training=LocalTrainingConfig(**{**training, **_NO_CODES}),
+        training=LocalTrainingConfig(**{**_NO_CODES, **training}),
         uplink=uplink,
         aggregation_weight=get_aggregation_weight(aggregation_weight),
     )

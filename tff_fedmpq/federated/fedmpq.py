@@ -24,9 +24,8 @@ Deviations, each an argument, and why (docs/study.md):
 * bits where they remove the most quantization error (`allocation`): Pruning-Growing
   leaves large layers 1 bit on devices of few; it is `allocation="pruning_growing"`, and
   uses the whole budget without ever exceeding it;
-* rounding errors of codes that go back into the momentum, and a rate of weights that
-  falls to zero (`code_update`, `learning_rate_unit`, `learning_rate_decay`): noise does
-  not stay, and wide layers learn;
+* a learning rate of weights, not of codes, that falls to zero (`learning_rate_unit`,
+  `learning_rate_decay`): wide layers learn, and the noise of rounding does not stay;
 * the server adds the clients' changes to its own float weights (`error_feedback`): what
   quantization cuts from them is not lost.
 
@@ -124,7 +123,6 @@ LITERAL_OPTIONS: Mapping[str, Any] = {
     "scale_rule": "max",
     "saturate": False,
     "error_feedback": False,
-    "code_update": "integer",
     "learning_rate_unit": "code",
     "learning_rate": 0.1,
     "learning_rate_decay": "none",

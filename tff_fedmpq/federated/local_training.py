@@ -93,7 +93,7 @@ class LocalTrainingConfig:
     float_learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    code_update: str = "compensated"
+    code_update: str = "integer"
     low_bit_damping: float = 0.0
     learning_rate_unit: str = "weight"
     pruning_threshold: float | None = None

@@ -186,7 +186,7 @@ def _warn_of_constant_rates(scheme: Scheme) -> None:
     if training.rounds is None and decays != {"none"}:
         logging.warning(
             "%s: learning rates stay constant, for the number of rounds is not given. "
-            "Give rounds=..., over which they fall, or learning_rate_decay='none'.",
+            "Give rounds=..., over which they fall.",
             scheme.name,
         )
 

@@ -56,8 +56,7 @@ def check_can_compensate(momentum: float) -> None:
     if not momentum > 0:
         raise ValueError(
             "Compensated rounding needs momentum above 0, whose buffer takes the "
-            f"errors in; found momentum {momentum!r}. Without momentum, train codes by "
-            'code_update="integer".'
+            f"errors in; found momentum {momentum!r}."
         )
 
 

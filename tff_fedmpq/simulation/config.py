@@ -22,7 +22,7 @@ from tff_fedmpq.simulation.models import MODEL_DEPTHS
 class ExperimentConfig:
     """The protocol of a run. Defaults are the paper's set-up (its section 5).
 
-    But for codes' learning rate, which is the scheme's own.
+    How codes learn is the scheme's own.
 
     Attributes:
       scheme: name of the scheme.

@@ -74,6 +74,7 @@ def run_experiment(
 
     Raises:
       OutputDirectoryError: if the directory holds another run.
+      ValueError: for settings that the scheme refuses.
       datasets.DatasetError: if the data set is missing or damaged.
     """
     output_dir = pathlib.Path(output_dir).expanduser()
@@ -82,10 +83,12 @@ def run_experiment(
     if resume and result_path.exists():
         logging.info("%s is finished; nothing to do.", output_dir)
         return json.loads(result_path.read_text())
-    dataset = load_dataset(config, data_dir)  # Before anything is written.
+    # Both before anything is written.
+    scheme = build_config_scheme(config)
+    dataset = load_dataset(config, data_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_json(output_dir / "config.json", config.as_dict())
-    result = _Run(config, dataset, output_dir).execute()
+    result = _Run(config, scheme, dataset, output_dir).execute()
     _write_json(result_path, result)
     report.plot_curves(result, output_dir / "curves.png")
     return result
@@ -141,13 +144,14 @@ class _Run:
     def __init__(
         self,
         config: ExperimentConfig,
+        scheme: Scheme,
         dataset: datasets.ImageDataset,
         output_dir: pathlib.Path,
     ):
         self._config = config
+        self._scheme = scheme
         self._dataset = dataset
         self._output_dir = output_dir
-        self._scheme = build_config_scheme(config)
         self._model_fn = build_model_fn(config.model, dataset, config.seed)
         self._partition = dirichlet_partition(
             dataset.train_labels,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from tff_fedmpq.federated.schemes import SCHEMES, explicit_options
 from tff_fedmpq.simulation.experiment import build_config_scheme
 from tff_fedmpq.simulation.reproduction import cells
 
@@ -93,20 +90,6 @@ def test_what_a_preset_cannot_express_says_so():
         assert (cell.config is None) == bool(cell.obstacle)
         assert bool(cell.obstacle) == ("tiny_imagenet" in cell.id)
     assert "no network for tiny_imagenet" in found[-1].obstacle
-
-
-@pytest.mark.parametrize("name", list(SCHEMES))
-def test_options_are_spelled_out(name):
-    """And mean what they meant."""
-    explicit = explicit_options(name, {})
-    assert explicit_options(name, explicit) == explicit
-    short, long = (SCHEMES[name](**options) for options in ({}, explicit))
-    for field in dataclasses.fields(short):
-        if field.name != "uplink":  # Compares by identity.
-            assert getattr(short, field.name) == getattr(long, field.name)
-    assert vars(short.uplink).keys() == vars(long.uplink).keys()
-    special = {"fedpaq": {"norm": "max"}, "uveqfed": {"lattice": "hexagonal"}}
-    assert special.get(name, {}).items() <= explicit.items()
 
 
 def test_cells_are_selected_by_patterns():

@@ -6,7 +6,7 @@ import collections
 
 import pytest
 
-from tff_fedmpq.simulation.reproduction import cells, study, tuning
+from tff_fedmpq.simulation.reproduction import cells, study, tables, tuning
 
 
 def configs():
@@ -80,14 +80,22 @@ def differing(first, second):
     ("first", "second", "changed"),
     [
         ("fedavg", "fedavg-falling", {"float_learning_rate_decay"}),
-        ("aqfl", "aqfl-falling", {"float_learning_rate_decay"}),
-        ("aqfl", "fedmpq", {"scheme", "lasso", "pruning_threshold", "allocation"}),
-        ("fedmpq", "fedmpq-distortion", {"allocation"}),
+        ("aqfl", "aqfl-compensated", {"code_update"}),
         (
-            "fedmpq-distortion",
-            "fedmpq-falling-distortion",
+            "aqfl-compensated",
+            "aqfl-compensated-falling",
             {"float_learning_rate_decay"},
         ),
+        ("aqfl", "fedmpq", {"scheme", "lasso", "pruning_threshold", "allocation"}),
+        ("fedmpq", "fedmpq-compensated", {"code_update"}),
+        ("fedmpq", "fedmpq-algorithm2", {"allocation"}),
+        ("fedmpq-compensated", "fedmpq-compensated-without-lasso", {"lasso"}),
+        (
+            "fedmpq-compensated",
+            "fedmpq-compensated-falling",
+            {"float_learning_rate_decay"},
+        ),
+        ("fedmpq-algorithm2", "fedmpq-algorithm2-compensated", {"code_update"}),
     ],
 )
 def test_finalists_differ_as_they_say(population, first, second, changed):
@@ -111,12 +119,20 @@ def test_candidates_learn_alike(population):
         *("error_feedback", "float_learning_rate", "float_learning_rate_decay"),
     ):
         assert len({config[key] for config in candidates}) == 1
-    for scheme in ("aqfl", "fedmpq"):
+    for scheme, own in (("aqfl", set()), ("fedmpq", {"allocation"})):
         former, candidate = found[f"{scheme}-former"], found[scheme]
-        assert differing(former, candidate) == {
+        assert differing(former, candidate) == own | {
             *("learning_rate", "learning_rate_decay", "learning_rate_unit"),
-            *("code_update", "error_feedback"),
+            "error_feedback",
         }
+
+
+@pytest.mark.parametrize("scheme", ["aqfl", "fedmpq", "fpq8"])
+def test_the_finalists_of_plain_names_are_the_defaults(scheme):
+    slots = {s.group: s for grid in cells.grids() for s in grid.slots.values()}
+    names = (f"study/finalists/alpha0.5/{scheme}", f"table1/cifar10/alpha0.5/{scheme}")
+    chosen, default = (cells.build_config(slots[n], "tuning", 0) for n in names)
+    assert chosen == default
 
 
 @pytest.mark.parametrize(
@@ -148,9 +164,7 @@ def test_a_reading_changes_one_thing(name):
         changed = flatten(found[f"study/{name}/{scheme}"])
         changes = {key for key in literal if literal[key] != changed[key]}
         if name == "literal+training":
-            assert changes == {
-                *("code_update", "learning_rate_unit", "learning_rate_decay")
-            }
+            assert changes == {"learning_rate_unit", "learning_rate_decay"}
         else:
             assert len(changes) == 1
 
@@ -194,6 +208,20 @@ def test_runs_of_the_papers_tables_are_theirs():
         shared += ("table2/cifar10/clients10",)
         assert {owner[f"{name}/{scheme}"] for name in shared} == {first}
     assert owner["study/literal/aqfl"] == "study/literal/aqfl"
+
+
+def test_parts_where_all_have_two_bits_are_table_4s():
+    found = configs()
+    for row in tables.ABLATION:
+        papers = flatten(found[f"table4/cifar10/{row}"])
+        two_bits = flatten(found[f"study/two-bit100-parts/{row}"])
+        assert differing(papers, two_bits) == {"budgets"}
+        assert two_bits["budgets"] == [2.0] * 10
+    for place, default in (("parts", "defaults"), ("two-bit100-parts", "two-bit100")):
+        ours = flatten(found[f"study/{default}/fedmpq"])
+        algorithm2 = flatten(found[f"study/{place}/algorithm2"])
+        assert differing(ours, algorithm2) == {"allocation"}
+        assert algorithm2["allocation"] == "pruning_growing"
 
 
 def test_outer_layers_are_an_option_of_aqfl():

@@ -68,11 +68,6 @@ DEVIATIONS = (
         '`learning_rate_decay="none"`',
     ),
     Deviation(
-        "Rounding errors of codes go back into the momentum.",
-        "Left alone they add up to a random walk, large at few bits.",
-        '`keras/optimizer.py`; `code_update="integer"`',
-    ),
-    Deviation(
         "The server adds the clients' weighted mean change to its own float weights, "
         "instead of averaging their models (Eq. 15).",
         "What quantization cut from the weights on their way down is not lost.",

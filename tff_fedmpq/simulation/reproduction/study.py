@@ -65,10 +65,7 @@ READINGS: Mapping[str, Variant] = {
     "literal+rate": Variant("eta 0.3", _PAIR, settings={"learning_rate": 0.3}),
     "literal+feedback": Variant("error feedback", _PAIR, options=tuning.FEEDBACK),
     "literal+training": Variant(
-        "eta 0.1 to 0 of weights, rounding compensated",
-        _PAIR,
-        tuning.SGD_DECAY,
-        {**tuning.COMPENSATION, **tuning.WEIGHT_RATES},
+        "eta 0.1 to 0 of weights", _PAIR, tuning.SGD_DECAY, tuning.WEIGHT_RATES
     ),
     "literal+distortion": Variant(
         "bits by distortion", ["fedmpq"], options={"allocation": "rate_distortion"}
@@ -130,12 +127,16 @@ def _parts() -> Grid:
             f"study/two-bit100-parts/{row}",
             {**_COMMON, "budgets": _budgets(1.0), **settings},
         )
-    papers_allocation = {"scheme_options": {"allocation": "pruning_growing"}}
-    for column, budgets in ((_PAPERS_BUDGETS, ()), (_TWO_BITS, _budgets(1.0))):
-        place = "two-bit100-parts" if budgets else "parts"
+    algorithm2 = {
+        "scheme": "fedmpq",
+        "scheme_options": {"allocation": "pruning_growing"},
+    }
+    for column, place, settings in (
+        (_PAPERS_BUDGETS, "parts", algorithm2),
+        (_TWO_BITS, "two-bit100-parts", {**algorithm2, "budgets": _budgets(1.0)}),
+    ):
         slots["all three, bits by Algorithm 2", column] = Slot(
-            f"study/{place}/algorithm2",
-            {**_COMMON, "budgets": budgets, "scheme": "fedmpq", **papers_allocation},
+            f"study/{place}/algorithm2", {**_COMMON, **settings}
         )
     title = "Question 2: the parts of FedMPQ at our defaults"
     return make_grid(title, "parts", slots, with_paper=False)

@@ -1,8 +1,7 @@
 """Questions 6 to 8 of the study: what settings are chosen by.
 
-All at the preset "tuning", which does not see the test images. Every setting that
-differs between two rows, or from what was the default when the question was asked, is
-spelled out: rows keep their meaning when a default changes.
+All at the preset "tuning", which does not see the test images. Questions 6 and 8 spell
+out how codes learn and who decides bits: rows mean the same when a default changes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ SGD_DECAY: Mapping[str, Any] = {"learning_rate": 0.1, "learning_rate_decay": "co
 _ALL_FALL = {**SGD_DECAY, "float_learning_rate_decay": "cosine"}
 
 FEEDBACK: Mapping[str, Any] = {"error_feedback": True}
-_DISTORTION = {**FEEDBACK, "allocation": "rate_distortion"}
+_BY_DISTORTION = {"allocation": "rate_distortion"}
+_FEEDBACK_BY_DISTORTION = {**FEEDBACK, **_BY_DISTORTION}
 COMPENSATION: Mapping[str, Any] = {"code_update": "compensated"}
 # Weights of 1, 2, 4 and 8 bits then move by 11, 17, 22 and 21 eta sigma^2, not by 2.5,
 # 5, 10 and 21 (scales of least squares, Gaussian weights).
@@ -55,29 +55,32 @@ IMPROVEMENTS: Mapping[str, Variant] = {
         {**FEEDBACK, "pooled_statistics": True},
     ),
     "feedback+distortion": Variant(
-        "eta 0.3, EF, bits by distortion", _FEDMPQ, _SLOW, _DISTORTION
+        "eta 0.3, EF, bits by distortion", _FEDMPQ, _SLOW, _FEEDBACK_BY_DISTORTION
     ),
     "feedback+distortion+cosine": Variant(
-        "eta 0.3 to 0, EF, bits by distortion", _FEDMPQ, _SLOW_DECAY, _DISTORTION
+        "eta 0.3 to 0, EF, bits by distortion",
+        _FEDMPQ,
+        _SLOW_DECAY,
+        _FEEDBACK_BY_DISTORTION,
     ),
     "feedback+distortion+cosine+examples": Variant(
         "eta 0.3 to 0, EF, bits by distortion, clients weigh by |D_n|",
         _FEDMPQ,
         _SLOW_DECAY,
-        {**_DISTORTION, "aggregation_weight": "examples"},
+        {**_FEEDBACK_BY_DISTORTION, "aggregation_weight": "examples"},
     ),
     "feedback+distortion+cosine1+damping": Variant(
         "eta 1 to 0, damped at few bits, EF, bits by distortion",
         _FEDMPQ,
         _FAST_DECAY,
-        {**_DISTORTION, "low_bit_damping": 0.5},
+        {**_FEEDBACK_BY_DISTORTION, "low_bit_damping": 0.5},
     ),
     "feedback+distortion+cosine+compensation+equal": Variant(
         "eta 0.3 to 0, rounding compensated, few bits learn nearly as fast, EF, "
         "bits by distortion",
         _FEDMPQ,
         _SLOW_DECAY,
-        {**_DISTORTION, **COMPENSATION, **_EQUAL_RATES},
+        {**_FEEDBACK_BY_DISTORTION, **COMPENSATION, **_EQUAL_RATES},
     ),
     "feedback+cosine+weight-rates": Variant(
         "eta 0.1 to 0 of weights, EF", _BOTH, SGD_DECAY, {**FEEDBACK, **WEIGHT_RATES}
@@ -86,7 +89,7 @@ IMPROVEMENTS: Mapping[str, Variant] = {
         "eta 0.1 of weights, rounding compensated, EF, bits by distortion",
         _FEDMPQ,
         _SGD,
-        {**_DISTORTION, **COMPENSATION, **WEIGHT_RATES},
+        {**_FEEDBACK_BY_DISTORTION, **COMPENSATION, **WEIGHT_RATES},
     ),
     "feedback+cosine+compensation+weight-rates": Variant(
         "eta 0.1 to 0 of weights, rounding compensated, EF",
@@ -98,7 +101,7 @@ IMPROVEMENTS: Mapping[str, Variant] = {
         "eta 0.1 to 0 of weights, rounding compensated, EF, bits by distortion",
         _FEDMPQ,
         SGD_DECAY,
-        {**_DISTORTION, **COMPENSATION, **WEIGHT_RATES},
+        {**_FEEDBACK_BY_DISTORTION, **COMPENSATION, **WEIGHT_RATES},
     ),
 }
 
@@ -120,50 +123,57 @@ def improvements() -> Grid:
     return make_grid(title, "settings", slots, with_paper=False)
 
 
-_CANDIDATE = {**FEEDBACK, **COMPENSATION, **WEIGHT_RATES}
-_CANDIDATE_DISTORTION = {**_CANDIDATE, "allocation": "rate_distortion"}
+_CANDIDATE = {**FEEDBACK, **WEIGHT_RATES, "code_update": "integer"}
+_COMPENSATED = {**_CANDIDATE, **COMPENSATION}
 # Those that are left, over seeds, degrees of heterogeneity and budgets.
 FINALISTS: Mapping[str, Variant] = {
     "fedavg": Variant("FP32 FedAvg", ["fedavg"]),
     "fedavg-falling": Variant("FP32 FedAvg, rate 0.1 to 0", ["fedavg"], _ALL_FALL),
-    "fpq8": Variant("FPQ8, candidate", ["fpq8"], SGD_DECAY, _CANDIDATE),
-    "aqfl-former": Variant("AQFL, former default", ["aqfl"], _SLOW, _FORMER),
-    "aqfl": Variant("AQFL, candidate", ["aqfl"], SGD_DECAY, _CANDIDATE),
-    "aqfl-falling": Variant(
-        "AQFL, candidate, float rest 0.1 to 0 too", ["aqfl"], _ALL_FALL, _CANDIDATE
+    "fpq8": Variant("FPQ8", ["fpq8"], SGD_DECAY, _CANDIDATE),
+    "aqfl-former": Variant("AQFL, as it was before", ["aqfl"], _SLOW, _FORMER),
+    "aqfl": Variant("AQFL", ["aqfl"], SGD_DECAY, _CANDIDATE),
+    "aqfl-compensated": Variant(
+        "AQFL, rounding compensated", ["aqfl"], SGD_DECAY, _COMPENSATED
+    ),
+    "aqfl-compensated-falling": Variant(
+        "AQFL, rounding compensated, float rest 0.1 to 0 too",
+        ["aqfl"],
+        _ALL_FALL,
+        _COMPENSATED,
     ),
     "fedmpq-former": Variant(
-        "FedMPQ, former default", _FEDMPQ, _SLOW, {**_FORMER, **_ALGORITHM_2}
+        "FedMPQ, as it was before", _FEDMPQ, _SLOW, {**_FORMER, **_ALGORITHM_2}
     ),
-    "fedmpq": Variant(
-        "FedMPQ, candidate, bits by Algorithm 2",
+    "fedmpq": Variant("FedMPQ", _FEDMPQ, SGD_DECAY, {**_CANDIDATE, **_BY_DISTORTION}),
+    "fedmpq-compensated": Variant(
+        "FedMPQ, rounding compensated",
+        _FEDMPQ,
+        SGD_DECAY,
+        {**_COMPENSATED, **_BY_DISTORTION},
+    ),
+    "fedmpq-compensated-without-lasso": Variant(
+        "FedMPQ, rounding compensated, no Lasso",
+        _FEDMPQ,
+        SGD_DECAY,
+        {**_COMPENSATED, **_BY_DISTORTION, "lasso": 0.0},
+    ),
+    "fedmpq-compensated-falling": Variant(
+        "FedMPQ, rounding compensated, float rest 0.1 to 0 too",
+        _FEDMPQ,
+        _ALL_FALL,
+        {**_COMPENSATED, **_BY_DISTORTION},
+    ),
+    "fedmpq-algorithm2": Variant(
+        "FedMPQ, bits by Algorithm 2",
         _FEDMPQ,
         SGD_DECAY,
         {**_CANDIDATE, **_ALGORITHM_2},
     ),
-    "fedmpq-distortion": Variant(
-        "FedMPQ, candidate, bits by distortion",
+    "fedmpq-algorithm2-compensated": Variant(
+        "FedMPQ, bits by Algorithm 2, rounding compensated",
         _FEDMPQ,
         SGD_DECAY,
-        _CANDIDATE_DISTORTION,
-    ),
-    "fedmpq-distortion-without-lasso": Variant(
-        "FedMPQ, candidate, bits by distortion, no Lasso",
-        _FEDMPQ,
-        SGD_DECAY,
-        {**_CANDIDATE_DISTORTION, "lasso": 0.0},
-    ),
-    "fedmpq-distortion-uncompensated": Variant(
-        "FedMPQ, candidate, bits by distortion, rounding not compensated",
-        _FEDMPQ,
-        SGD_DECAY,
-        {**_CANDIDATE_DISTORTION, "code_update": "integer"},
-    ),
-    "fedmpq-falling-distortion": Variant(
-        "FedMPQ, candidate, bits by distortion, float rest 0.1 to 0 too",
-        _FEDMPQ,
-        _ALL_FALL,
-        _CANDIDATE_DISTORTION,
+        {**_COMPENSATED, **_ALGORITHM_2},
     ),
 }
 _ONE_PRECISION = ("fedavg", "fpq8")  # Whatever the budgets.
@@ -210,8 +220,8 @@ def finalists() -> Grid:
         if population.all_schemes or scheme not in _ONE_PRECISION
     }
     note = (
-        "Candidate: eta 0.1 to 0 of weights, rounding compensated, EF; former default: "
-        "eta 0.3 of codes, no EF."
+        "Where nothing else is said: eta 0.1 to 0 of weights, EF, FedMPQ's bits by "
+        "distortion. Before: eta 0.3 of codes, no EF, bits by Algorithm 2."
     )
     title = "Question 6: the finalists"
     return make_grid(title, "settings", slots, with_paper=False, note=note)
@@ -268,7 +278,7 @@ LIMITS: Mapping[str, Variant] = {
         "(EF, bits by distortion)",
         _FEDMPQ,
         _SLOW,
-        {**_DISTORTION, "code_update": "straight_through"},
+        {**_FEEDBACK_BY_DISTORTION, "code_update": "straight_through"},
     ),
 }
 
