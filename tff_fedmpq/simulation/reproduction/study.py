@@ -25,7 +25,7 @@ Many of these runs are runs of the paper's tables too; `cells` runs such only on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Callable
+from typing import Any, Callable
 
 from tff_fedmpq.allocation.budgets import tiered_budgets
 from tff_fedmpq.simulation.reproduction import paper, tuning
@@ -127,7 +127,7 @@ def _parts() -> Grid:
             f"study/two-bit100-parts/{row}",
             {**_COMMON, "budgets": _budgets(1.0), **settings},
         )
-    algorithm2 = {
+    algorithm2: Mapping[str, Any] = {
         "scheme": "fedmpq",
         "scheme_options": {"allocation": "pruning_growing"},
     }
