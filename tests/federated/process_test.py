@@ -173,17 +173,21 @@ def test_says_that_rates_cannot_fall_without_a_number_of_rounds(
     assert ("learning rates stay constant" in caplog.text) == warned
 
 
-def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
-    """Round 1 of a decay over one round; BatchNorm and biases go on."""
+def weights_around_a_round(problem, recorded_round, **rates):
+    """Global weights before and after a round of rates that fall in one round."""
     process = problem.build(
-        learning_rate_decay="cosine",
-        rounds=1,
-        error_feedback=True,
-        pruning_threshold=None,
+        rounds=1, error_feedback=True, pruning_threshold=None, **rates
     )
     before = recorded_round.before
     after = process.next(before, recorded_round.participants).state
-    old, new = (problem.split(s.global_model_weights) for s in (before, after))
+    return tuple(problem.split(s.global_model_weights) for s in (before, after))
+
+
+def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
+    """BatchNorm and biases go on."""
+    old, new = weights_around_a_round(
+        problem, recorded_round, learning_rate_decay="cosine"
+    )
     for value, expected in zip(new.kernels, old.kernels):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
     assert not np.allclose(new.rest[0], old.rest[0], rtol=1e-3)
@@ -192,16 +196,12 @@ def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
 def test_a_float_rate_that_has_fallen_to_zero_moves_the_codes_only(
     recorded_round, problem
 ):
-    process = problem.build(
+    old, new = weights_around_a_round(
+        problem,
+        recorded_round,
         learning_rate_decay="none",
         float_learning_rate_decay="cosine",
-        rounds=1,
-        error_feedback=True,
-        pruning_threshold=None,
     )
-    before = recorded_round.before
-    after = process.next(before, recorded_round.participants).state
-    old, new = (problem.split(s.global_model_weights) for s in (before, after))
     for value, expected in zip(new.rest[:-2], old.rest[:-2]):  # Then statistics.
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
     assert not np.allclose(new.kernels[0], old.kernels[0], rtol=1e-3)
