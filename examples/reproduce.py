@@ -44,7 +44,7 @@ _PRESET = flags.DEFINE_enum(
     "'tuning': as 'reduced', without test images: for choosing settings.",
 )
 _CELLS = flags.DEFINE_list(
-    "cells", [], "Patterns of ids, such as 'table1/cifar10/*/fedmpq/*'; by default all."
+    "cells", [], "Patterns of ids, such as 'table1/cifar10/*/fedmpq'; by default all."
 )
 _SEEDS = flags.DEFINE_list(
     "seeds", None, "A run of every cell for each; by default 0, of the study 0 and 1."

@@ -100,6 +100,13 @@ def test_cells_are_selected_by_patterns():
     assert cells.select(found, []) == found
 
 
+def test_a_pattern_without_a_seed_selects_all_seeds():
+    found = cells.expand("table1", "paper", [0, 1])
+    group = "table1/cifar10/alpha0.5/fedmpq"
+    chosen = cells.select(found, [group])
+    assert [cell.id for cell in chosen] == [f"{group}/seed0", f"{group}/seed1"]
+
+
 @pytest.mark.parametrize("patterns", [["table2/*"], ["*", "*/seed7"]])
 def test_a_pattern_that_matches_nothing_is_refused(patterns):
     found = cells.expand("table1", "paper", [0])

@@ -176,13 +176,14 @@ def select(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
 
     Args:
       cells: to choose from.
-      patterns: as of file names (`fnmatch`); "*" matches "/" too. None choose all.
+      patterns: as of file names (`fnmatch`), of ids with or without their last part,
+        the seed; "*" matches "/" too. None choose all.
 
     Raises:
       ValueError: if a pattern matches nothing.
     """
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(cell.id, pattern) for cell in cells):
+        if not any(_matches(cell, pattern) for cell in cells):
             raise ValueError(
                 f"No cell matches {pattern!r}. Ids look like {cells[0].id}; --list "
                 "shows them all."
@@ -190,10 +191,13 @@ def select(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     if not patterns:
         return list(cells)
     return [
-        cell
-        for cell in cells
-        if any(fnmatch.fnmatchcase(cell.id, pattern) for pattern in patterns)
+        cell for cell in cells if any(_matches(cell, pattern) for pattern in patterns)
     ]
+
+
+def _matches(cell: Cell, pattern: str) -> bool:
+    group = cell.id.rpartition("/")[0]
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (cell.id, group))
 
 
 def _check_known(name: str, known: Mapping[str, Any], what: str) -> None:
