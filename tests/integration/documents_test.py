@@ -30,6 +30,11 @@ def test_is_what_reproduce_report_only_writes(written, name):
     assert (written / name).read_text() == (_DOCS / name).read_text()
 
 
+def test_has_its_figures(written):
+    drawn = {path.name for path in (written / study_document.FIGURES).glob("*")}
+    assert drawn == {path.name for path in (_DOCS / study_document.FIGURES).glob("*")}
+
+
 @pytest.mark.parametrize("preset", cells.PRESETS)
 def test_a_results_command_makes_a_run_of_its_settings(preset):
     for name, record in results.read_records(_RESULTS, preset).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tff_fedmpq.simulation.reproduction import study, study_document
+from tff_fedmpq.simulation.reproduction import results, study, study_document
 
 AQFL = "table1/cifar10/alpha0.5/aqfl"
 FEDMPQ = "table1/cifar10/alpha0.5/fedmpq"
@@ -79,6 +79,18 @@ def test_every_question_has_a_table_of_even_rows(name, records):
     assert len({line.count("|") for line in lines}) == 1
 
 
+FIGURE = (
+    f"{{{{ figure: both | AQFL = reduced/{AQFL} | FedMPQ = reduced/{FEDMPQ}\n"
+    "| literal = reduced/study/literal/aqfl }}"
+)
+
+
+def test_figure_shows_what_has_results(records):
+    link = "![Accuracy by round: AQFL, FedMPQ](figures/both.svg)"
+    assert build(FIGURE, records) == link
+    assert build(FIGURE, {}) == "(figure: not run)"
+
+
 def test_protocol_is_in_words(records):
     assert "30 rounds of 2 local epochs" in build("{{ protocol: reduced }}", records)
 
@@ -90,6 +102,8 @@ def test_protocol_is_in_words(records):
         ("{{ table: x }}", "Unknown table 'x'"),
         ("{{ protocol: x }}", "Unknown preset 'x'"),
         ("{{ mean: reduced/x }}", "no group of runs"),
+        ("{{ figure: name | AQFL = reduced/x }}", "no group of runs"),
+        ("{{ figure: name | AQFL }}", "no group of runs"),
         (f"{{{{ mean: {AQFL} }}}}", "no group of runs"),
     ],
 )
@@ -103,3 +117,20 @@ def test_writes_the_document(tmp_path):
     template.write_text(f"Nothing: {{{{ mean: reduced/{AQFL} }}}}.\n")
     study_document.write_study(tmp_path / "results", template, path)
     assert path.read_text() == "Nothing: not run.\n"
+
+
+def test_writes_the_figures_the_same_for_the_same_results(tmp_path, records):
+    folder = tmp_path / "results" / "reduced"
+    for name, record in records["reduced"].items():
+        path = folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(results.format_record(record))
+    template = tmp_path / "template.md"
+    template.write_text(FIGURE)
+    drawn = []
+    for attempt in ("first", "second"):
+        path = tmp_path / attempt / "study.md"
+        path.parent.mkdir()
+        study_document.write_study(tmp_path / "results", template, path)
+        drawn.append((path.parent / "figures" / "both.svg").read_bytes())
+    assert drawn[0].startswith(b"<?xml") and drawn[0] == drawn[1]

@@ -1,4 +1,4 @@
-"""`docs/study.md`, from a text with placeholders and result files.
+"""`docs/study.md` and its figures, from a text with placeholders and result files.
 
 The text is written by hand (`docs/study.template.md`); its numbers are not. Between
 double braces stands what is to be shown:
@@ -8,8 +8,10 @@ double braces stands what is to be shown:
     {{ protocol: reduced }}            a preset of `cells.PRESETS`, in words
     {{ mean: PRESET/GROUP }}           over seeds, of a group such as table1/.../aqfl
     {{ difference: PRESET/A, PRESET/B }}   A - B, paired by seed
+    {{ figure: NAME | LABEL = PRESET/GROUP | ... }}   accuracy by round, NAME.svg
 
-Accuracy here is the mean over a run's last five rounds, for a single round's swings.
+Accuracy here is the mean over a run's last five rounds, for a single round's swings,
+but in figures, which show every round.
 """
 
 from __future__ import annotations
@@ -23,19 +25,32 @@ from typing import Any, Callable
 import numpy as np
 
 from tff_fedmpq.simulation.files import PathLike, write_atomically
-from tff_fedmpq.simulation.reproduction import cells, document, paper, results, study
+from tff_fedmpq.simulation.reproduction import (
+    cells,
+    document,
+    figures,
+    paper,
+    results,
+    study,
+)
 from tff_fedmpq.simulation.reproduction.document import Records
 from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
 
 RecordsByPreset = Mapping[str, Records]
 
 NUM_LATE_ROUNDS = 5
+FIGURES = "figures"  # The folder beside the study.
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*:\s*(.*?)\s*\}\}", re.DOTALL)
 _PAIR = (paper.SCHEME_TITLES["fedmpq"], paper.SCHEME_TITLES["aqfl"])
 
 
 def write_study(results_dir: PathLike, template: PathLike, path: PathLike) -> None:
-    """Writes the study of the result files in a directory.
+    """Writes the study of the result files in a directory, and its figures.
+
+    Args:
+      results_dir: as the harness wrote it.
+      template: file of the text with placeholders.
+      path: of the study; figures go into the folder `FIGURES` beside it.
 
     Raises:
       ValueError: naming a result file that is damaged, or a placeholder that is not
@@ -45,8 +60,13 @@ def write_study(results_dir: PathLike, template: PathLike, path: PathLike) -> No
     records = {
         preset: results.read_records(results_dir, preset) for preset in cells.PRESETS
     }
-    text = build_study(pathlib.Path(template).read_text(), records)
-    write_atomically(pathlib.Path(path), text.encode())
+    text, path = pathlib.Path(template).read_text(), pathlib.Path(path)
+    write_atomically(path, build_study(text, records).encode())
+    for match in _PLACEHOLDER.finditer(text):
+        kind, argument = match.groups()
+        if kind == "figure" and (curves := _curves(argument, records)):
+            name, _ = _parse_figure(argument)
+            figures.plot_accuracies(curves, path.parent / FIGURES / f"{name}.svg")
 
 
 def build_study(template: str, records: RecordsByPreset) -> str:
@@ -71,13 +91,19 @@ def build_study(template: str, records: RecordsByPreset) -> str:
 
 def late_accuracies(slot: Slot, preset: str, records: Records) -> dict[int, float]:
     """Returns the mean test accuracy of the last rounds in %, by seed."""
-    found = document.find_records(slot, preset, records).values()
     return {
-        record["protocol"]["seed"]: 100
-        * float(
-            np.mean([r["test_accuracy"] for r in record["rounds"][-NUM_LATE_ROUNDS:]])
-        )
-        for record in found
+        seed: float(np.mean(by_round[-NUM_LATE_ROUNDS:]))
+        for seed, by_round in _accuracies_by_round(slot, preset, records).items()
+    }
+
+
+def _accuracies_by_round(
+    slot: Slot, preset: str, records: Records
+) -> dict[int, list[float]]:
+    """Returns the test accuracy after each round in %, by seed, of finished runs."""
+    return {
+        record["protocol"]["seed"]: [100 * r["test_accuracy"] for r in record["rounds"]]
+        for record in document.find_records(slot, preset, records).values()
         if record["finished"]
     }
 
@@ -185,11 +211,43 @@ def _difference(names: str, records: RecordsByPreset) -> str:
 
 def _accuracies_of(name: str, records: RecordsByPreset) -> dict[int, float]:
     """Returns `late_accuracies` of PRESET/GROUP."""
+    slot, preset = _find_group(name)
+    return late_accuracies(slot, preset, records.get(preset, {}))
+
+
+def _find_group(name: str) -> tuple[Slot, str]:
+    """Returns the slot and the preset of PRESET/GROUP."""
     preset, _, group = name.partition("/")
     slots = {s.group: s for g in cells.grids() for s in g.slots.values()}
     if preset not in cells.PRESETS or group not in slots:
         raise ValueError(f"{name!r} is no group of runs; expected PRESET/GROUP.")
-    return late_accuracies(slots[group], preset, records.get(preset, {}))
+    return slots[group], preset
+
+
+def _figure(argument: str, records: RecordsByPreset) -> str:
+    name, _ = _parse_figure(argument)
+    curves = _curves(argument, records)
+    if not curves:
+        return "(figure: not run)"
+    return f"![Accuracy by round: {', '.join(curves)}]({FIGURES}/{name}.svg)"
+
+
+def _curves(argument: str, records: RecordsByPreset) -> dict[str, np.ndarray]:
+    """Returns label -> accuracy in %, float[seeds, rounds], of what has results."""
+    curves = {}
+    for label, group in _parse_figure(argument)[1].items():
+        slot, preset = _find_group(group)
+        by_seed = _accuracies_by_round(slot, preset, records.get(preset, {}))
+        if by_seed:
+            curves[label] = np.array([by_seed[seed] for seed in sorted(by_seed)])
+    return curves
+
+
+def _parse_figure(argument: str) -> tuple[str, dict[str, str]]:
+    """Returns a figure's name, and label -> PRESET/GROUP."""
+    name, *lines = (part.strip() for part in argument.split("|"))
+    labels = dict(line.partition("=")[::2] for line in lines)
+    return name, {label.strip(): group.strip() for label, group in labels.items()}
 
 
 _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
@@ -198,4 +256,5 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "protocol": _protocol,
     "mean": _mean,
     "difference": _difference,
+    "figure": _figure,
 }
