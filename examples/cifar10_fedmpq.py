@@ -8,8 +8,10 @@ Results are in the output directory: result.json, curves.png, metrics.csv, tenso
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from typing import Any
 
 import experiment_flags
 from absl import app, flags, logging
@@ -19,13 +21,22 @@ from tff_fedmpq.simulation import report
 from tff_fedmpq.simulation.experiment import run_experiment
 
 _SCHEME = flags.DEFINE_enum("scheme", "fedmpq", list(ALL_SCHEMES), "What to train.")
-_SEED = flags.DEFINE_integer("seed", None, "Fixes everything random.")
+_SCHEME_OPTIONS = flags.DEFINE_list(
+    "scheme_options",
+    [],
+    "Any other settings of the scheme, as name=value: allocation=pruning_growing,"
+    "error_feedback=false. A wrong name is answered with all there are.",
+)
+_SEED = flags.DEFINE_integer("seed", None, "Fixes everything random. By default 0.")
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Where results and checkpoints go; by default runs/<scheme>."
 )
 _RESUME = flags.DEFINE_bool(
     "resume", False, "Go on with the run in --output_dir; a finished one is not redone."
 )
+
+
+flags.adopt_module_key_flags(experiment_flags)  # So that --help shows them.
 
 
 def main(argv: list[str]) -> int:
@@ -35,9 +46,13 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     output_dir = _OUTPUT_DIR.value or os.path.join("runs", _SCHEME.value)
     try:
+        experiment_flags.check_flags_act_on(_SCHEME.value)
         config = experiment_flags.read_config(
             scheme=_SCHEME.value,
-            scheme_options=experiment_flags.read_fedmpq_options(),
+            scheme_options={
+                **experiment_flags.read_fedmpq_options(),
+                **_parse_options(_SCHEME_OPTIONS.value),
+            },
             seed=_SEED.value,
         )
         result = run_experiment(
@@ -52,6 +67,20 @@ def main(argv: list[str]) -> int:
     print(report.describe_result(result))
     print(f"Results: {os.path.abspath(output_dir)}")
     return 0
+
+
+def _parse_options(options: list[str]) -> dict[str, Any]:
+    """Returns name -> value of "name=value"; a value is JSON, or else a text."""
+    parsed = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"--scheme_options takes name=value; found {option!r}.")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed
 
 
 if __name__ == "__main__":

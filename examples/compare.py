@@ -26,6 +26,9 @@ _OUTPUT_DIR = flags.DEFINE_string(
 )
 
 
+flags.adopt_module_key_flags(experiment_flags)  # So that --help shows them.
+
+
 def main(argv: list[str]) -> int:
     """Runs what the flags say; user errors end in one line."""
     if len(argv) > 1:
@@ -37,7 +40,10 @@ def main(argv: list[str]) -> int:
             _SCHEMES.value,
             [int(seed) for seed in _SEEDS.value],
             _OUTPUT_DIR.value,
-            scheme_options={"fedmpq": experiment_flags.read_fedmpq_options()},
+            scheme_options={
+                scheme: experiment_flags.read_fedmpq_options()
+                for scheme in ("fedmpq", "fedmpq_literal")
+            },
             data_dir=experiment_flags.DATA_DIR.value,
             announce=lambda line: print(line, flush=True),
         )

@@ -12,6 +12,7 @@ from typing import Any  # noqa: E402
 from absl import flags  # noqa: E402
 
 from tff_fedmpq.federated.local_training import DECAYS  # noqa: E402
+from tff_fedmpq.federated.schemes import build_scheme  # noqa: E402
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES  # noqa: E402
 from tff_fedmpq.simulation.config import (  # noqa: E402
     PRESETS,
@@ -20,6 +21,17 @@ from tff_fedmpq.simulation.config import (  # noqa: E402
 )
 from tff_fedmpq.simulation.datasets import LOADERS  # noqa: E402
 from tff_fedmpq.simulation.models import MODEL_DEPTHS  # noqa: E402
+
+_PRESET_CONFIGS = {preset: config_from_preset(preset) for preset in PRESETS}
+
+
+def _with_default(name: str, text: str) -> str:
+    """Returns the help text of a setting, with its value in every preset."""
+    values = {preset: getattr(c, name) for preset, c in _PRESET_CONFIGS.items()}
+    if len(set(values.values())) == 1:
+        return f"{text} By default {next(iter(values.values()))}."
+    return f"{text} By default {', '.join(f'{v} ({p})' for p, v in values.items())}."
+
 
 _PRESET = flags.DEFINE_enum(
     "preset",
@@ -44,9 +56,17 @@ _SETTINGS = {
         "scikit-learn's digits, which need no file.",
     ),
     "alpha": flags.DEFINE_float(
-        "alpha", None, "Of the Dirichlet partition; smaller is more heterogeneous."
+        "alpha",
+        None,
+        _with_default(
+            "alpha", "Of the Dirichlet partition; smaller is more heterogeneous."
+        ),
     ),
-    "num_clients": flags.DEFINE_integer("num_clients", None, "Clients in all."),
+    "num_clients": flags.DEFINE_integer(
+        "num_clients",
+        None,
+        _with_default("num_clients", "Clients in all."),
+    ),
     "budgets": flags.DEFINE_list(
         "budgets",
         None,
@@ -54,12 +74,31 @@ _SETTINGS = {
         "default 20, 30, 30 and 20 % of the clients have 2, 4, 6 and 8 bits.",
     ),
     "clients_per_round": flags.DEFINE_integer(
-        "clients_per_round", None, "Clients that train in a round."
+        "clients_per_round",
+        None,
+        _with_default("clients_per_round", "Clients that train in a round."),
     ),
-    "rounds": flags.DEFINE_integer("rounds", None, "Communication rounds."),
-    "local_epochs": flags.DEFINE_integer("local_epochs", None, "Epochs per round."),
-    "batch_size": flags.DEFINE_integer("batch_size", None, "Of local training."),
-    "model": flags.DEFINE_enum("model", None, sorted(MODEL_DEPTHS), "The network."),
+    "rounds": flags.DEFINE_integer(
+        "rounds",
+        None,
+        _with_default("rounds", "Communication rounds."),
+    ),
+    "local_epochs": flags.DEFINE_integer(
+        "local_epochs",
+        None,
+        _with_default("local_epochs", "Epochs per round."),
+    ),
+    "batch_size": flags.DEFINE_integer(
+        "batch_size",
+        None,
+        _with_default("batch_size", "Of local training."),
+    ),
+    "model": flags.DEFINE_enum(
+        "model",
+        None,
+        sorted(MODEL_DEPTHS),
+        _with_default("model", "The network."),
+    ),
     "validation_examples": flags.DEFINE_integer(
         "validation_examples",
         None,
@@ -67,16 +106,28 @@ _SETTINGS = {
         "choosing settings.",
     ),
     "train_examples": flags.DEFINE_integer(
-        "train_examples", None, "Training images to use, drawn by the seed."
+        "train_examples",
+        None,
+        "Training images to use, drawn by the seed. By default all; 10,000 (quick).",
     ),
     "learning_rate": flags.DEFINE_float(
-        "learning_rate", None, "eta, of codes, at the first round."
+        "learning_rate",
+        None,
+        "eta of quantized kernels at the first round; by default the scheme's own.",
     ),
     "learning_rate_decay": flags.DEFINE_enum(
-        "learning_rate_decay", None, sorted(DECAYS), "Of eta, over the rounds."
+        "learning_rate_decay",
+        None,
+        sorted(DECAYS),
+        "Of eta, over the rounds; by default the scheme's own.",
     ),
     "float_learning_rate": flags.DEFINE_float(
-        "float_learning_rate", None, "Of BatchNorm and biases, or of a float model."
+        "float_learning_rate",
+        None,
+        _with_default(
+            "float_learning_rate",
+            "Of BatchNorm and biases; in the float schemes, of all weights.",
+        ),
     ),
     "float_learning_rate_decay": flags.DEFINE_enum(
         "float_learning_rate_decay",
@@ -84,9 +135,19 @@ _SETTINGS = {
         sorted(DECAYS),
         "Of float_learning_rate, over the rounds.",
     ),
-    "momentum": flags.DEFINE_float("momentum", None, "Of local SGD."),
-    "weight_decay": flags.DEFINE_float("weight_decay", None, "Of local SGD."),
-    "augment": flags.DEFINE_bool("augment", None, "Random crops and flips."),
+    "momentum": flags.DEFINE_float(
+        "momentum",
+        None,
+        _with_default("momentum", "Of local SGD."),
+    ),
+    "weight_decay": flags.DEFINE_float(
+        "weight_decay",
+        None,
+        _with_default("weight_decay", "Of local SGD."),
+    ),
+    "augment": flags.DEFINE_bool(
+        "augment", None, "Random crops and flips; on by default."
+    ),
     "compute": flags.DEFINE_enum(
         "compute",
         None,
@@ -97,10 +158,12 @@ _SETTINGS = {
 }
 _FEDMPQ_OPTIONS = {
     "lasso": flags.DEFINE_float(
-        "lasso", None, "FedMPQ: lambda of the group Lasso; 0 is off."
+        "lasso", None, "FedMPQ: lambda of the group Lasso; 0 is off. By default 0.01."
     ),
     "pruning_threshold": flags.DEFINE_float(
-        "epsilon", None, "FedMPQ: density up to which a top bit plane is pruned."
+        "epsilon",
+        None,
+        "FedMPQ: density up to which a top bit plane is pruned. By default 0.03.",
     ),
 }
 
@@ -123,3 +186,20 @@ def read_fedmpq_options() -> dict[str, Any]:
     """Returns the options of FedMPQ that were given."""
     values = {name: flag.value for name, flag in _FEDMPQ_OPTIONS.items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def check_flags_act_on(scheme: str) -> None:
+    """Checks that no flag was given that a scheme has no use for.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    if "fedmpq" not in scheme and read_fedmpq_options():
+        raise ValueError(f"--lasso and --epsilon are FedMPQ's; {scheme} has neither.")
+    if build_scheme(scheme, {}).weights is None:
+        for name in ("learning_rate", "learning_rate_decay"):
+            if _SETTINGS[name].value is not None:
+                raise ValueError(
+                    f"--{name} is of quantized kernels, and {scheme} has none: "
+                    f"--float_{name} is that of all its weights."
+                )

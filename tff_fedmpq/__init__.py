@@ -4,10 +4,10 @@
 
     tff_fedmpq.quantize_model(model, bit_width=4)     quantized Keras layers
     tff_fedmpq.summary(model)                         bits and bytes per layer
-    tff_fedmpq.prune_and_grow(...)                    bit-widths for a budget
+    tff_fedmpq.prune_and_grow(...)                    bit-widths for a budget (Alg. 2)
     tff_fedmpq.build_fedmpq(model_fn, budgets, data)  the federated process
 
-Layers of the package, each using only those before it: `quantization`, `keras`,
+Subpackages, each using only those before it: `quantization`, `keras`,
 `allocation`, `federated`, `simulation`. The last two need TensorFlow Federated. Names
 here are imported when they are first used, so the others work without it.
 """

@@ -57,6 +57,19 @@ def test_all_examples_are_read_of_a_set_of_unknown_size(problem):
     np.testing.assert_array_equal(read_labels, labels[labels > 0])
 
 
+def test_labels_of_one_number_become_scalars(make_dataset, problem):
+    """As `tf.keras.datasets` has them: an array [n, 1]."""
+    images, labels = problem.make_examples(5, 0)
+    _, read = read_all_examples(make_dataset(images, labels[:, np.newaxis]))
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_one_hot_labels_are_refused(make_dataset, problem):
+    images, labels = problem.make_examples(5, 0)
+    with pytest.raises(ValueError, match=r"class numbers.*\(4,\).*argmax"):
+        read_all_examples(make_dataset(images, np.eye(4)[labels]))
+
+
 @pytest.mark.parametrize(
     "structure",
     [

@@ -10,9 +10,13 @@ from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.scheme import weigh_by_examples
 from tff_fedmpq.federated.uplink import ModelChangeUplink
-from tff_fedmpq.keras import quantized_kernels
+from tff_fedmpq.keras import IntegerSGD, QuantDense, quantized_kernels
 from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
-from tff_fedmpq.quantization.scales import least_squares_scale, max_scale
+from tff_fedmpq.quantization.scales import (
+    get_scale_rule,
+    least_squares_scale,
+    max_scale,
+)
 
 
 def test_defaults_are_the_papers_but_for_how_codes_learn():
@@ -31,6 +35,16 @@ def test_defaults_are_the_papers_but_for_how_codes_learn():
     assert scheme.weights.representation is SIGN_MAGNITUDE
     assert scheme.weights.scale_rule is least_squares_scale
     assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 40
+
+
+def test_keras_pieces_have_the_defaults_of_fedmpqs_clients():
+    scheme, alone = fedmpq_scheme(), IntegerSGD().get_config()
+    of_clients = scheme.training.build_optimizer().get_config()
+    del alone["weight_decay"], of_clients["weight_decay"]  # Keras's own is none.
+    assert alone == of_clients
+    layer = QuantDense(3)
+    assert layer.representation == scheme.weights.representation.name
+    assert get_scale_rule(layer.scale_rule) is scheme.weights.scale_rule
 
 
 def test_options_reach_the_scheme():
@@ -104,6 +118,9 @@ def test_the_literal_algorithm_can_be_named():
         ({"allocation": "random"}, ValueError),
         ({"aggregation_weight": "age"}, ValueError),
         ({"epochs": 0}, ValueError),
+        ({"learning_rate": -0.1}, ValueError),
+        ({"float_learning_rate": float("nan")}, ValueError),
+        ({"weight_decay": -1e-4}, ValueError),
         ({"pruning_threshold": 2}, ValueError),
         ({"no_such_option": 1}, TypeError),
     ],

@@ -190,6 +190,8 @@ def test_an_unknown_scheme_is_refused_with_those_that_exist(name):
         {"saturate": False},
         {"scale_rule": "max"},
         {"code_update": "straight_through"},
+        {"learning_rate": 0.01},
+        {"learning_rate_decay": "none"},
         {"bit_width": 4},
     ],
     ids=str,

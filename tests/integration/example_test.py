@@ -65,6 +65,16 @@ def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
     assert _load(killed) == _load(whole)
 
 
+@pytest.mark.slow
+def test_help_lists_the_settings_of_a_run_and_their_defaults(tmp_path):
+    help_text = subprocess.run(
+        [*_EXAMPLE, "--help"], capture_output=True, text=True, cwd=tmp_path
+    ).stdout
+    for flag in ("--alpha", "--budgets", "--scheme_options", "--resume"):
+        assert flag in help_text
+    assert "By default 50 (paper), 8 (quick)" in " ".join(help_text.split())
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -73,6 +83,10 @@ def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
         (["--alpha=0"], "alpha has to be above 0"),
         (["--clients_per_round=20"], "at most the number of clients"),
         (["--dataset=cifar10", "--data_dir=/nowhere"], "/nowhere"),
+        (["--scheme=aqfl", "--lasso=0.1"], "aqfl has neither"),
+        (["--scheme=fedavg", "--learning_rate=0.01"], "--float_learning_rate"),
+        (["--scheme_options=scale_rule"], "name=value"),
+        (["--scheme_options=scale=max"], "scale_rule"),
     ],
 )
 @pytest.mark.slow

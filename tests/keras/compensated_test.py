@@ -29,7 +29,7 @@ def make_kernel(bit_width, shape=SHAPE):
 def distance_from_sgd(optimizer_class, momentum, num_steps):
     """Codes after noisy steps minus where unrounded SGD is, in units."""
     kernel = make_kernel(BIT_WIDTH)
-    optimizer = optimizer_class(0.3, momentum=momentum)
+    optimizer = optimizer_class(0.3, momentum=momentum, learning_rate_unit="code")
     optimizer.build([kernel.codes])
     step = tf.function(lambda g: optimizer.apply_gradients([(g, kernel.codes)]))
     gain = float(optimizer.learning_rate) * oracle.step_gain(BIT_WIDTH)
@@ -63,7 +63,7 @@ def test_codes_stay_within_two_units_of_sgd(momentum):
 def test_what_rounding_added_is_what_the_momentum_takes_back(bit_width):
     """The buffer's coming steps, eta K v (mu + mu^2 + ...), undo the error."""
     kernel = make_kernel(bit_width, (30, 20))
-    optimizer = CompensatedSGD(0.3, momentum=0.8)
+    optimizer = CompensatedSGD(0.3, momentum=0.8, learning_rate_unit="code")
     optimizer.build([kernel.codes])
     gain = 0.3 * float(oracle.step_gain(bit_width))
     gradient = np.full([30, 20], 0.3 / gain, np.float32)  # 0.3 units: nothing clips.
@@ -78,7 +78,7 @@ def test_what_rounding_added_is_what_the_momentum_takes_back(bit_width):
 
 def test_codes_stay_in_range_and_forget_what_was_clipped():
     kernel = make_kernel(2, (30, 20))
-    optimizer = CompensatedSGD(0.3, momentum=0.8)
+    optimizer = CompensatedSGD(0.3, momentum=0.8, learning_rate_unit="code")
     optimizer.build([kernel.codes])
     shape = tuple(kernel.codes.shape)
     for gradient in (np.full(shape, 100.0), np.full(shape, -100.0)):
@@ -98,7 +98,7 @@ def test_codes_stay_in_range_and_forget_what_was_clipped():
 
 def test_no_gradient_no_step():
     kernel = make_kernel(4)
-    optimizer = CompensatedSGD(1.0)
+    optimizer = CompensatedSGD(1.0, learning_rate_unit="code")
     optimizer.apply_gradients([(tf.zeros(SHAPE), kernel.codes)])
     np.testing.assert_array_equal(kernel.codes, np.full(SHAPE, 8))
     np.testing.assert_array_equal(optimizer.velocities[0], np.zeros(SHAPE))
@@ -107,7 +107,7 @@ def test_no_gradient_no_step():
 def test_a_rate_of_zero_moves_nothing():
     """As in the last round of a rate that falls to zero."""
     kernel = make_kernel(4)
-    optimizer = CompensatedSGD(0.0)
+    optimizer = CompensatedSGD(0.0, learning_rate_unit="code")
     optimizer.apply_gradients([(tf.ones(SHAPE), kernel.codes)])
     np.testing.assert_array_equal(kernel.codes, np.full(SHAPE, 8))
     assert np.all(np.isfinite(optimizer.velocities[0]))

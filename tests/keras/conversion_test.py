@@ -272,7 +272,9 @@ def test_eight_bits_predict_nearly_as_float(build):
 def test_kernels_are_the_nearest_levels(build, bit_width, representation):
     """Within half a step; the largest weight of offset binary lacks that level."""
     model = make(build)
-    quantized = quantize_model(model, bit_width, representation=representation)
+    quantized = quantize_model(
+        model, bit_width, representation=representation, scale_rule="max"
+    )
     for kernel, weight in zip(
         quantized_kernels(quantized),
         [v for v in model.trainable_variables if "kernel" in v.name],

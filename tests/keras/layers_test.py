@@ -231,7 +231,9 @@ class QuantizedLayerBase:
     def test_initial_codes_describe_what_the_initializer_gave(
         self, representation, bit_width
     ):
-        layer = self.make(bit_width=bit_width, representation=representation)
+        layer = self.make(
+            bit_width=bit_width, representation=representation, scale_rule="max"
+        )
         weights = self.make_stock().get_weights()[0]
         expected = ORACLES[representation]
         scale = 2 * np.max(np.abs(weights))

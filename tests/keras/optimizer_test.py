@@ -6,6 +6,8 @@ of the rounding is pinned by replacing TensorFlow's generator.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,6 +24,9 @@ both_updates = pytest.mark.parametrize(
     "code_update", ["integer", "stochastic_rounding"]
 )
 every_bit_width = pytest.mark.parametrize("bit_width", BIT_WIDTHS)
+
+# Eq. 6-10 as printed: eta is a rate of codes.
+code_sgd = functools.partial(IntegerSGD, learning_rate_unit="code")
 
 
 def make_kernel(bit_width, shape=(20, 15), seed=0, **kwargs):
@@ -67,7 +72,7 @@ def test_codes_follow_the_oracle(monkeypatch, representation, weight_decay, bit_
     gradients = gradients_for(bit_width, shape, num_steps=3)
     uniform = np.random.default_rng(2).random(size=[3, *shape]).astype(np.float32)
     pin_randomness(monkeypatch, uniform)
-    optimizer = IntegerSGD(0.7, momentum=0.9, weight_decay=weight_decay)
+    optimizer = code_sgd(0.7, momentum=0.9, weight_decay=weight_decay)
 
     codes = kernel.codes.numpy().astype(np.int64)
     delta = float(kernel.scale) / (2**bit_width - 1)
@@ -94,7 +99,7 @@ def test_stochastic_rounding_is_plain_sgd(monkeypatch, bit_width):
     (gradient,) = gradients_for(bit_width, shape, num_steps=1)
     (uniform,) = np.random.default_rng(2).random(size=[1, *shape]).astype(np.float32)
     pin_randomness(monkeypatch, [uniform])
-    optimizer = IntegerSGD(0.5, code_update="stochastic_rounding")
+    optimizer = code_sgd(0.5, code_update="stochastic_rounding")
     largest = 2**bit_width - 1
     position = uniform - 0.5 * oracle.step_gain(bit_width) * gradient.astype(np.float64)
     clear = np.abs(position - np.round(position)) > 1e-3
@@ -109,7 +114,7 @@ def test_rounding_is_unbiased(code_update):
     """A step of 21/64 units is done by 21/64 of the codes, to five sigma."""
     kernel = make_kernel(3, shape=(100, 100))
     kernel.codes.assign(tf.fill([100, 100], tf.constant(4, tf.uint8)))
-    optimizer = IntegerSGD(1.0, code_update=code_update)
+    optimizer = code_sgd(1.0, code_update=code_update)
     optimizer.apply_gradients([(tf.fill([100, 100], 1 / 64), kernel.codes)])
     values, counts = np.unique(kernel.codes.numpy(), return_counts=True)
     np.testing.assert_array_equal(values, [3, 4])
@@ -121,7 +126,7 @@ def test_rounding_is_unbiased(code_update):
 @every_bit_width
 def test_codes_stay_in_range(code_update, bit_width):
     kernel = make_kernel(bit_width)
-    optimizer = IntegerSGD(1.0, code_update=code_update, momentum=0.5)
+    optimizer = code_sgd(1.0, code_update=code_update, momentum=0.5)
     shape = tuple(kernel.codes.shape)
     for gradient in 100 * gradients_for(bit_width, shape, num_steps=2):
         optimizer.apply_gradients([(tf.constant(gradient), kernel.codes)])
@@ -131,7 +136,7 @@ def test_codes_stay_in_range(code_update, bit_width):
         optimizer.apply_gradients([(tf.fill(shape, size), kernel.codes)])
         assert np.max(kernel.codes) <= 2**bit_width - 1
     # Nowhere but at the ends, and not around the other way.
-    optimizer = IntegerSGD(1.0, code_update=code_update, momentum=0.0)
+    optimizer = code_sgd(1.0, code_update=code_update, momentum=0.0)
     optimizer.apply_gradients([(tf.fill(shape, 1e6), kernel.codes)])
     np.testing.assert_array_equal(kernel.codes, np.zeros(shape))
     optimizer.apply_gradients([(tf.fill(shape, -1e6), kernel.codes)])
@@ -142,7 +147,7 @@ def test_codes_stay_in_range(code_update, bit_width):
 def test_no_gradient_no_step(code_update):
     kernel = make_kernel(8)
     before = kernel.codes.numpy()
-    optimizer = IntegerSGD(1.0, code_update=code_update)
+    optimizer = code_sgd(1.0, code_update=code_update)
     optimizer.apply_gradients([(tf.zeros(kernel.codes.shape), kernel.codes)])
     np.testing.assert_array_equal(kernel.codes, before)
 
@@ -150,7 +155,7 @@ def test_no_gradient_no_step(code_update):
 def test_scale_and_bit_width_are_left_alone():
     kernel = make_kernel(5)
     scale = kernel.scale.numpy()
-    optimizer = IntegerSGD(1.0, weight_decay=0.1)
+    optimizer = code_sgd(1.0, weight_decay=0.1)
     optimizer.apply_gradients([(tf.ones(kernel.codes.shape), kernel.codes)])
     assert kernel.scale.numpy() == scale
     assert kernel.bit_width.numpy() == 5
@@ -158,7 +163,7 @@ def test_scale_and_bit_width_are_left_alone():
 
 def test_one_trace_serves_every_bit_width_and_learning_rate():
     kernel = make_kernel(8)
-    optimizer = IntegerSGD(1.0, momentum=0.0)
+    optimizer = code_sgd(1.0, momentum=0.0)
     optimizer.build([kernel.codes])
     step = tf.function(lambda g: optimizer.apply_gradients([(g, kernel.codes)]))
     ones = tf.ones(kernel.codes.shape)
@@ -184,7 +189,7 @@ def codes_after(seed, num_steps=2):
         kernel.codes.assign(tf.fill(kernel.codes.shape, tf.constant(8, tf.uint8)))
     # K = 85: a step of 85/128 of a unit.
     gradient = tf.fill(kernels[0].codes.shape, 1 / 128)
-    optimizer = IntegerSGD(1.0, momentum=0.0, seed=seed)
+    optimizer = code_sgd(1.0, momentum=0.0, seed=seed)
     history = []
     for _ in range(num_steps):
         optimizer.apply_gradients([(gradient, kernel.codes) for kernel in kernels])
@@ -198,7 +203,7 @@ def test_few_bits_learn_slower(bit_width, slower):
 
     def codes_of(learning_rate, **kwargs):
         kernel = make_kernel(bit_width)
-        optimizer = IntegerSGD(learning_rate, momentum=0.0, **kwargs)
+        optimizer = code_sgd(learning_rate, momentum=0.0, **kwargs)
         gradients = gradients_for(bit_width, tuple(kernel.codes.shape), 2)
         for gradient in gradients:
             optimizer.apply_gradients([(tf.constant(gradient), kernel.codes)])
@@ -219,7 +224,7 @@ def test_a_rate_of_weights_moves_weights_alike(bit_width, scale):
     kernel.codes.assign(tf.fill(kernel.codes.shape, middle))
     delta = scale / (2**bit_width - 1)
     gradient = 0.4 * delta  # Of weights, at eta 1: 0.4 units.
-    optimizer = IntegerSGD(
+    optimizer = code_sgd(
         1.0,
         momentum=0.0,
         code_update="stochastic_rounding",
@@ -262,7 +267,7 @@ def test_seed_can_be_set_between_steps():
     results = []
     for seed in ([1, 2], [1, 2], [1, 3]):
         kernel = make_kernel(4)
-        optimizer = IntegerSGD(1.0)
+        optimizer = code_sgd(1.0)
         optimizer.build([kernel.codes])
         optimizer.rounding_seed.assign(seed)
         gradient = tf.fill(kernel.codes.shape, 1 / 128)
@@ -326,7 +331,7 @@ def test_codes_and_float_variables_together():
     """Each has its own momentum, whatever the order."""
     kernel, bias = make_kernel(1, shape=(2, 3)), tf.Variable([1.0, 2.0])
     kernel.codes.assign(tf.ones([2, 3], tf.uint8))
-    optimizer = IntegerSGD(1.0, float_learning_rate=0.5, momentum=0.5)
+    optimizer = code_sgd(1.0, float_learning_rate=0.5, momentum=0.5)
     for gradient in (1.0, 0.0):
         optimizer.apply_gradients(
             [(tf.fill([2], gradient), bias), (tf.fill([2, 3], gradient), kernel.codes)]
@@ -378,7 +383,7 @@ def test_weight_decay_is_not_decoupled_as_well():
 
 def test_learning_rate_schedule():
     schedule = tf.keras.optimizers.schedules.PiecewiseConstantDecay([0], [4.0, 0.0])
-    optimizer = IntegerSGD(schedule, momentum=0.0)
+    optimizer = code_sgd(schedule, momentum=0.0)
     kernel = make_kernel(2)
     gradient = tf.ones(kernel.codes.shape)
     optimizer.apply_gradients([(gradient, kernel.codes)])
@@ -438,7 +443,7 @@ def make_classifier(bit_width, code_update):
         ]
     )
     model.compile(
-        IntegerSGD(1.0, 0.05, momentum=0.5, code_update=code_update),
+        code_sgd(1.0, 0.05, momentum=0.5, code_update=code_update),
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )

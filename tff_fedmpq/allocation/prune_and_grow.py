@@ -109,8 +109,8 @@ def prune_and_grow_graph(
     # Whole bits: the average exceeds the budget when the sum exceeds the floor of their
     # product, and falls short of it when it falls short of the ceiling.
     total = check_budgets(budgets) * sizes.sum()
-    ceiling = np.floor(total).astype(np.int64)
-    target = np.ceil(total).astype(np.int64) if literal else ceiling
+    capacity = np.floor(total).astype(np.int64)
+    target = np.ceil(total).astype(np.int64) if literal else capacity
 
     importance = sizes * (tf.cast(bit_reductions, tf.int64) + 1)
     order = tf.argsort(importance, axis=1, direction="DESCENDING", stable=True)
@@ -119,7 +119,7 @@ def prune_and_grow_graph(
     widths = tf.unstack(tf.gather(widths, order, batch_dims=1), axis=1)
     ordered_sizes = tf.unstack(tf.gather(sizes, order), axis=1)
 
-    widths = _prune(widths, ordered_sizes, ceiling)
+    widths = _prune(widths, ordered_sizes, capacity)
     widths = _grow(widths, ordered_sizes, target, literal)
     fitted = tf.gather(
         tf.stack(widths, axis=1), tf.argsort(order, axis=1), batch_dims=1

@@ -1,15 +1,21 @@
 """Bits where they remove the most quantization error: marginal analysis (Fox, 1966).
 
 A layer of ``M_l`` weights at ``b`` bits loses the part ``D(b)`` of its weights' energy
-to quantization. BatchNorm makes a network blind to a layer's scale, so what reaches the
-output is about the sum of these parts over layers, whatever their sizes, while a bit
-costs ``M_l``. The best bit-widths
+to quantization. Under BatchNorm, which follows every layer of a ResNet but the last, a
+network's output does not depend on a layer's scale; so we take the sum of these parts
+over layers, whatever their sizes, as the measure of what reaches the output (a
+heuristic), while a bit costs ``M_l``. To
 
     minimise  sum_l D(b_l) / (db_l + 1)   subject to   sum_l M_l b_l <= v_n sum_l M_l
 
-come of giving a bit where ``(D(b) - D(b + 1)) / (M_l (db_l + 1))`` is greatest, over
-and over, for D is convex. ``db_l``, the bits that the client's training took off the
-layer, is weighed as Algorithm 2 weighs it: a layer found to need fewer bits pays first.
+a bit is given where ``(D(b) - D(b + 1)) / (M_l (db_l + 1))`` is greatest, over and
+over. As D is convex, that is the optimum for what has been spent until the first bit
+that does not fit; such bits are passed over, and what is left goes to layers where it
+does: greedy, and near the optimum where no layer holds most of the weights. ``db_l``,
+the bits that the client's training took off the layer, is weighed as Algorithm 2
+weighs it: a layer found to need fewer bits pays first. Where nothing is taken off, the
+bit-widths are a function of layer sizes and budget alone.
+
 Since D falls by nearly four a bit, a layer four times as large has about one bit less;
 Algorithm 2 gives it up to seven less.
 
@@ -55,7 +61,7 @@ def gaussian_distortions() -> np.ndarray:
 def minimize_distortion_graph(
     bit_reductions: tf.Tensor, layer_sizes: np.ndarray, budgets: np.ndarray
 ) -> tf.Tensor:
-    """Returns each client's bit-widths of least distortion, int32[N, L] from 1 to 8.
+    """Returns each client's bit-widths by the greedy rule, int32[N, L] from 1 to 8.
 
     The total ``sum(m * b)`` is at most ``floor(budget * sum(m))``, and no layer below 8
     bits could gain one more: a bit that does not fit is passed over.

@@ -107,10 +107,11 @@ def read_all_examples(dataset: tf.data.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
       dataset: of pairs (x, y), or of mappings with the keys "x" and "y".
 
     Returns:
-      x of shape [n, ...] and y of shape [n]; n may be 0.
+      x of shape [n, ...] and y, class numbers, of shape [n]; n may be 0. Labels of
+      shape [1], as `tf.keras.datasets` has them, become scalars.
 
     Raises:
-      ValueError: if elements have another structure.
+      ValueError: if elements have another structure, or a label is no single number.
     """
     spec = dataset.element_spec
     if isinstance(spec, Mapping) and set(spec) == {"x", "y"}:
@@ -120,6 +121,15 @@ def read_all_examples(dataset: tf.data.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
             "Client data has to hold pairs (x, y), or mappings of 'x' and 'y'; found "
             f"elements {spec}. Bring them into that form with "
             "`client_data.preprocess(lambda dataset: dataset.map(...))`."
+        )
+
+    label_shape = dataset.element_spec[1].shape
+    if label_shape.rank and label_shape.num_elements() == 1:
+        dataset = dataset.map(lambda x, y: (x, tf.reshape(y, [])))
+    elif label_shape.rank:
+        raise ValueError(
+            "Labels have to be class numbers; found labels of shape "
+            f"{label_shape}. One-hot labels become class numbers by tf.argmax."
         )
 
     def nothing(element: tf.TensorSpec) -> tf.Tensor:

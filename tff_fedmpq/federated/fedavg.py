@@ -23,6 +23,8 @@ from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
 _OPTIONS_OF_CODES = {
     "code_update",
     "low_bit_damping",
+    "learning_rate",
+    "learning_rate_decay",
     "learning_rate_unit",
     "pruning_threshold",
     "saturate",
@@ -64,7 +66,10 @@ def float_scheme(
     """
     of_codes = sorted(_OPTIONS_OF_CODES & set(training))
     if of_codes:
-        raise TypeError(f"{name} trains float weights and has no {of_codes}")
+        raise TypeError(
+            f"{name} trains float weights, at float_learning_rate, and has no "
+            f"{of_codes}"
+        )
     return Scheme(
         name=name,
         weights=None,

@@ -72,19 +72,24 @@ class LocalTrainingConfig:
     Attributes:
       epochs: passes over the client's examples per round, the paper's tau.
       batch_size: examples per step; the last step of an epoch may have fewer.
-      learning_rate: eta, of codes.
-      float_learning_rate: of the float rest; of all weights in a float model.
+      learning_rate: eta, of quantized kernels, in the unit `learning_rate_unit`.
+      float_learning_rate: of all that is not quantized (BatchNorm, biases); of all
+        weights in a float model.
       momentum: of SGD.
       weight_decay: L2 coefficient.
       code_update: how codes are trained: name in `OPTIMIZERS`.
       low_bit_damping: by how much codes of few bits learn slower (`IntegerSGD`).
-      learning_rate_unit: whether eta is a rate of codes or of weights (`IntegerSGD`).
+      learning_rate_unit: what eta is a rate of, "weight" or "code" (`IntegerSGD`).
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
       saturate: whether pruning saturates (see `bit_planes.prune_msb`).
       learning_rate_decay: name in `DECAYS` of how eta falls; rounding at random makes
         noise that a constant rate never loses. Without `rounds` it cannot fall.
       float_learning_rate_decay: the same, of `float_learning_rate`.
-      rounds: of the whole run, over which rates fall; None keeps them.
+      rounds: of the whole run, over which rates fall; None keeps them. In rounds
+        after that, a rate that falls stays at 0: kernels no longer learn.
+
+    Raises:
+      ValueError: naming a setting that is out of range or unknown.
     """
 
     epochs: int = 5
@@ -107,6 +112,14 @@ class LocalTrainingConfig:
             raise ValueError(
                 "epochs and batch_size have to be at least 1, found "
                 f"{self.epochs} and {self.batch_size}."
+            )
+        for name in ("learning_rate", "float_learning_rate"):
+            rate = getattr(self, name)
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(f"{name} has to be 0 or more, found {rate!r}.")
+        if not self.weight_decay >= 0:
+            raise ValueError(
+                f"weight_decay has to be 0 or more, found {self.weight_decay!r}."
             )
         lookup(self.code_update, OPTIMIZERS, "code_update")
         check_learning_rate_unit(self.learning_rate_unit)

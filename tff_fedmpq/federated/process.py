@@ -146,7 +146,7 @@ def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
     """Returns the function that builds the processes of one scheme.
 
     It takes the arguments of `build_process`, and in the place of a `Scheme` those of
-    the scheme's function, by keyword.
+    the scheme's function, by keyword. Its docstring ends with that function's.
     """
     parameters = inspect.signature(build_process).parameters.values()
     of_process = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -168,6 +168,13 @@ def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
             on_step, seed), and those of the scheme's function, among them epochs,
             batch_size, learning rates, and the rounds over which they fall
             (`LocalTrainingConfig`).
+
+        Returns:
+          The process, as `build_process` describes it.
+
+        Raises:
+          TypeError: for an option that neither of them has.
+          ValueError: for a setting out of range, or clients without data.
         """
         of_scheme = {k: v for k, v in options.items() if k not in of_process}
         process_options = {k: v for k, v in options.items() if k in of_process}
@@ -176,6 +183,9 @@ def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
         return build_process(model_fn, budgets, client_data, scheme, **process_options)
 
     build.__name__ = f"build_{scheme_fn.__name__.replace('_scheme', '')}"
+    scheme_doc = f"The scheme's function, {scheme_fn.__name__}:"
+    documents = (inspect.getdoc(build), scheme_doc, inspect.getdoc(scheme_fn))
+    build.__doc__ = "\n\n".join(text for text in documents if text)
     return build
 
 

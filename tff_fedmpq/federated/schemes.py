@@ -54,8 +54,8 @@ def build_scheme(name: str, options: Mapping[str, Any]) -> Scheme:
         raise ValueError(
             f"Scheme {name} does not take these options ({error}). Options of local "
             f"training: {_field_names(LocalTrainingConfig)}, of which code_update, "
-            "low_bit_damping, learning_rate_unit, pruning_threshold and saturate are "
-            "for quantized schemes; of "
+            "learning_rate (its decay and unit too), low_bit_damping, "
+            "pruning_threshold and saturate are for quantized schemes; of "
             f"{name}: {_option_names(ALL_SCHEMES[name])}."
         ) from error
 

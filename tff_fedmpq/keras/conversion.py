@@ -40,7 +40,7 @@ def quantize_model(
     activation_bits: int | None = None,
     *,
     representation: str = representation_lib.SIGN_MAGNITUDE.name,
-    scale_rule: str = "max",
+    scale_rule: str = "least_squares",
     lasso: float = 0.0,
     dtype_policy: str | None = None,
     copy_weights: bool = True,

@@ -104,7 +104,7 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         bit_width: int | None = representation_lib.MAX_BIT_WIDTH,
         activation_bits: int | None = None,
         representation: str = representation_lib.SIGN_MAGNITUDE.name,
-        scale_rule: str = "max",
+        scale_rule: str = "least_squares",
         lasso: float = 0.0,
         **kwargs: Any,
     ):

@@ -68,7 +68,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
     optimizer serves a model without quantized layers too.
 
     Args:
-      learning_rate: eta, of the codes.
+      learning_rate: eta, of quantized kernels, in the unit `learning_rate_unit`.
       float_learning_rate: of every other variable.
       momentum: mu, from 0 (none) to below 1.
       weight_decay: coefficient of the L2 decay that is added to the gradient.
@@ -86,13 +86,13 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: float = 0.3,
+        learning_rate: float = 0.1,
         float_learning_rate: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         code_update: str = "integer",
         low_bit_damping: float = 0.0,
-        learning_rate_unit: str = "code",
+        learning_rate_unit: str = "weight",
         seed: int = 0,
         name: str = "IntegerSGD",
         **kwargs: Any,
@@ -263,11 +263,11 @@ class CompensatedSGD(IntegerSGD):
     some 1 / (1 - mu) steps: with little momentum at once, and codes of few bits dither.
 
     Args:
-      learning_rate: eta, of the codes.
+      learning_rate: eta, as of `IntegerSGD`.
       **kwargs: of `IntegerSGD`; `momentum` above 0, `code_update` is not used.
     """
 
-    def __init__(self, learning_rate: float = 0.3, **kwargs: Any):
+    def __init__(self, learning_rate: float = 0.1, **kwargs: Any):
         super().__init__(learning_rate, **{"name": "CompensatedSGD", **kwargs})
         check_can_compensate(self.momentum)
 

@@ -37,7 +37,7 @@ def step_gain(bit_width: tf.Tensor) -> tf.Tensor:
 
 
 def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
-    """Returns ``sign(x) 2**round(log2 |x|)``, and 0 for 0 and subnormals.
+    """Returns ``sign(x) 2**round(log2 |x|)``; 0 for 0 and subnormals, inf for NaN.
 
     ``round(log2 x) = floor(log2(x sqrt 2))``, and the floor of a float's logarithm is
     its exponent: clearing the mantissa is exact, and quicker than log and pow.

@@ -41,10 +41,11 @@ class ExperimentConfig:
       rounds: communication rounds.
       local_epochs: tau.
       batch_size: of local training.
-      learning_rate: eta, of integer codes; None = the scheme's own.
+      learning_rate: eta, of quantized kernels, in the unit that the scheme option
+        `learning_rate_unit` names; None = the scheme's own. Float models have none.
       learning_rate_decay: "none", or "cosine": eta falls to zero over the rounds; None
         = the scheme's own.
-      float_learning_rate: of the float rest, or of a float model.
+      float_learning_rate: of BatchNorm and biases; in a float model, of all weights.
       float_learning_rate_decay: the same of it; the paper's does not fall.
       momentum: of local SGD.
       weight_decay: of local SGD.

@@ -317,8 +317,6 @@ def build_config_scheme(config: ExperimentConfig) -> Scheme:
     options = {
         "epochs": config.local_epochs,
         "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "learning_rate_decay": config.learning_rate_decay,
         "float_learning_rate": config.float_learning_rate,
         "float_learning_rate_decay": config.float_learning_rate_decay,
         "rounds": config.rounds,
@@ -326,6 +324,9 @@ def build_config_scheme(config: ExperimentConfig) -> Scheme:
         "weight_decay": config.weight_decay,
         **config.scheme_options,
     }
+    if build_scheme(config.scheme, {}).weights is not None:
+        options["learning_rate"] = config.learning_rate
+        options["learning_rate_decay"] = config.learning_rate_decay
     scheme = build_scheme(config.scheme, options)
     scheme.effective_budgets(config.budgets)  # Whether it can serve them.
     return scheme

@@ -8,5 +8,6 @@ results.py           the small result file of a cell, which is committed
 runner.py            runs cells, one after the other, over many days
 document.py          docs/reproduction.md, from result files alone
 study_document.py    docs/study.md, from a text with placeholders and result files
+figures.py           its figures
 deviations.py        where our runs differ from the paper's
 """
