@@ -70,7 +70,7 @@ def test_help_lists_the_settings_of_a_run_and_their_defaults(tmp_path):
     help_text = subprocess.run(
         [*_EXAMPLE, "--help"], capture_output=True, text=True, cwd=tmp_path
     ).stdout
-    for flag in ("--alpha", "--budgets", "--scheme_options", "--resume"):
+    for flag in ("--alpha", "--budgets", "--scheme_options", "--seed"):
         assert flag in help_text
     assert "By default 50 (paper), 8 (quick)" in " ".join(help_text.split())
 

@@ -33,8 +33,8 @@ DEVIATIONS = (
     ),
     Deviation(
         "Scales have the least squared error instead of s = 2 max|W|.",
-        "At 1 and 2 bits the largest weight is a poor guide. With these scales the top "
-        "plane's density stays far above epsilon = 0.03, so MSB pruning hardly fires.",
+        "At 1 and 2 bits the largest weight is a poor guide. With these scales top "
+        "planes are rarely below epsilon = 0.03: MSB pruning fires in few rounds.",
         '`quantization/scales.py`; `scale_rule="max"`',
     ),
     Deviation(
@@ -45,7 +45,9 @@ DEVIATIONS = (
     ),
     Deviation(
         "FedMPQ spends budgets where a bit removes the most quantization error for its "
-        "price, instead of by Algorithm 2.",
+        "price, instead of by Algorithm 2. Bit-widths then follow from layer sizes and "
+        "budgets, and from the bits that MSB pruning took off; a client has uniform "
+        "bits until its first round.",
         "Algorithm 2 gives small layers up to 8 bits, and leaves large ones 1 on "
         "devices of few bits: docs/study.md, question 6.",
         '`allocation/rate_distortion.py`; `allocation="pruning_growing"`',
@@ -58,7 +60,7 @@ DEVIATIONS = (
         '`allocation/prune_and_grow.py`; `allocation="literal_pruning_growing"`',
     ),
     Deviation(
-        "eta, of codes, is a rate of weights that falls from 0.1 to 0 along half a "
+        "eta, of quantized kernels, is a rate of weights that falls from 0.1 to 0 along half a "
         "cosine, instead of the rate of codes of Eq. 6-10; the float rest and float "
         "models learn at a constant 0.1.",
         "By Eq. 6-10 a weight moves by eta s^2 / 3 times its gradient, so wide layers, "

@@ -3,7 +3,8 @@
 The text is written by hand (`docs/study.template.md`); its numbers are not. Between
 double braces stands what is to be shown:
 
-    {{ table: repairs }}               a question of `study.QUESTIONS`
+    {{ table: repairs }}               a question of `study.QUESTIONS`; a line while
+                                       none of its runs is finished
     {{ devices: finalists }}           the same question, by bits of the device
     {{ protocol: reduced }}            a preset of `cells.PRESETS`, in words
     {{ mean: PRESET/GROUP }}           over seeds, of a group such as table1/.../aqfl
@@ -190,7 +191,10 @@ def _question(
     grid = study.QUESTIONS[name]()
     (only_preset,) = {slot.only_preset for slot in grid.slots.values()}
     preset = only_preset or "reduced"
-    return form(grid, preset, records.get(preset, {}))
+    found = records.get(preset, {})
+    if not any(late_accuracies(slot, preset, found) for slot in grid.slots.values()):
+        return f"(Not run: none of {len(grid.slots)} runs a seed is finished.)"
+    return form(grid, preset, found)
 
 
 def _protocol(preset: str, records: RecordsByPreset) -> str:
