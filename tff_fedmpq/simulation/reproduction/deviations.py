@@ -60,9 +60,9 @@ DEVIATIONS = (
         '`allocation/prune_and_grow.py`; `allocation="literal_pruning_growing"`',
     ),
     Deviation(
-        "eta, of quantized kernels, is a rate of weights that falls from 0.1 to 0 along "
-        "half a cosine, instead of the rate of codes of Eq. 6-10; BatchNorm, biases and "
-        "float models learn at a constant 0.1.",
+        "eta, of quantized kernels, is a rate of weights that falls from 0.1 to 0 "
+        "along half a cosine, instead of the rate of codes of Eq. 6-10; BatchNorm, "
+        "biases and float models learn at a constant 0.1.",
         "By Eq. 6-10 a weight moves by eta s^2 / 3 times its gradient, so wide layers, "
         "whose scale s is small, hardly move; rounding at random makes noise that a "
         "constant rate never loses.",
