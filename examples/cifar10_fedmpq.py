@@ -27,6 +27,7 @@ _SCHEME_OPTIONS = flags.DEFINE_list(
     "Any other settings of the scheme, as name=value: allocation=pruning_growing,"
     "error_feedback=false. A wrong name is answered with all there are.",
 )
+_CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 _SEED = flags.DEFINE_integer("seed", None, "Fixes everything random. By default 0.")
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Where results and checkpoints go; by default runs/<scheme>."
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     output_dir = _OUTPUT_DIR.value or os.path.join("runs", _SCHEME.value)
     try:
-        experiment_flags.check_flags_act_on(_SCHEME.value)
+        experiment_flags.check_flags_act_on([_SCHEME.value])
         config = experiment_flags.read_config(
             scheme=_SCHEME.value,
             scheme_options={
@@ -70,12 +71,15 @@ def main(argv: list[str]) -> int:
 
 
 def _parse_options(options: list[str]) -> dict[str, Any]:
-    """Returns name -> value of "name=value"; a value is JSON, or else a text."""
-    parsed = {}
+    """Returns name -> value of "name=value": a truth value, None, number or text."""
+    parsed: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals:
             raise ValueError(f"--scheme_options takes name=value; found {option!r}.")
+        if value.lower() in _CONSTANTS:
+            parsed[name] = _CONSTANTS[value.lower()]
+            continue
         try:
             parsed[name] = json.loads(value)
         except json.JSONDecodeError:

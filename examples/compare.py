@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     logging.set_verbosity(logging.WARNING)
     try:
+        comparison.check_schemes(_SCHEMES.value)
+        experiment_flags.check_flags_act_on(_SCHEMES.value)
         rows = comparison.run_comparison(
             experiment_flags.read_config,
             _SCHEMES.value,
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
             _OUTPUT_DIR.value,
             scheme_options={
                 scheme: experiment_flags.read_fedmpq_options()
-                for scheme in ("fedmpq", "fedmpq_literal")
+                for scheme in experiment_flags.FEDMPQ_SCHEMES
             },
             data_dir=experiment_flags.DATA_DIR.value,
             announce=lambda line: print(line, flush=True),

@@ -7,6 +7,7 @@ import os
 # TensorFlow's start-up notes say nothing about a run.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from collections.abc import Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
 from absl import flags  # noqa: E402
@@ -108,7 +109,9 @@ _SETTINGS = {
     "train_examples": flags.DEFINE_integer(
         "train_examples",
         None,
-        "Training images to use, drawn by the seed. By default all; 10,000 (quick).",
+        _with_default(
+            "train_examples", "Training images to use, drawn by the seed; None: all."
+        ),
     ),
     "learning_rate": flags.DEFINE_float(
         "learning_rate",
@@ -133,7 +136,9 @@ _SETTINGS = {
         "float_learning_rate_decay",
         None,
         sorted(DECAYS),
-        "Of float_learning_rate, over the rounds.",
+        _with_default(
+            "float_learning_rate_decay", "Of float_learning_rate, over the rounds."
+        ),
     ),
     "momentum": flags.DEFINE_float(
         "momentum",
@@ -146,7 +151,7 @@ _SETTINGS = {
         _with_default("weight_decay", "Of local SGD."),
     ),
     "augment": flags.DEFINE_bool(
-        "augment", None, "Random crops and flips; on by default."
+        "augment", None, _with_default("augment", "Random crops and flips.")
     ),
     "compute": flags.DEFINE_enum(
         "compute",
@@ -156,14 +161,19 @@ _SETTINGS = {
         "schemes on processors that have instructions for it, else float32.",
     ),
 }
+FEDMPQ_SCHEMES = ("fedmpq", "fedmpq_literal")
+_FEDMPQ = build_scheme("fedmpq", {})
 _FEDMPQ_OPTIONS = {
     "lasso": flags.DEFINE_float(
-        "lasso", None, "FedMPQ: lambda of the group Lasso; 0 is off. By default 0.01."
+        "lasso",
+        None,
+        f"FedMPQ: lambda of the group Lasso; 0 is off. By default {_FEDMPQ.lasso}.",
     ),
     "pruning_threshold": flags.DEFINE_float(
         "epsilon",
         None,
-        "FedMPQ: density up to which a top bit plane is pruned. By default 0.03.",
+        "FedMPQ: density up to which a top bit plane is pruned. By default "
+        f"{_FEDMPQ.training.pruning_threshold}.",
     ),
 }
 
@@ -188,18 +198,18 @@ def read_fedmpq_options() -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def check_flags_act_on(scheme: str) -> None:
-    """Checks that no flag was given that a scheme has no use for.
+def check_flags_act_on(schemes: Sequence[str]) -> None:
+    """Checks that no flag was given that none of the schemes has a use for.
 
     Raises:
-      ValueError: naming the flag.
+      ValueError: naming the flag, or an unknown scheme.
     """
-    if "fedmpq" not in scheme and read_fedmpq_options():
-        raise ValueError(f"--lasso and --epsilon are FedMPQ's; {scheme} has neither.")
-    if build_scheme(scheme, {}).weights is None:
+    if not set(schemes) & set(FEDMPQ_SCHEMES) and read_fedmpq_options():
+        raise ValueError(f"--lasso and --epsilon are FedMPQ's; found {schemes}.")
+    if all(build_scheme(scheme, {}).weights is None for scheme in schemes):
         for name in ("learning_rate", "learning_rate_decay"):
             if _SETTINGS[name].value is not None:
                 raise ValueError(
-                    f"--{name} is of quantized kernels, and {scheme} has none: "
-                    f"--float_{name} is that of all its weights."
+                    f"--{name} is of quantized kernels, which {schemes} do not have: "
+                    f"--float_{name} is of all their weights."
                 )

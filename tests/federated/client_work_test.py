@@ -70,6 +70,12 @@ def test_one_hot_labels_are_refused(make_dataset, problem):
         read_all_examples(make_dataset(images, np.eye(4)[labels]))
 
 
+def test_batches_are_refused(make_dataset, problem):
+    dataset = make_dataset(*problem.make_examples(5, 0))
+    with pytest.raises(ValueError, match=r"class numbers.*unbatch"):
+        read_all_examples(dataset.batch(2))
+
+
 @pytest.mark.parametrize(
     "structure",
     [

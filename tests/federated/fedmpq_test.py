@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tff_fedmpq.allocation.policies import keep_bit_widths, rate_distortion
 from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.scheme import weigh_by_examples
 from tff_fedmpq.federated.uplink import ModelChangeUplink
-from tff_fedmpq.keras import IntegerSGD, QuantDense, quantized_kernels
+from tff_fedmpq.keras import (
+    IntegerSGD,
+    QuantDense,
+    quantize_model,
+    quantized_kernels,
+)
 from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import (
     get_scale_rule,
@@ -42,9 +48,10 @@ def test_keras_pieces_have_the_defaults_of_fedmpqs_clients():
     of_clients = scheme.training.build_optimizer().get_config()
     del alone["weight_decay"], of_clients["weight_decay"]  # Keras's own is none.
     assert alone == of_clients
-    layer = QuantDense(3)
-    assert layer.representation == scheme.weights.representation.name
-    assert get_scale_rule(layer.scale_rule) is scheme.weights.scale_rule
+    model = tf.keras.Sequential([tf.keras.Input([2]), tf.keras.layers.Dense(3)])
+    for layer in (QuantDense(3), quantize_model(model).layers[-1]):
+        assert layer.representation == scheme.weights.representation.name
+        assert get_scale_rule(layer.scale_rule) is scheme.weights.scale_rule
 
 
 def test_options_reach_the_scheme():

@@ -8,6 +8,7 @@ import pytest
 from tff_fedmpq.simulation.reproduction import (
     cells,
     document,
+    figures,
     results,
     study_document,
 )
@@ -31,8 +32,11 @@ def test_is_what_reproduce_report_only_writes(written, name):
 
 
 def test_has_its_figures(written):
-    drawn = {path.name for path in (written / study_document.FIGURES).glob("*")}
-    assert drawn == {path.name for path in (_DOCS / study_document.FIGURES).glob("*")}
+    drawn, committed = (
+        {path.name: figures.drawn_digest(path) for path in folder.glob("*")}
+        for folder in (written / study_document.FIGURES, _DOCS / study_document.FIGURES)
+    )
+    assert drawn == committed
 
 
 @pytest.mark.parametrize("preset", cells.PRESETS)

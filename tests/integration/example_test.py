@@ -83,10 +83,12 @@ def test_help_lists_the_settings_of_a_run_and_their_defaults(tmp_path):
         (["--alpha=0"], "alpha has to be above 0"),
         (["--clients_per_round=20"], "at most the number of clients"),
         (["--dataset=cifar10", "--data_dir=/nowhere"], "/nowhere"),
-        (["--scheme=aqfl", "--lasso=0.1"], "aqfl has neither"),
+        (["--scheme=aqfl", "--lasso=0.1"], "are FedMPQ's; found ['aqfl']"),
         (["--scheme=fedavg", "--learning_rate=0.01"], "--float_learning_rate"),
         (["--scheme_options=scale_rule"], "name=value"),
         (["--scheme_options=scale=max"], "scale_rule"),
+        (["--scheme_options=learning_rate=0.3"], "without settings of a run"),
+        (["--scheme_options=error_feedback=False,server_learning_rate=2"], "changes"),
     ],
 )
 @pytest.mark.slow

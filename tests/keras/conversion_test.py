@@ -92,7 +92,7 @@ def images(seed=0):
 def train_step(model):
     """One step of Keras's training, op by op, which is quicker than tracing it."""
     model.compile(
-        IntegerSGD(1.0),
+        IntegerSGD(1.0, learning_rate_unit="code"),
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         run_eagerly=True,
     )

@@ -224,7 +224,7 @@ def test_a_rate_of_weights_moves_weights_alike(bit_width, scale):
     kernel.codes.assign(tf.fill(kernel.codes.shape, middle))
     delta = scale / (2**bit_width - 1)
     gradient = 0.4 * delta  # Of weights, at eta 1: 0.4 units.
-    optimizer = code_sgd(
+    optimizer = IntegerSGD(
         1.0,
         momentum=0.0,
         code_update="stochastic_rounding",

@@ -129,7 +129,8 @@ def read_all_examples(dataset: tf.data.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
     elif label_shape.rank:
         raise ValueError(
             "Labels have to be class numbers; found labels of shape "
-            f"{label_shape}. One-hot labels become class numbers by tf.argmax."
+            f"{label_shape}. One-hot labels become class numbers by tf.argmax; batches "
+            "become examples by `client_data.preprocess(lambda d: d.unbatch())`."
         )
 
     def nothing(element: tf.TensorSpec) -> tf.Tensor:

@@ -138,7 +138,7 @@ class LocalTrainingConfig:
             )
 
     def learning_rates_at(self, round_number: tf.Tensor) -> tf.Tensor:
-        """Returns the rates of a round, of codes and of the float rest, float32[2].
+        """Returns the rates of a round: of kernels, and of the float rest; float32[2].
 
         Args:
           round_number: int32[], from 0.
@@ -237,7 +237,7 @@ class LocalTrainer:
           images: [n, ...], all of the client's; n may be 0, which trains nothing.
           labels: int[n].
           seed: int32[2].
-          learning_rates: of codes and of the float rest in this round, float32[2];
+          learning_rates: of kernels and of the float rest in this round, float32[2];
             None are the configured ones.
 
         Returns:

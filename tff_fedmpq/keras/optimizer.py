@@ -2,12 +2,13 @@
 
 Every trainable variable has a momentum buffer ``v <- mu v + (gradient + decay w)``.
 Float variables (BatchNorm, biases, layers left in float) move by ``-eta_float v``;
-codes move by whole units, by default those of FedMPQ's Eq. 6-10 at learning rate eta.
-The two rates are apart because they are in different units: a weight of scale ``s``
-moves by ``eta s**2 / 3 * (2**b + 1) / (2**b - 1)`` times its gradient. With scales of
-least squares, which shrink with the bits, that is 2.5, 5, 10 and 21 eta sigma**2 at 1,
-2, 4 and 8 bits, for Gaussian weights of standard deviation sigma: in a wide layer, far
-less than SGD's own 0.1. `learning_rate_unit="weight"` makes eta a rate of weights.
+codes move by whole units, by FedMPQ's Eq. 6-10, at a learning rate eta of their own.
+By default eta is a rate of weights: one moves by eta times its gradient, as in SGD.
+With `learning_rate_unit="code"`, Eq. 6-10 as printed, a weight of scale ``s`` moves by
+``eta s**2 / 3 * (2**b + 1) / (2**b - 1)`` times its gradient. With scales of least
+squares, which shrink with the bits, that is 2.5, 5, 10 and 21 eta sigma**2 at 1, 2, 4
+and 8 bits, for Gaussian weights of standard deviation sigma: in a wide layer, far less
+than SGD's own 0.1.
 
 Momentum and weight decay are not in the paper's update equations but in its set-up; the
 buffer, four bytes a weight on the device, holds gradients (and, in `CompensatedSGD`,

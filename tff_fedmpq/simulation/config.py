@@ -26,8 +26,9 @@ class ExperimentConfig:
 
     Attributes:
       scheme: name of the scheme.
-      scheme_options: further arguments of the scheme's function; those left at their
-        defaults are added, so that a run says what it did when a default has changed.
+      scheme_options: further arguments of the scheme's function, that are no settings
+        here; those left at their defaults are added, so that a run says what it did
+        when a default has changed.
       dataset: name of the data set, or "auto".
       train_examples: how many training images are used, drawn by the seed; None = all.
       validation_examples: how many other training images, drawn by the seed, take the
@@ -88,6 +89,9 @@ class ExperimentConfig:
             name
         ) in "num_clients clients_per_round rounds local_epochs batch_size".split():
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        settings = {field.name for field in dataclasses.fields(self)} | {"epochs"}
+        shared = sorted(settings & set(self.scheme_options))
+        _require(not shared, "scheme_options", "without settings of a run", shared)
         scheme = build_scheme(self.scheme, {})
         options = explicit_options(self.scheme, self.scheme_options)
         object.__setattr__(self, "scheme_options", options)

@@ -83,7 +83,7 @@ def test_every_question_has_a_table_of_even_rows(name):
 
 def test_a_question_without_results_is_a_line():
     assert build("{{ table: local_epochs }}", {}) == (
-        "(Not run: none of 6 runs a seed is finished.)"
+        "(Not run: none of its 6 runs per seed is finished.)"
     )
 
 
@@ -94,7 +94,7 @@ FIGURE = (
 
 
 def test_figure_shows_what_has_results(records):
-    link = "![Accuracy by round: AQFL, FedMPQ](figures/both.svg)"
+    link = "![Accuracy by round: AQFL; FedMPQ](figures/both.svg)"
     assert build(FIGURE, records) == link
     assert build(FIGURE, {}) == "(figure: not run)"
 

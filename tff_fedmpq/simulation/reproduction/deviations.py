@@ -33,8 +33,8 @@ DEVIATIONS = (
     ),
     Deviation(
         "Scales have the least squared error instead of s = 2 max|W|.",
-        "At 1 and 2 bits the largest weight is a poor guide. With these scales top "
-        "planes are rarely below epsilon = 0.03: MSB pruning fires in few rounds.",
+        "At 1 and 2 bits the largest weight is a poor guide. With these scales few top "
+        "planes get as empty as epsilon = 0.03: MSB pruning rarely fires.",
         '`quantization/scales.py`; `scale_rule="max"`',
     ),
     Deviation(

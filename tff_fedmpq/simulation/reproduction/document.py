@@ -112,8 +112,9 @@ def describe_protocol(preset: str) -> str:
     text = (
         f"Networks: {networks}. Training images: {images}; {tested}. "
         f"{config.rounds} rounds of {config.local_epochs} local epochs, batch "
-        f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} (of codes, "
-        f"by default: {config.learning_rate:g} per {unit}, {decay} decay), momentum "
+        f"{config.batch_size}, SGD with rate {config.float_learning_rate:g} (of "
+        f"quantized kernels, by default: {config.learning_rate:g} of {unit}s, {decay} "
+        "decay), momentum "
         f"{config.momentum:g}, weight decay {config.weight_decay:g}. "
         f"{config.num_clients} clients, "
         f"{config.clients_per_round} of them in a round, with "

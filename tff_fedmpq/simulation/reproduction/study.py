@@ -9,7 +9,7 @@ Eight questions, on CIFAR-10 at alpha 0.5 (finalists of the sixth at 0.1 too):
 4. How does the gain depend on the share of 2-bit clients?
 5. And on the number of local epochs?
 6. Which improvements are worth being defaults?
-7. Which learning rates of codes are best for each?
+7. Which learning rates of quantized kernels are best for each?
 8. What separates FedMPQ from training at 8 bits: weights, activations, rounding?
 
 The last three choose settings, without the test images: they are in `tuning`.

@@ -193,7 +193,7 @@ def _question(
     preset = only_preset or "reduced"
     found = records.get(preset, {})
     if not any(late_accuracies(slot, preset, found) for slot in grid.slots.values()):
-        return f"(Not run: none of {len(grid.slots)} runs a seed is finished.)"
+        return f"(Not run: none of its {len(grid.slots)} runs per seed is finished.)"
     return form(grid, preset, found)
 
 
@@ -233,7 +233,7 @@ def _figure(argument: str, records: RecordsByPreset) -> str:
     curves = _curves(argument, records)
     if not curves:
         return "(figure: not run)"
-    return f"![Accuracy by round: {', '.join(curves)}]({FIGURES}/{name}.svg)"
+    return f"![Accuracy by round: {'; '.join(curves)}]({FIGURES}/{name}.svg)"
 
 
 def _curves(argument: str, records: RecordsByPreset) -> dict[str, np.ndarray]:

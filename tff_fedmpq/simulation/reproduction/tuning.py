@@ -227,7 +227,7 @@ def finalists() -> Grid:
     return make_grid(title, "settings", slots, with_paper=False, note=note)
 
 
-# --- question 7: which learning rates of codes? --------------------------------
+# --- question 7: which learning rates of quantized kernels? --------------------
 
 WEIGHT_RATES_TRIED = (0.03, 0.1, 0.3)  # Of our defaults, at the first round.
 CODE_RATES_TRIED = (0.1, 0.3, 1.0)  # Of the literal reading.
