@@ -134,6 +134,8 @@ def test_clients_without_examples_take_part(tmp_path):
         ("model", "vgg", "model has to be one of"),
         ("compute", "float8", "compute has to be one of"),
         ("seed", -1, "seed has to be 0 or more"),
+        ("scheme_options", {"learning_rate": 0.3}, "without settings.*learning_rate"),
+        ("scheme_options", {"epochs": 3}, "without settings of a run.*epochs"),
     ],
 )
 def test_bad_settings_are_refused(setting, value, message):
