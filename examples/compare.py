@@ -35,7 +35,6 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     logging.set_verbosity(logging.WARNING)
     try:
-        comparison.check_schemes(_SCHEMES.value)
         experiment_flags.check_flags_act_on(_SCHEMES.value)
         rows = comparison.run_comparison(
             experiment_flags.read_config,

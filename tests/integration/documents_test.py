@@ -1,6 +1,7 @@
 """The documents are of the committed result files, and of nothing else."""
 
 import pathlib
+import re
 import shlex
 
 import pytest
@@ -8,7 +9,6 @@ import pytest
 from tff_fedmpq.simulation.reproduction import (
     cells,
     document,
-    figures,
     results,
     study_document,
 )
@@ -31,9 +31,15 @@ def test_is_what_reproduce_report_only_writes(written, name):
     assert (written / name).read_text() == (_DOCS / name).read_text()
 
 
+def _digest_in(figure: pathlib.Path) -> str:
+    """The bytes differ with the version of Matplotlib; what is drawn does not."""
+    (digest,) = re.findall(r"content: ([0-9a-f]{64})", figure.read_text())
+    return digest
+
+
 def test_has_its_figures(written):
     drawn, committed = (
-        {path.name: figures.drawn_digest(path) for path in folder.glob("*")}
+        {path.name: _digest_in(path) for path in folder.glob("*")}
         for folder in (written / study_document.FIGURES, _DOCS / study_document.FIGURES)
     )
     assert drawn == committed

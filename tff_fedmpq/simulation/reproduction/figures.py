@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import pathlib
-import re
 from collections.abc import Mapping
 
 import matplotlib
@@ -14,13 +13,11 @@ from matplotlib.figure import Figure
 
 from tff_fedmpq.simulation.files import PathLike, write_atomically
 
-_DIGEST = re.compile(r"content: ([0-9a-f]{64})")
-
 
 def plot_accuracies(curves: Mapping[str, np.ndarray], path: PathLike) -> None:
     """Draws the mean over seeds, and from the least to the greatest as a band.
 
-    The file has no date, and says of which curves it is (`drawn_digest`).
+    The file has no date, and says of which curves it is: their `digest`.
 
     Args:
       curves: label -> accuracy in %, float[seeds, rounds].
@@ -53,15 +50,3 @@ def digest(curves: Mapping[str, np.ndarray]) -> str:
         f"{label}: {accuracy.round(6).tolist()}" for label, accuracy in curves.items()
     )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-def drawn_digest(path: PathLike) -> str:
-    """Returns the `digest` of the curves that a figure shows.
-
-    Raises:
-      ValueError: if the file is none of `plot_accuracies`.
-    """
-    match = _DIGEST.search(pathlib.Path(path).read_text())
-    if match is None:
-        raise ValueError(f"{path} does not say of which curves it is.")
-    return match.group(1)
