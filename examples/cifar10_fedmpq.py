@@ -8,7 +8,6 @@ Results are in the output directory: result.json, curves.png, metrics.csv, tenso
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any
@@ -80,11 +79,18 @@ def _parse_options(options: list[str]) -> dict[str, Any]:
         if value.lower() in _CONSTANTS:
             parsed[name] = _CONSTANTS[value.lower()]
             continue
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
+        parsed[name] = _parse_number(value)
     return parsed
+
+
+def _parse_number(text: str) -> int | float | str:
+    """Returns the number that a text says, or the text."""
+    for parse in (int, float):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return text
 
 
 if __name__ == "__main__":

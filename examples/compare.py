@@ -16,6 +16,7 @@ from absl import app, flags, logging
 
 from tff_fedmpq.federated.schemes import ALL_SCHEMES, SCHEMES
 from tff_fedmpq.simulation import comparison
+from tff_fedmpq.simulation.config import parse_seeds
 
 _SCHEMES = flags.DEFINE_list(
     "schemes", list(SCHEMES), f"Which of {', '.join(ALL_SCHEMES)} to compare."
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         rows = comparison.run_comparison(
             experiment_flags.read_config,
             _SCHEMES.value,
-            [int(seed) for seed in _SEEDS.value],
+            parse_seeds(_SEEDS.value),
             _OUTPUT_DIR.value,
             scheme_options={
                 scheme: experiment_flags.read_fedmpq_options()

@@ -25,6 +25,7 @@ import tensorflow as tf  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES  # noqa: E402
+from tff_fedmpq.simulation.config import parse_seeds  # noqa: E402
 from tff_fedmpq.simulation.reproduction import (  # noqa: E402
     cells,
     document,
@@ -116,7 +117,9 @@ def _read_table(argv: list[str]) -> str:
 
 
 def _run(table: str) -> None:
-    seeds = [int(seed) for seed in _SEEDS.value or cells.DEFAULT_SEEDS[table]]
+    seeds = cells.DEFAULT_SEEDS[table]
+    if _SEEDS.value:
+        seeds = parse_seeds(_SEEDS.value)
     selected = cells.select(
         cells.expand(table, _PRESET.value, seeds, _COMPUTE.value), _CELLS.value
     )

@@ -8,8 +8,10 @@ import sys
 from importlib import metadata
 
 import pytest
+import tensorflow as tf
 
 from tff_fedmpq import _tff
+from tff_fedmpq.keras import QuantDense
 
 _BLOCK_TFF = "import sys; sys.modules['tensorflow_federated'] = None; "
 
@@ -85,3 +87,16 @@ def test_the_upper_layers_without_tff_name_the_fix(layer):
     assert finished.returncode == 1
     assert "ImportError: tff_fedmpq expects" in finished.stderr
     assert "uv sync --extra federated" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model"])
+def test_a_saved_model_loads_after_importing_the_package_alone(tmp_path, name):
+    path = tmp_path / name
+    model = tf.keras.Sequential([tf.keras.Input([3]), QuantDense(2, bit_width=4)])
+    model.save(path)
+    finished = _run_python(
+        _BLOCK_TFF + "import tensorflow as tf, tff_fedmpq; "
+        f"model = tf.keras.models.load_model({str(path)!r}); "
+        "print(tff_fedmpq.summary(model).layers[0].bit_width)"
+    )
+    assert finished.stdout.split() == ["4"], finished.stderr

@@ -8,8 +8,8 @@
     tff_fedmpq.build_fedmpq(model_fn, budgets, data)  the federated process
 
 Subpackages, each using only those before it: `quantization`, `keras`,
-`allocation`, `federated`, `simulation`. The last two need TensorFlow Federated. Names
-here are imported when they are first used, so the others work without it.
+`allocation`, `federated`, `simulation`. The last two need TensorFlow Federated, so
+their names here are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+# At once: Keras then knows these layers, and loads models that were saved with them.
+from tff_fedmpq.allocation import prune_and_grow
+from tff_fedmpq.keras import (
+    CompensatedSGD,
+    IntegerSGD,
+    QuantConv2D,
+    QuantDense,
+    QuantDepthwiseConv2D,
+    QuantReLU,
+    quantize_model,
+    quantized_kernels,
+    resnet20,
+    resnet44,
+    summary,
+)
 from tff_fedmpq.version import __version__
 
-_EXPORTS = {
-    "IntegerSGD": "tff_fedmpq.keras",
-    "QuantConv2D": "tff_fedmpq.keras",
-    "QuantDense": "tff_fedmpq.keras",
-    "QuantDepthwiseConv2D": "tff_fedmpq.keras",
-    "QuantReLU": "tff_fedmpq.keras",
+_LAZY = {
     "build_aqfl": "tff_fedmpq.federated",
     "build_aqfl_literal": "tff_fedmpq.federated",
     "build_fedavg": "tff_fedmpq.federated",
@@ -34,20 +44,30 @@ _EXPORTS = {
     "build_fpq8": "tff_fedmpq.federated",
     "build_uveqfed": "tff_fedmpq.federated",
     "local_runtime": "tff_fedmpq.simulation.runtime",
-    "prune_and_grow": "tff_fedmpq.allocation",
-    "quantize_model": "tff_fedmpq.keras",
-    "resnet20": "tff_fedmpq.keras",
-    "resnet44": "tff_fedmpq.keras",
-    "summary": "tff_fedmpq.keras",
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = [
+    "CompensatedSGD",
+    "IntegerSGD",
+    "QuantConv2D",
+    "QuantDense",
+    "QuantDepthwiseConv2D",
+    "QuantReLU",
+    "__version__",
+    "prune_and_grow",
+    "quantize_model",
+    "quantized_kernels",
+    "resnet20",
+    "resnet44",
+    "summary",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in _LAZY:
         raise AttributeError(f"module 'tff_fedmpq' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:

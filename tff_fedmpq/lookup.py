@@ -8,21 +8,28 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def check_name(name: str, known: Mapping[str, object], what: str) -> None:
+    """Checks that an argument is one of the known names.
+
+    Raises:
+      ValueError: if it is not; it says which there are.
+    """
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"Unknown {what} {name!r}; choose one of {sorted(known)}.")
+
+
 def lookup(identifier: str | T, known: Mapping[str, T], what: str) -> T:
     """Returns the variation of that name, or the object itself.
 
     Args:
-      identifier: a name, or anything else, which is returned.
+      identifier: a name, or anything else but None, which is returned.
       known: name -> variation.
       what: is looked up, for the error.
 
     Raises:
       ValueError: if there is none of that name; it says which there are.
     """
-    if not isinstance(identifier, str):
-        return identifier
-    if identifier not in known:
-        raise ValueError(
-            f"Unknown {what} {identifier!r}; choose one of {sorted(known)}."
-        )
-    return known[identifier]
+    if identifier is None or isinstance(identifier, str):
+        check_name(identifier, known, what)
+        return known[identifier]
+    return identifier

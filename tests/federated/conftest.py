@@ -185,10 +185,7 @@ def _client_computation(problem: Problem) -> tff.Computation:
         problem.client_data,
         np.array(list(problem.budgets.values()), np.float32),
         received_type,
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        None,
-        None,
-        None,
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
 
 

@@ -107,14 +107,18 @@ def test_options_reach_the_clients_model(problem):
     assert [layer.activation_bits for layer in model.layers[2:3]] == [3]
 
 
-def test_the_literal_algorithm_can_be_named():
-    scheme = fedmpq_scheme(allocation="literal_pruning_growing")
+@pytest.mark.parametrize(
+    # Printed, Algorithm 2 never grows the first layer of the order.
+    ("allocation", "expected"),
+    [("pruning_growing", [[8, 8]]), ("literal_pruning_growing", [[4, 8]])],
+)
+def test_both_readings_of_algorithm_2_can_be_named(allocation, expected):
+    scheme = fedmpq_scheme(allocation=allocation)
     rows = scheme.allocation(
-        np.full([1, 2], 8), np.float32([8, 1]), np.zeros([1, 2], np.int32),
+        np.full([1, 2], 8), np.float32([4, 1]), np.zeros([1, 2], np.int32),
         np.array([10, 1]), np.array([8.0]),
     )  # fmt: skip
-    # Printed, the first layer of the order never grows; here it is at 8 already.
-    assert np.asarray(rows).tolist() == [[8, 8]]
+    assert np.asarray(rows).tolist() == expected
 
 
 @pytest.mark.parametrize(

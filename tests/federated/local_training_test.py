@@ -412,6 +412,10 @@ def test_a_float_model_trains_by_sgd(problem):
         ({"rounds": 0}, "rounds"),
         ({"learning_rate_decay": "linear"}, "learning_rate_decay"),
         ({"float_learning_rate_decay": "linear"}, "float_learning_rate_decay"),
+        ({"learning_rate_decay": abs}, "learning_rate_decay"),
+        ({"weight_decay": float("inf")}, "weight_decay"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"low_bit_damping": float("nan")}, "low_bit_damping"),
     ],
 )
 def test_bad_settings_are_refused(bad, words):

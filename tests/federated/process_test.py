@@ -15,6 +15,7 @@ from oracles import quantization as oracle
 from tff_fedmpq.allocation import prune_and_grow
 from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.model_spec import float_non_trainable_variables
+from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.keras import quantize_model
 from tff_fedmpq.simulation.runtime import local_async_runtime
 
@@ -372,6 +373,17 @@ def test_a_client_twice_is_refused(runtime, process):
 def test_an_unknown_client_is_refused_by_name(runtime, process):
     with pytest.raises(Exception, match=r"No budget was given for client.*zoe"):
         process.next(process.initialize(), ["dora", "zoe"])
+
+
+def test_a_quantized_model_is_refused(problem):
+    """Its codes would be taken for float weights."""
+    with pytest.raises(ValueError, match="has to return a float model"):
+        build_process(
+            lambda: quantize_model(problem.model_fn(), 4),
+            problem.budgets,
+            problem.client_data,
+            problem.scheme,
+        )
 
 
 def test_a_refused_round_leaves_the_process_usable(runtime, process, recorded_round):

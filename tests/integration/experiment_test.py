@@ -1,12 +1,15 @@
 """Whole runs on real data, small: what they write, refuse, and repeat."""
 
+import dataclasses
 import json
 
 import pytest
 
+from tff_fedmpq.simulation import evaluation, experiment
 from tff_fedmpq.simulation.config import ExperimentConfig, config_from_preset
 from tff_fedmpq.simulation.experiment import (
     OutputDirectoryError,
+    RoundError,
     run_experiment,
     sample_participants,
 )
@@ -59,6 +62,7 @@ def test_result_file_says_everything(finished_run):
     assert set(result["tier_accuracy"]) == {"2", "4", "6.5", "8"}
     for name in ("curves.png", "metrics.csv", "partition.json", "config.json"):
         assert (output_dir / name).stat().st_size > 0
+    assert not (output_dir / "clients").exists()  # A copy of the data set.
 
 
 def test_bits_of_a_round_are_those_of_its_clients(finished_run):
@@ -71,14 +75,48 @@ def test_bits_of_a_round_are_those_of_its_clients(finished_run):
         for client in record["clients"]:
             budget = result["protocol"]["budgets"][int(client["client"])]
             codes = client["downlink_bits"]["codes"]
-            # Each layer may fill up to 7 bits of its last byte.
-            assert codes <= budget * sum(sizes) + 7 * len(sizes)
+            # A layer has at least 1 bit, and may fill up to 7 bits of its last byte.
+            assert sum(sizes) <= codes <= budget * sum(sizes) + 7 * len(sizes)
 
 
 def test_the_same_seed_gives_the_same_result(finished_run, tmp_path):
     _, result = finished_run
     again = run_experiment(ExperimentConfig(**SMALL), tmp_path / "again")
     assert without_times(again) == without_times(result)
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    """Its settings are the same: `auto` found other images the second time."""
+    config = ExperimentConfig(**{**SMALL, "rounds": 1})
+    output_dir = tmp_path / "run"
+
+    def fail(*args, **kwargs):
+        raise ValueError("no more memory")
+
+    monkeypatch.setattr(experiment, "build_process", fail)
+    with pytest.raises(ValueError, match="no more memory"):
+        run_experiment(config, output_dir)
+    load = experiment.load_dataset
+
+    def load_others(*args):
+        dataset = load(*args)
+        return dataclasses.replace(dataset, train_labels=dataset.train_labels[::-1])
+
+    monkeypatch.setattr(experiment, "load_dataset", load_others)
+    before = (output_dir / "partition.json").read_bytes()
+    with pytest.raises(OutputDirectoryError, match="another partition"):
+        run_experiment(config, output_dir, resume=True)
+    assert (output_dir / "partition.json").read_bytes() == before
+
+
+def test_an_error_in_a_round_is_not_taken_for_a_users(tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(evaluation, "assign_global_weights", fail)
+    with pytest.raises(RoundError, match="Round 1 failed") as error:
+        run_experiment(ExperimentConfig(**SMALL), tmp_path / "run")
+    assert "shapes" in str(error.value.__cause__)
 
 
 def test_a_finished_run_is_not_redone(finished_run):

@@ -244,12 +244,12 @@ def test_quantized_layers_stay_as_they_are():
 
 def test_options_reach_the_layers():
     quantized = quantize_model(
-        make(sequential), 3, representation="offset_binary", scale_rule="least_squares"
+        make(sequential), 3, representation="offset_binary", scale_rule="max"
     )
     for kernel in quantized_kernels(quantized):
         assert kernel.representation.name == "offset_binary"
         assert int(kernel.bit_width) == 3
-    assert quantized.get_layer("conv").scale_rule == "least_squares"
+    assert quantized.get_layer("conv").scale_rule == "max"
 
 
 # --- weights ----------------------------------------------------------------
@@ -513,3 +513,79 @@ def test_frozen_layers(bit_width):
 def test_unbuilt_model():
     with pytest.raises(ValueError, match="build"):
         quantize_model(tf.keras.Sequential([layers.Dense(2)]))
+
+
+# --- what stays one layer, and what stays in float --------------------------
+
+
+def relu_of(kind):
+    inputs = tf.keras.Input([8, 8, 3])
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    if kind == "operation":
+        x = tf.nn.relu(x)
+    elif kind == "lambda":
+        x = layers.Lambda(tf.nn.relu, name="lambda")(x)
+    elif kind == "cut":
+        x = layers.ReLU(3.0, name="cut")(x)
+    elif kind == "layer as activation":
+        x = layers.Dense(4, activation=layers.ReLU(), name="dense")(x)
+    else:
+        x = layers.Conv2DTranspose(4, 3, activation="relu", name="transpose")(x)
+    return tf.keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("operation", "tf.nn.relu"),
+        ("lambda", "lambda"),
+        ("cut", "cut"),
+        ("layer as activation", "dense"),
+        ("transposed", "transpose"),
+    ],
+)
+def test_relus_that_stay_in_float_are_named(kind, name):
+    with warnings_of_absl() as messages:
+        quantize_model(relu_of(kind), None, 4)
+    (message,) = messages
+    assert "ReLUs in float" in message and name in message
+    with warnings_of_absl() as messages:
+        quantize_model(relu_of(kind), None, None)
+    assert messages == []
+
+
+def test_relu6_is_quantized():
+    inputs = tf.keras.Input([5])
+    model = tf.keras.Model(inputs, layers.Dense(50, activation=tf.nn.relu6)(inputs))
+    x = 10 * np.random.default_rng(0).normal(size=[9, 5])
+    outputs = quantize_model(model, 8, 2)(x)
+    np.testing.assert_allclose(np.unique(outputs), [0, 2, 4, 6])
+
+
+def test_a_layer_in_an_inner_model_and_outside_stays_one():
+    shared = layers.Dense(4, name="shared")
+    inner_inputs, inputs = tf.keras.Input([4]), tf.keras.Input([4])
+    inner = tf.keras.Model(inner_inputs, shared(inner_inputs), name="inner")
+    model = tf.keras.Model(inputs, shared(inner(inputs)))
+    quantized = quantize_model(model, 8, lasso=1.0)
+    assert len(quantized.trainable_variables) == len(model.trainable_variables) == 2
+    assert quantized.get_layer("shared").lasso == 1.0  # All of the weights.
+    x = np.random.default_rng(0).normal(size=[6, 4]).astype(np.float32)
+    np.testing.assert_allclose(quantized(x), model(x), atol=0.05)
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16", "float64"])
+def test_policies_of_other_variables_are_refused(policy):
+    with pytest.raises(ValueError, match="variables in float32"):
+        quantize_model(make(sequential), dtype_policy=policy)
+
+
+def test_a_policy_is_not_for_layers_of_integers():
+    inputs = tf.keras.Input([1], dtype=tf.int64)
+    x = layers.IntegerLookup(vocabulary=[3, 5, 7], name="lookup")(inputs)
+    x = layers.Flatten()(layers.Embedding(4, 2)(x))
+    model = tf.keras.Model(inputs, layers.Dense(2)(layers.Dense(3, name="hidden")(x)))
+    quantized = quantize_model(model, 8, dtype_policy="mixed_bfloat16")
+    assert quantized.get_layer("hidden").compute_dtype == "bfloat16"
+    x = tf.constant([[5], [9]], tf.int64)
+    np.testing.assert_allclose(quantized(x), model(x), atol=0.01)

@@ -17,6 +17,7 @@ from tff_fedmpq.keras import (
     QuantReLU,
     quantized_kernels,
 )
+from tff_fedmpq.quantization.representation import OFFSET_BINARY
 
 ORACLES = {
     "offset_binary": oracle.OFFSET_BINARY,
@@ -96,7 +97,7 @@ class QuantizedLayerBase:
             activation="relu",
             activation_bits=4,
             representation="offset_binary",
-            scale_rule="least_squares",
+            scale_rule="max",
             lasso=0.25,
         )
         config = tf.keras.layers.serialize(layer)
@@ -109,7 +110,7 @@ class QuantizedLayerBase:
                 "bit_width": 3,
                 "activation_bits": 4,
                 "representation": "offset_binary",
-                "scale_rule": "least_squares",
+                "scale_rule": "max",
                 "lasso": 0.25,
             }.items()
         )
@@ -150,7 +151,7 @@ class QuantizedLayerBase:
     def test_weights_round_trip_through_a_checkpoint(self, tmp_path):
         layer = self.make(bit_width=4)
         tf.train.Checkpoint(layer=layer).write(str(tmp_path / "weights"))
-        other = self.make(bit_width=7, scale_rule="least_squares")
+        other = self.make(bit_width=7, scale_rule="max")
         status = tf.train.Checkpoint(layer=other).read(str(tmp_path / "weights"))
         status.assert_consumed()
         np.testing.assert_array_equal(other(self.inputs()), layer(self.inputs()))
@@ -444,3 +445,39 @@ def test_config_of_quantized_activation_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer.get_config()
+
+
+# --- arguments ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [0, 9, 2.5, "4", [4], float("nan"), float("inf")])
+def test_wrong_bit_widths_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match="bit_width has to be an integer from 1 to 8"):
+        QuantDense(3, bit_width=wrong)
+
+
+@pytest.mark.parametrize("whole", [4.0, np.int64(4), np.float32(4)])
+def test_whole_numbers_of_any_type_are_bit_widths(whole):
+    layer = QuantDense(3, bit_width=whole)
+    layer.build([None, 2])
+    assert int(layer.quantized_kernel.bit_width) == layer.get_config()["bit_width"] == 4
+
+
+def test_a_representation_is_saved_by_name():
+    layer = QuantDense(3, representation=OFFSET_BINARY)
+    assert layer.get_config()["representation"] == "offset_binary"
+    with pytest.raises(ValueError, match="Unknown representation None"):
+        QuantDense(3, representation=None)
+
+
+def test_functions_are_no_initializers_of_codes():
+    """Called twice, they may give scale and codes of different weights."""
+    layer = QuantDense(3, kernel_initializer=lambda shape, dtype: tf.ones(shape, dtype))
+    with pytest.raises(TypeError, match="Keras initializer"):
+        layer.build([None, 2])
+
+
+@pytest.mark.parametrize("clip_value", [0, -1.0, float("nan")])
+def test_relu_is_clipped_above_zero(clip_value):
+    with pytest.raises(ValueError, match="clip_value has to be above 0"):
+        QuantReLU(4, clip_value)

@@ -351,7 +351,7 @@ def test_config_round_trip():
         1e-4,
         "stochastic_rounding",
         0.5,
-        "weight",
+        "code",
         seed=12,
         clipnorm=3.0,
     )
@@ -363,7 +363,7 @@ def test_config_round_trip():
         "weight_decay": 1e-4,
         "code_update": "stochastic_rounding",
         "low_bit_damping": 0.5,
-        "learning_rate_unit": "weight",
+        "learning_rate_unit": "code",
         "seed": 12,
         "clipnorm": 3.0,
     }
@@ -473,3 +473,56 @@ def test_fit_repeats_itself():
         results.append(model.get_weights())
     for one, two in zip(*results):
         np.testing.assert_array_equal(one, two)
+
+
+# --- what is refused ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"clipnorm": 1.0},
+        {"clipvalue": 0.1},
+        {"global_clipnorm": 1.0},
+        {"use_ema": True},
+    ],
+)
+def test_clipping_and_averaging_are_for_float_models(option):
+    (name,) = option
+    codes = make_kernel(4).codes
+    with pytest.raises(ValueError, match=name):
+        IntegerSGD(**option).build([codes])
+    variable = tf.Variable([1.0, 2.0])
+    optimizer = IntegerSGD(float_learning_rate=1.0, momentum=0.0, **option)
+    optimizer.apply_gradients([(tf.constant([30.0, 40.0]), variable)])
+    assert np.all(variable.numpy() < [1.0, 2.0])
+
+
+@pytest.mark.parametrize("dtype", [tf.float64, tf.bfloat16])
+def test_variables_of_other_dtypes_are_refused(dtype):
+    with pytest.raises(ValueError, match="float32 variables; found .*weights"):
+        IntegerSGD().build([tf.Variable([1.0], dtype=dtype, name="weights")])
+
+
+@pytest.mark.parametrize("update", [None, "sgd", abs])
+def test_unknown_code_updates_are_refused_at_once(update):
+    with pytest.raises(ValueError, match="Unknown code_update"):
+        IntegerSGD(code_update=update)
+
+
+def test_neighbouring_seeds_draw_other_numbers():
+    """Not those of the step before or after."""
+
+    def draws(seed):
+        kernel = make_kernel(8, shape=(4, 5))
+        optimizer = IntegerSGD(seed=seed)
+        optimizer.build([kernel.codes])
+        found = []
+        for _ in range(3):
+            found.append(optimizer._draw_uniform(kernel.codes.shape, 0).numpy())
+            optimizer.iterations.assign_add(1)
+        return found
+
+    every = np.array([draws(seed) for seed in (0, 1, 2)]).reshape(9, 20)
+    assert len(np.unique(every, axis=0)) == 9
+    np.testing.assert_array_equal(draws(1), draws(1))

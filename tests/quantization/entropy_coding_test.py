@@ -103,6 +103,12 @@ def test_nothing_cannot_be_coded():
         entropy_coding.encode(np.zeros(0, np.int16))
 
 
+@pytest.mark.parametrize("symbols", [[40_000], [-40_000], [-32_768, 32_767]])
+def test_symbols_out_of_range_are_refused(symbols):
+    with pytest.raises(ValueError, match="from -2\\*\\*15 to 2\\*\\*15 - 1"):
+        entropy_coding.encode(np.array(symbols))
+
+
 def test_without_the_library_one_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "constriction", None)
     with pytest.raises(ImportError, match="pip install constriction"):

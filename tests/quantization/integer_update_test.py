@@ -22,7 +22,6 @@ from oracles.strategies import BIT_WIDTHS, SETTINGS
 
 from tff_fedmpq.quantization.integer_update import (
     integer_update,
-    integer_update_per_plane,
     step_gain,
 )
 
@@ -260,21 +259,3 @@ def test_wrong_dtypes_and_shapes_are_refused(codes, gradients, uniform):
             tf.constant(0.1),
             tf.constant(uniform),
         )
-
-
-@pytest.mark.parametrize("bit_width", BIT_WIDTHS)
-def test_per_plane_update_is_the_closed_form_without_lasso(bit_width):
-    """dL/dB_i = 2^i dL/du: the sum over planes of Eq. 6-10 is K S(eta |g|)."""
-    rng = np.random.default_rng(bit_width)
-    codes = tf.constant(rng.integers(0, 2**bit_width, 2_000).astype(np.uint8))
-    gradient = rng.normal(size=2_000) * 10 ** rng.uniform(-6, 0, size=2_000)
-    gradient = gradient.astype(np.float32)
-    uniform = tf.constant(rng.random(2_000, np.float32))
-    plane_gradients = gradient[:, None] * 2.0 ** np.arange(8, dtype=np.float32)
-    arguments = (width(bit_width), 0.5, uniform)
-    per_plane = integer_update_per_plane(
-        codes, tf.constant(plane_gradients), *arguments
-    )
-    closed = integer_update(codes, tf.constant(gradient), *arguments)
-    np.testing.assert_array_equal(per_plane, closed)
-    assert np.any(closed.numpy() != codes.numpy())

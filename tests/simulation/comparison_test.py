@@ -12,7 +12,7 @@ import pytest
 from tff_fedmpq.federated.schemes import SCHEMES
 from tff_fedmpq.simulation import comparison, datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
-from tff_fedmpq.simulation.experiment import build_config_scheme, sample_participants
+from tff_fedmpq.simulation.experiment import build_config_scheme
 from tff_fedmpq.simulation.models import build_model_fn
 
 SMALL = {
@@ -33,6 +33,7 @@ def make_run(scheme, accuracies, seed=0):
     """A result of a run as `run_experiment` returns it, as far as tables go."""
     return {
         "scheme": scheme,
+        "dataset": "digits",
         "precision": "v/v/4",
         "model_weights": 1_000,
         "seed": seed,
@@ -207,6 +208,20 @@ def test_every_run_gets_its_scheme_seed_and_options(tmp_path, monkeypatch):
     assert [(row.scheme, row.seeds) for row in rows] == [("fedpaq", 2), ("aqfl", 2)]
 
 
+def test_runs_of_several_data_sets_are_refused(tmp_path, monkeypatch):
+    """As where CIFAR-10 was found for the second run only."""
+    datasets_found = iter(["digits", "cifar10"])
+
+    def run(config, *args, **kwargs):
+        return {**make_run(config.scheme, [0.5]), "dataset": next(datasets_found)}
+
+    monkeypatch.setattr(comparison, "run_experiment", run)
+    make_config = functools.partial(ExperimentConfig, **SMALL)
+    with pytest.raises(ValueError, match="several data sets, cifar10, digits"):
+        comparison.run_comparison(make_config, ["fedavg", "aqfl"], [0], tmp_path)
+    assert not (tmp_path / "table.txt").exists()
+
+
 def test_initial_weights_are_the_same_for_every_scheme():
     """And others for another seed."""
     dataset = datasets.load("digits", None)
@@ -228,19 +243,12 @@ def test_initial_weights_are_the_same_for_every_scheme():
     assert any(np.any(a != b) for a, b in zip(other, first))
 
 
-def test_participants_are_a_function_of_seed_and_round():
-    configs = [ExperimentConfig(scheme=scheme, seed=4) for scheme in SCHEMES]
-    for number in (1, 2, 30):
-        drawn = {tuple(sample_participants(config, number)) for config in configs}
-        assert len(drawn) == 1
-
-
 @pytest.mark.slow
 def test_two_schemes_from_one_command(tmp_path, monkeypatch):
     """Real runs: what they share, the table, and that nothing is done twice."""
-    config = ExperimentConfig(**SMALL)
+    make_config = functools.partial(ExperimentConfig, **SMALL)
     schemes = ["fedavg", "aqfl"]
-    rows = comparison.run_comparison(config, schemes, [0], tmp_path)
+    rows = comparison.run_comparison(make_config, schemes, [0], tmp_path)
     results = {
         scheme: json.loads((tmp_path / scheme / "seed0/result.json").read_text())
         for scheme in schemes
@@ -265,5 +273,5 @@ def test_two_schemes_from_one_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tff_fedmpq.simulation.experiment.build_process", build)
     written = (tmp_path / "aqfl/seed0/result.json").stat().st_mtime_ns
-    assert comparison.run_comparison(config, schemes, [0], tmp_path) == rows
+    assert comparison.run_comparison(make_config, schemes, [0], tmp_path) == rows
     assert (tmp_path / "aqfl/seed0/result.json").stat().st_mtime_ns == written

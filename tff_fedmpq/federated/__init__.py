@@ -1,13 +1,17 @@
 """The federated round, and the schemes that run in it.
 
 process.py           the round: who calls what, and what is placed where
+server.py            what the server does: messages down, the next state, measurements
 messages.py          what travels, and how many bits it has
 local_training.py    what a client does with its examples
 client_work.py       the same as a TFF computation
-uplink.py            what goes up
+uplink.py            what goes up: models, or their changes
+update_uplink.py     the same: quantized updates of float models
 aggregation.py       how the server adds it up
+model_spec.py        which variables of a Keras model are kernels, and which the rest
 scheme.py            a compared scheme as a point in a small space
 fedmpq.py, ...       the points: one file per scheme
+schemes.py           all of them by name
 """
 
 from tff_fedmpq._tff import require_tff

@@ -33,10 +33,11 @@ def build_client_work(
     client_data: tff.simulation.datasets.ClientData,
     budgets: np.ndarray,
     received_type: tff.Type,
+    *,
     loss: tf.keras.losses.Loss,
-    augment: Augment | None,
-    dtype_policy: str | None,
-    on_step: OnStep | None,
+    augment: Augment | None = None,
+    dtype_policy: str | None = None,
+    on_step: OnStep | None = None,
 ) -> tff.Computation:
     """Builds the computation.
 
@@ -45,7 +46,7 @@ def build_client_work(
       scheme: how to train and what to send.
       spec: of the scheme's client model.
       client_data: the examples; elements are (x, y) pairs.
-      budgets: float32[N], bits per weight of each client.
+      budgets: float[N], bits per weight of each client.
       received_type: what the select function returns.
       loss: of labels and logits.
       augment: applied to every training batch.

@@ -27,7 +27,7 @@ from tff_fedmpq.keras.optimizer import (
     check_learning_rate_unit,
 )
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
-from tff_fedmpq.lookup import lookup
+from tff_fedmpq.lookup import check_name
 from tff_fedmpq.quantization import bit_planes
 
 # (batch of images, stateless seed int32[2]) -> batch of images
@@ -113,15 +113,17 @@ class LocalTrainingConfig:
                 "epochs and batch_size have to be at least 1, found "
                 f"{self.epochs} and {self.batch_size}."
             )
-        for name in ("learning_rate", "float_learning_rate"):
-            rate = getattr(self, name)
-            if not (math.isfinite(rate) and rate >= 0):
-                raise ValueError(f"{name} has to be 0 or more, found {rate!r}.")
-        if not self.weight_decay >= 0:
+        for name in ("learning_rate", "float_learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} has to be 0 or more, found {value!r}.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum has to be in [0, 1), found {self.momentum!r}.")
+        if not math.isfinite(self.low_bit_damping):
             raise ValueError(
-                f"weight_decay has to be 0 or more, found {self.weight_decay!r}."
+                f"low_bit_damping has to be finite, found {self.low_bit_damping!r}."
             )
-        lookup(self.code_update, OPTIMIZERS, "code_update")
+        check_name(self.code_update, OPTIMIZERS, "code_update")
         check_learning_rate_unit(self.learning_rate_unit)
         if self.code_update == "compensated":
             check_can_compensate(self.momentum)
@@ -131,7 +133,7 @@ class LocalTrainingConfig:
                 f"pruning_threshold has to be None or from 0 to 1, found {threshold!r}."
             )
         for name in ("learning_rate_decay", "float_learning_rate_decay"):
-            lookup(getattr(self, name), DECAYS, name)
+            check_name(getattr(self, name), DECAYS, name)
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(
                 f"rounds has to be None or at least 1, found {self.rounds}."

@@ -37,6 +37,7 @@ from tff_fedmpq.federated.model_spec import (
 )
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.server import Server
+from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 
 
 def build_process(
@@ -72,13 +73,20 @@ def build_process(
       `server.measurements`.
 
     Raises:
-      ValueError: for budgets out of range, or clients without data.
+      ValueError: for budgets out of range, clients without data, or a model that is
+        quantized already.
     """
     client_ids, budget_values = _check_clients(budgets, client_data, scheme)
     loss = loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    global_model = scheme.build_global_model(model_fn)
+    if quantized_kernels(global_model):
+        raise ValueError(
+            "model_fn has to return a float model, which the scheme quantizes; found "
+            "one with quantized layers."
+        )
     spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
     server = Server(scheme, spec, budget_values, seed)
-    initialize = _build_initialize(server, scheme.build_global_model(model_fn))
+    initialize = _build_initialize(server, global_model)
     state_type = initialize.type_signature.result.member
 
     @tff.tensorflow.computation(state_type, np.int32)
@@ -92,10 +100,10 @@ def build_process(
         client_data,
         budget_values,
         select_fn.type_signature.result,
-        loss,
-        augment,
-        dtype_policy,
-        on_step,
+        loss=loss,
+        augment=augment,
+        dtype_policy=dtype_policy,
+        on_step=on_step,
     )
     aggregate = _build_aggregate(
         work.type_signature.result, scheme, spec, len(client_ids)

@@ -12,6 +12,7 @@ each scheme is a file beside this one that fills in a `Scheme`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Callable
 
@@ -94,6 +95,9 @@ class Scheme:
       min_budget: smallest budget that the scheme can serve.
       outer_bit_width: bits of the first and the last layer whatever the budget, which
         is then exceeded by a little; None treats them as any other. For experiments.
+
+    Raises:
+      ValueError: for `activation_bits`, `lasso` or `outer_bit_width` out of range.
     """
 
     name: str
@@ -110,6 +114,10 @@ class Scheme:
     outer_bit_width: int | None = None
 
     def __post_init__(self):
+        if self.activation_bits is not None:
+            check_bit_width(self.activation_bits, "activation_bits")
+        if not (math.isfinite(self.lasso) and self.lasso >= 0):
+            raise ValueError(f"lasso has to be 0 or more, found {self.lasso!r}.")
         if self.outer_bit_width is None:
             return
         check_bit_width(self.outer_bit_width, "outer_bit_width")

@@ -8,7 +8,8 @@ server subtracts; the points are entropy-coded.
 Deviations: entries are scaled by their tensor's root mean square, and one step for
 all tensors is chosen, by bisection on the empirical entropy, as fine as the client's
 budget of v_n bits per entry admits, so that measured bits stay within the budget and no
-entry overloads the quantizer.
+entry overloads the quantizer. A model of so few weights that the coder's own overhead
+exceeds the budget is not updated; what is sent for it is counted all the same.
 
 The range coder runs where the round's measurements are read (`simulation.ledger`) and
 not inside the computation, whose workers have no Python: within the round coordinates

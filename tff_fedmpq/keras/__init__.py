@@ -7,12 +7,17 @@ from tff_fedmpq.keras.layers import (
     QuantDepthwiseConv2D,
     QuantReLU,
 )
-from tff_fedmpq.keras.optimizer import IntegerSGD, StraightThroughSGD
+from tff_fedmpq.keras.optimizer import (
+    CompensatedSGD,
+    IntegerSGD,
+    StraightThroughSGD,
+)
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, quantized_kernels
 from tff_fedmpq.keras.resnet import resnet, resnet20, resnet44
 from tff_fedmpq.keras.summary import LayerSummary, ModelSummary, summary
 
 __all__ = [
+    "CompensatedSGD",
     "IntegerSGD",
     "LayerSummary",
     "ModelSummary",

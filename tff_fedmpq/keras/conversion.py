@@ -2,7 +2,7 @@
 
 Convolutions, depthwise convolutions and dense layers get integer codes; every ReLU,
 whether a layer or the activation of one, gets k bits. Everything else stays as it is;
-layers that hold weights and are not understood are named in a warning.
+layers that hold weights, or are a ReLU, and are not understood are named in a warning.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ def quantize_model(
       model: the model; it is left as it is. Layers of it that are quantized already
         are copied unchanged.
       bit_width: bits per weight of every kernel, 1 to 8; None leaves kernels in float.
-      activation_bits: bits of every ReLU output, 1 to 8; None leaves them in float.
+      activation_bits: bits of every ReLU output, 1 to 8, which is clipped to [0, 6]
+        then; None leaves them in float.
       representation: what codes stand for: "sign_magnitude" or "offset_binary".
       scale_rule: how scales are chosen: "max" or "least_squares".
       lasso: lambda of the group Lasso over bit planes; a layer's strength is
         ``lambda M_l / M``, its share of the quantized weights.
-      dtype_policy: a Keras policy for all layers, such as "mixed_bfloat16"; None keeps
-        each layer's own.
+      dtype_policy: a Keras policy for all layers but those that give the output, such
+        as "mixed_bfloat16"; None keeps each layer's own. Variables stay float32.
       copy_weights: whether to quantize the model's present weights into the copy. False
         leaves the copy with initial weights (its weights are assigned later anyway).
 
@@ -78,6 +79,13 @@ def quantize_model(
     quant_layers.check_options(
         bit_width, activation_bits, representation, scale_rule, lasso
     )
+    if dtype_policy is not None:
+        variable_dtype = tf.keras.mixed_precision.Policy(dtype_policy).variable_dtype
+        if variable_dtype != "float32":
+            raise ValueError(
+                "dtype_policy has to keep variables in float32, as mixed_bfloat16 "
+                f"does; found {dtype_policy!r}."
+            )
     if not model.built:
         raise ValueError(
             f"{model.name} has no weights yet: build it, or give it an Input layer."
@@ -99,6 +107,12 @@ def quantize_model(
             "them: %s.",
             ", ".join(converter.left_in_float),
         )
+    if converter.float_relus:
+        logging.warning(
+            "quantize_model left the outputs of these ReLUs in float: %s. It knows "
+            "layers ReLU and Activation, and activation='relu' or 'relu6'.",
+            ", ".join(converter.float_relus),
+        )
     if copy_weights:
         _copy_weights(model, quantized)
     return quantized
@@ -114,6 +128,9 @@ class _Converter:
       dtype_policy: of all layers but those that give the model's output.
       output_names: of the layers of this model that do.
       left_in_float: names of layers that have no quantized form, as they are found.
+      float_relus: names of layers with a ReLU that stays in float, as they are found.
+      converted: id of a layer -> its quantized form, so that one that is used in
+        several places, in inner models too, stays one.
     """
 
     kernel_options: dict[str, Any]
@@ -121,8 +138,17 @@ class _Converter:
     dtype_policy: str | None
     output_names: frozenset[str]
     left_in_float: list[str] = dataclasses.field(default_factory=list)
+    float_relus: list[str] = dataclasses.field(default_factory=list)
+    converted: dict[int, tf.keras.layers.Layer] = dataclasses.field(
+        default_factory=dict
+    )
 
     def __call__(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+        if id(layer) not in self.converted:
+            self.converted[id(layer)] = self._convert(layer)
+        return self.converted[id(layer)]
+
+    def _convert(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         is_output = layer.name in self.output_names
         if isinstance(layer, _FUNCTIONAL):
             names = frozenset(layer.output_names if is_output else ())
@@ -130,8 +156,10 @@ class _Converter:
             return tf.keras.models.clone_model(layer, clone_function=converter)
         config = layer.get_config()
         # The output keeps its policy: logits and loss belong in float32.
-        if self.dtype_policy is not None and not is_output:
+        if self.dtype_policy is not None and not is_output and _is_floating(layer):
             config["dtype"] = self.dtype_policy
+        if self.activation_bits is not None and _hides_relu(layer):
+            self.float_relus.append(layer.name)
         if type(layer) in _QUANTIZED_FORMS:
             return self._convert_kernel_layer(layer, config)
         if self.activation_bits is not None and _is_relu_layer(layer):
@@ -164,13 +192,38 @@ def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
     )
 
 
+def _hides_relu(layer: tf.keras.layers.Layer) -> bool:
+    """Whether the layer has a ReLU of a form that is not quantized."""
+    if isinstance(layer, tf.keras.layers.ReLU):
+        return not _is_relu_layer(layer)
+    function = getattr(layer, "function", None)  # Of Lambda, and of operations.
+    activation = getattr(layer, "activation", None)
+    return (
+        getattr(function, "__name__", "") in ("relu", "relu6")
+        or isinstance(activation, tf.keras.layers.ReLU)
+        or (
+            activation in quant_layers.RELU_FUNCTIONS
+            and type(layer) not in _QUANTIZED_FORMS
+            and not isinstance(layer, tf.keras.layers.Activation)
+        )
+    )
+
+
+def _is_floating(layer: tf.keras.layers.Layer) -> bool:
+    return layer.dtype is None or tf.as_dtype(layer.dtype).is_floating
+
+
 def _leaf_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
-    """Yields the layers of a model, and those of models inside it."""
-    for layer in model.layers:
+    """Yields the layers of a model, and those of models inside it, each once."""
+    found: dict[int, tf.keras.layers.Layer] = {}
+    pending = [model]
+    while pending:
+        layer = pending.pop()
         if isinstance(layer, _FUNCTIONAL):
-            yield from _leaf_layers(layer)
+            pending.extend(reversed(layer.layers))
         else:
-            yield layer
+            found.setdefault(id(layer), layer)
+    yield from found.values()
 
 
 def _kernel(layer: tf.keras.layers.Layer) -> tf.Variable:

@@ -5,7 +5,8 @@ names, computing the same function of their dequantized kernel, with more argume
 
 * ``bit_width``: bits per weight at the start, 1 to 8 (training may change it). None
   keeps a float kernel; the layer is then the stock layer.
-* ``activation_bits``: bits of the layer's ReLU output, 1 to 8; None leaves it float.
+* ``activation_bits``: bits of the layer's ReLU output, 1 to 8, which is clipped to
+  [0, 6] then; None leaves it float.
 * ``representation``, ``scale_rule``: what codes stand for and how scales are chosen
   (names in `tff_fedmpq.quantization`).
 * ``lasso``: strength of the group Lasso over the kernel's bit planes (Eq. 11).
@@ -28,7 +29,8 @@ from tff_fedmpq.quantization import representation as representation_lib
 _PACKAGE = "tff_fedmpq"
 
 
-RELU_FUNCTIONS = (tf.keras.activations.relu, tf.nn.relu)
+# The clip at six of a quantized ReLU makes a ReLU6 of each.
+RELU_FUNCTIONS = (tf.keras.activations.relu, tf.nn.relu, tf.nn.relu6)
 
 
 def check_options(
@@ -110,8 +112,8 @@ class _QuantizedLayer(tf.keras.layers.Layer):
     ):
         super().__init__(*args, **kwargs)
         check_options(bit_width, activation_bits, representation, scale_rule, lasso)
-        self.bit_width = bit_width
-        self.representation = representation
+        self.bit_width = None if bit_width is None else int(bit_width)
+        self.representation = representation_lib.get_representation(representation).name
         self.scale_rule = scale_rule
         self.lasso = lasso
         self.quantized_kernel: QuantizedKernel | None = None
@@ -207,8 +209,11 @@ class QuantReLU(tf.keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        representation_lib.check_bit_width(activation_bits, "activation_bits")
-        self.activation_bits = activation_bits
+        self.activation_bits = representation_lib.check_bit_width(
+            activation_bits, "activation_bits"
+        )
+        if not clip_value > 0:
+            raise ValueError(f"clip_value has to be above 0, found {clip_value!r}.")
         self.clip_value = clip_value
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

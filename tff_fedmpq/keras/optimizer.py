@@ -22,7 +22,7 @@ from typing import Any, Callable
 import tensorflow as tf
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
-from tff_fedmpq.lookup import lookup
+from tff_fedmpq.lookup import check_name
 from tff_fedmpq.quantization.integer_update import (
     integer_update,
     move_codes,
@@ -82,7 +82,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         damping, its bits; 0.1 is then SGD's usual rate.
       seed: of the stochastic rounding; the same seed gives the same training.
       name: of the optimizer.
-      **kwargs: of `tf.keras.optimizers.Optimizer`.
+      **kwargs: of `tf.keras.optimizers.Optimizer`. Those that clip gradients or average
+        weights serve models without quantized layers only: a code's gradient is per
+        code unit.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         super().__init__(name=name, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
-        lookup(code_update, CODE_UPDATES, "code_update")
+        check_name(code_update, CODE_UPDATES, "code_update")
         check_learning_rate_unit(learning_rate_unit)
         self._learning_rate = self._build_learning_rate(learning_rate)
         self._float_learning_rate: float | tf.Variable = float_learning_rate
@@ -114,7 +116,13 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self.seed = seed
 
     def build(self, var_list: list[tf.Variable]) -> None:
-        """Creates the momentum buffers, float32, and the seed of the rounding."""
+        """Creates the momentum buffers, float32, and the seed of the rounding.
+
+        Raises:
+          ValueError: if a variable is neither float32 nor codes, or gradients of codes
+            would be clipped or averaged.
+        """
+        self._check_can_train(var_list)
         super().build(var_list)
         if getattr(self, "_built", False):
             return
@@ -134,10 +142,35 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self.rounding_seed = self.add_variable(
             [2],
             tf.int32,
-            initializer=lambda shape, dtype: tf.constant([self.seed, 0], dtype),
+            # Folded: the draws of neighbouring seeds would be a step apart.
+            initializer=lambda shape, dtype: tf.cast(
+                tf.random.fold_in(tf.constant([0, 0]), self.seed), dtype
+            ),
             name="rounding_seed",
         )
         self._built = True
+
+    def _check_can_train(self, var_list: list[tf.Variable]) -> None:
+        has_codes = any(hasattr(v, "quantized_kernel") for v in var_list)
+        unusable = [
+            name
+            for name in ("clipnorm", "clipvalue", "global_clipnorm", "use_ema")
+            if getattr(self, name)
+        ]
+        if has_codes and unusable:
+            raise ValueError(
+                f"{self.name}: {', '.join(unusable)} would act on gradients per code "
+                "unit, or on codes; leave it out for a model with quantized layers."
+            )
+        for variable in var_list:
+            if variable.dtype != tf.float32 and not hasattr(
+                variable, "quantized_kernel"
+            ):
+                raise ValueError(
+                    f"{self.name} trains codes and float32 variables; found "
+                    f"{variable.name} of dtype {variable.dtype.name}. A policy such as "
+                    "mixed_bfloat16 computes in less and keeps variables in float32."
+                )
 
     @property
     def float_learning_rate(self) -> float | tf.Variable:

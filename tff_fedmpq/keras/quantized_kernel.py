@@ -89,7 +89,11 @@ class QuantizedKernel:
         self.codes.assign(codes)
 
     def set_bit_width(self, bit_width: int) -> None:
-        """Requantizes the present weights to another bit-width."""
+        """Requantizes the present weights to another bit-width.
+
+        In the middle of training: an optimizer's momentum is in the old code units;
+        `IntegerSGD.reset` forgets it.
+        """
         bit_width = representation_lib.check_bit_width(bit_width)
         weights = self.value()
         self.bit_width.assign(bit_width)
@@ -135,7 +139,8 @@ def add_quantized_kernel(
       add_weight: `tf.keras.layers.Layer.add_weight` of the layer that owns them.
       name: prefix of the variables' names.
       shape: the kernel's shape.
-      initializer: gives the float weights that are quantized first.
+      initializer: a Keras initializer, of the float weights that are quantized first.
+        It is called more than once: a random one has to have a `seed`, or None for it.
       bit_width: 1 to 8.
       representation: what the codes stand for.
       scale_rule: how the scale is chosen.
@@ -186,6 +191,12 @@ def _with_seed(
     A random one without a seed draws it as Keras does: from Python's generator, which
     `tf.keras.utils.set_random_seed` seeds.
     """
+    if not isinstance(initializer, tf.keras.initializers.Initializer):
+        raise TypeError(
+            "The initializer of a quantized kernel is called for its scale and for its "
+            "codes, so it has to be a Keras initializer, whose seed makes them agree; "
+            f"found {initializer!r}."
+        )
     config = initializer.get_config()
     if config.get("seed", 0) is not None:
         return initializer

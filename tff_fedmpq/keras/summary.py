@@ -62,7 +62,7 @@ class ModelSummary:
     def compression(self) -> float:
         """Size of the model in float32 over its stored size."""
         weights = sum(row.num_weights for row in (*self.layers, self.float_rest))
-        return weights * _FLOAT_BITS / 8 / self.num_bytes
+        return weights * _FLOAT_BITS / 8 / max(self.num_bytes, 1)
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in (*self.layers, self.float_rest))

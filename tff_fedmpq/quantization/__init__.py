@@ -9,10 +9,7 @@ from tff_fedmpq.quantization.bit_planes import (
     prune_msb,
     top_plane_density,
 )
-from tff_fedmpq.quantization.integer_update import (
-    integer_update,
-    integer_update_per_plane,
-)
+from tff_fedmpq.quantization.integer_update import integer_update
 from tff_fedmpq.quantization.packing import (
     pack,
     pack_numpy,
@@ -47,7 +44,6 @@ __all__ = [
     "get_representation",
     "get_scale_rule",
     "integer_update",
-    "integer_update_per_plane",
     "least_squares_scale",
     "max_scale",
     "pack",

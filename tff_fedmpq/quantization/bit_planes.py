@@ -4,9 +4,9 @@ Planes are the binary digits of `Representation.magnitudes`, numbered by their w
 plane ``i`` has weight ``2**i``. No plane is ever materialised: how many ones each plane
 has follows from how often each magnitude occurs.
 
-Deviations from the paper, both selectable away: the few weights that held a pruned bit
-are saturated instead of losing it (a weight of 2.3 becomes 1.9, not 0.3), and the step
-size is kept, so that no other weight moves.
+Deviations from the paper: the few weights that held a pruned bit are saturated instead
+of losing it (a weight of 2.3 becomes 1.9, not 0.3; `saturate=False` drops the bit), and
+the step size is always kept, so that no other weight moves.
 """
 
 from __future__ import annotations

@@ -48,10 +48,11 @@ def encode(symbols: np.ndarray) -> bytes:
     if not symbols.size:
         raise ValueError("Expected at least one symbol to encode, found none.")
     smallest, largest = int(symbols.min()), int(symbols.max())
-    if smallest < -(2**15) or largest - smallest + 1 > _MAX_FREQUENCY:
+    in_range = -(2**15) <= smallest and largest < 2**15
+    if not in_range or largest - smallest + 1 > _MAX_FREQUENCY:
         raise ValueError(
-            "Expected symbols from -2**15 on that are spread over less than 2**16 "
-            f"values, found {smallest} to {largest}."
+            "Expected symbols from -2**15 to 2**15 - 1 that are spread over less than "
+            f"2**16 values, found {smallest} to {largest}."
         )
     offsets = (symbols.astype(np.int64) - smallest).astype(np.int32)
     # At least two symbols: the coder has no model of a certain one.

@@ -13,8 +13,8 @@ Bernoulli parts with ``q_i <= 0``), which is one floor with a uniform number ``U
 
     u <- clip(u + floor(U - sign(g) t), 0, 2**b - 1)
 
-`integer_update_per_plane` is the literal, plane by plane reading, kept for comparison:
-it alone can take a group Lasso gradient per plane (Eq. 12) without linearising it.
+The planes of the sum are the binary digits of the code, whatever it stands for: with
+signs and magnitudes they are not those that the group Lasso and MSB pruning act on.
 
 The paper prints ``2^(B-1)`` as the denominator in Eq. 8-10; ``2^B - 1`` is meant.
 """
@@ -67,7 +67,8 @@ def integer_update(
       uniform: float32[...] in [0, 1), the randomness of the fractional units.
 
     Returns:
-      uint8[...], the new codes.
+      uint8[...], the new codes. Codes cannot show that training diverged: a gradient
+      that is NaN makes them 0.
     """
     units = nearest_power_of_two(learning_rate * code_gradient) * step_gain(bit_width)
     return _move(codes, units, bit_width, uniform)
@@ -86,35 +87,6 @@ def stochastic_rounding_update(
     the step is ``eta K g`` code units.
     """
     units = (learning_rate * step_gain(bit_width)) * code_gradient
-    return _move(codes, units, bit_width, uniform)
-
-
-def integer_update_per_plane(
-    codes: tf.Tensor,
-    plane_gradients: tf.Tensor,
-    bit_width: tf.Tensor,
-    learning_rate: tf.Tensor | float,
-    uniform: tf.Tensor,
-) -> tf.Tensor:
-    """Takes one step of Eq. 6-10 plane by plane, as printed.
-
-    Args:
-      codes: uint8[...].
-      plane_gradients: float32[..., 8], ``dL/dB_i`` in the last axis by ascending plane
-        weight; planes from `bit_width` on are ignored.
-      bit_width: int32[].
-      learning_rate: the paper's eta.
-      uniform: float32[...] in [0, 1); all fractional parts of a code share one draw.
-
-    Returns:
-      uint8[...], the new codes.
-    """
-    planes = tf.range(representation_lib.MAX_BIT_WIDTH)
-    weights = tf.where(
-        planes < bit_width, tf.cast(tf.bitwise.left_shift(1, planes), tf.float32), 0.0
-    )
-    powers = nearest_power_of_two(learning_rate * plane_gradients)
-    units = tf.linalg.matvec(powers, weights)
     return _move(codes, units, bit_width, uniform)
 
 

@@ -25,6 +25,7 @@ weight, from 0), ``s`` is `scale`, ``z`` is `zero_point`, ``b`` is `bit_width`.
 from __future__ import annotations
 
 import abc
+import numbers
 
 import tensorflow as tf
 
@@ -200,7 +201,8 @@ def check_bit_width(bit_width: int, what: str = "bit_width") -> int:
     Raises:
       ValueError: if it is not.
     """
-    if int(bit_width) != bit_width or not MIN_BIT_WIDTH <= bit_width <= MAX_BIT_WIDTH:
+    known = range(MIN_BIT_WIDTH, MAX_BIT_WIDTH + 1)
+    if not isinstance(bit_width, numbers.Real) or bit_width not in known:
         raise ValueError(
             f"{what} has to be an integer from {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH}, "
             f"found {bit_width!r}."

@@ -2,7 +2,8 @@
 
 Both rules are functions ``(weights, bit_width, representation) -> scale``:
 
-* `max_scale`, the paper's ``s = 2 max|W|`` (Eq. 14): no weight saturates.
+* `max_scale`, the paper's ``s = 2 max|W|`` (Eq. 14): no weight saturates, but in offset
+  binary, whose levels reach less far up than down, the largest.
 * `least_squares_scale`: the scale whose nearest-level quantization has the least sum of
   squared errors. At 8 bits the two nearly agree; at 1 and 2 bits the largest weight is
   a poor guide (16 times the variance as error at one bit, against 0.36 times).

@@ -21,10 +21,10 @@ def random_crop_and_flip(
     padded image.  Works in a `tf.function`, also with an unknown or empty batch.
 
     Args:
-      images: uint8 or float [n, h, w, c]; h, w and c may be unknown too.  The padding
-        is 0 in the images' own units, so that after normalisation it is the mean.
+      images: uint8 or float [n, h, w, c]; h, w and c may be unknown too.
       seed: int32[2] (or int64), a stateless seed; one per batch.
-      padding: Zeros added on each side, pixels, >= 0; offsets are 0..2*padding.
+      padding: Zeros added on each side, pixels, >= 0; offsets are 0..2*padding. In
+        raw images zeros are black.
 
     Returns:
       The dtype and shape of `images`.

@@ -5,12 +5,11 @@
 
 A round counts as done when its state is saved. TFF's own training program saves in the
 background, where a kill can lose several rounds; here each save is awaited. A state
-that cannot be read is passed over for the one before it.
+that cannot be read is passed over for the one before it, and kept under another name.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import pathlib
@@ -21,9 +20,14 @@ import tensorflow_federated as tff
 from absl import logging
 
 from tff_fedmpq.simulation.files import write_atomically
+from tff_fedmpq.simulation.waiting import wait_for
 
 _PREFIX = "round_"
 _KEEP = 2  # The latest state, and one to fall back to.
+
+
+class CheckpointError(ValueError):
+    """A run was saved, and what was saved cannot be read."""
 
 
 class Checkpoints:
@@ -43,7 +47,7 @@ class Checkpoints:
         )
 
     def save(self, round_number: int, state: Any, record: dict[str, Any]) -> None:
-        """Saves a finished round; returns when it is on disk.
+        """Saves a finished round; returns when its files are written.
 
         Args:
           round_number: from 1.
@@ -52,7 +56,7 @@ class Checkpoints:
         """
         content = json.dumps(record).encode()
         write_atomically(self._record_path(round_number), content)
-        asyncio.run(self._states.save(state, version=round_number))
+        wait_for(self._states.save(state, version=round_number))
 
     def load_latest(self, structure: Any) -> tuple[Any, list[dict[str, Any]]]:
         """Returns the latest state that can be read, and all records up to it.
@@ -60,20 +64,46 @@ class Checkpoints:
         Args:
           structure: a state of the process, for its structure; returned, with no
             records, when nothing was saved.
+
+        Raises:
+          CheckpointError: if states were saved and none can be read, or a record of
+            one is missing or damaged. Nothing is touched then.
         """
-        versions = asyncio.run(self._states.get_versions()) or []
-        for version in sorted(versions, reverse=True):
+        versions = sorted(wait_for(self._states.get_versions()) or [], reverse=True)
+        damaged: list[int] = []
+        for version in versions:
             try:
-                state = asyncio.run(self._states.load(version, structure))
-                return state, [self._read_record(r) for r in range(1, version + 1)]
+                state = wait_for(self._states.load(version, structure))
             except Exception as error:  # Whatever a damaged file makes TFF raise.
                 logging.warning("Checkpoint of round %d is damaged: %s", version, error)
-                # Out of the way: the round will be done, and saved, again.
-                shutil.rmtree(self._state_directory / f"{_PREFIX}{version}")
+                damaged.append(version)
+                continue
+            records = [self._read_record(r) for r in range(1, version + 1)]
+            for later in damaged:
+                self._set_aside(later)
+            return state, records
+        if damaged:
+            raise CheckpointError(
+                f"None of the checkpoints in {self._state_directory} can be read, of "
+                f"rounds {damaged}; delete the run's directory to begin anew."
+            )
         return structure, []
+
+    def _set_aside(self, version: int) -> None:
+        """Renames a damaged state: its round will be done, and saved, again."""
+        target = self._state_directory / f"damaged_{version}"
+        shutil.rmtree(target, ignore_errors=True)
+        (self._state_directory / f"{_PREFIX}{version}").rename(target)
 
     def _record_path(self, round_number: int) -> pathlib.Path:
         return self._records / f"{round_number:05d}.json"
 
     def _read_record(self, round_number: int) -> dict[str, Any]:
-        return json.loads(self._record_path(round_number).read_text())
+        path = self._record_path(round_number)
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"The record {path} of a finished round cannot be read ({error}); "
+                "bring it back, or delete the run's directory to begin anew."
+            ) from error

@@ -20,6 +20,7 @@ from typing import Any, Callable
 
 import numpy as np
 from absl import logging
+from matplotlib.figure import Figure
 
 from tff_fedmpq.federated.schemes import ALL_SCHEMES
 from tff_fedmpq.simulation.config import ExperimentConfig
@@ -99,7 +100,8 @@ def run_comparison(
       announce: called with a line before each run.
 
     Raises:
-      ValueError: for an unknown scheme or option, before anything is run.
+      ValueError: for an unknown scheme or option, before anything is run; or if a run
+        that is finished was of another data set.
     """
     check_schemes(schemes)
     if not seeds:
@@ -121,10 +123,20 @@ def run_comparison(
         directory = output_dir / scheme / f"seed{seed}"
         result = run_experiment(run_config, directory, data_dir=data_dir, resume=True)
         results[scheme].append(result)
+        _check_same_data(results)
     rows = [summarise(runs) for runs in results.values()]
     write_tables(rows, output_dir)
     plot_comparison(results, output_dir / "comparison.png")
     return rows
+
+
+def _check_same_data(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    names = sorted({run["dataset"] for runs in results.values() for run in runs})
+    if len(names) > 1:
+        raise ValueError(
+            f"The runs are of several data sets, {', '.join(names)}; name one by "
+            "--dataset, and use a directory of its own."
+        )
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> ComparisonRow:
@@ -207,11 +219,8 @@ def plot_comparison(
       results: scheme -> results of its runs, of equally many rounds.
       path: of the PNG file.
     """
-    from matplotlib import pyplot as plt
-
-    figure, (by_round, by_size) = plt.subplots(
-        1, 2, figsize=(12, 4.5), sharey=True, layout="constrained"
-    )
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    by_round, by_size = figure.subplots(1, 2, sharey=True)
     for scheme, runs in results.items():
         accuracy = 100 * np.array(
             [[record["test_accuracy"] for record in run["rounds"]] for run in runs]
@@ -233,4 +242,3 @@ def plot_comparison(
         axes.grid(alpha=0.3)
     by_round.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -17,6 +17,8 @@ from tff_fedmpq.federated.schemes import build_scheme, explicit_options
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
 
+_COUNTS = ("num_clients", "clients_per_round", "rounds", "local_epochs", "batch_size")
+
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
@@ -85,9 +87,7 @@ class ExperimentConfig:
         Raises:
           ValueError: naming the setting, what it may be and what was found.
         """
-        for (
-            name
-        ) in "num_clients clients_per_round rounds local_epochs batch_size".split():
+        for name in _COUNTS:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         settings = {field.name for field in dataclasses.fields(self)} | {"epochs"}
         shared = sorted(settings & set(self.scheme_options))
@@ -185,6 +185,19 @@ def config_from_preset(preset: str, **overrides: Any) -> ExperimentConfig:
     _require(preset in PRESETS, "preset", _one_of(PRESETS), preset)
     given = {name: value for name, value in overrides.items() if value is not None}
     return ExperimentConfig(**{**PRESETS[preset], **given})
+
+
+def parse_seeds(texts: Iterable[str]) -> list[int]:
+    """Returns seeds that a user wrote.
+
+    Raises:
+      ValueError: for what is no whole number of 0 or more.
+    """
+    seeds = []
+    for text in texts:
+        _require(text.strip().isdecimal(), "a seed", "a whole number, 0 or more", text)
+        seeds.append(int(text))
+    return seeds
 
 
 def _one_of(names: Iterable[str]) -> str:

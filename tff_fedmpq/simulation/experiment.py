@@ -10,6 +10,8 @@ Everything a run writes lies in its output directory:
     rounds/           a record per round
     checkpoints/      the latest states
     metrics.csv, tensorboard/   per round, through TFF's release managers
+    clients/          each client's images, until the end (`client_data`)
+    worker.log, progress.log    for a look while it runs, or when it fails
     result.json, curves.png     at the end
 """
 
@@ -20,6 +22,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -40,17 +43,22 @@ from tff_fedmpq.simulation.client_data import build_client_data
 from tff_fedmpq.simulation.config import ExperimentConfig, complete_protocol
 from tff_fedmpq.simulation.files import write_atomically
 from tff_fedmpq.simulation.models import build_model_fn
-from tff_fedmpq.simulation.partition import dirichlet_partition
+from tff_fedmpq.simulation.partition import Partition, dirichlet_partition
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases
 from tff_fedmpq.simulation.runtime import local_runtime, threads_per_client
 from tff_fedmpq.version import __version__
 
 _CALIBRATION_IMAGES = 2048
+_CLIENTS = "clients"
 
 
 class OutputDirectoryError(ValueError):
     """The output directory cannot be used for this run."""
+
+
+class RoundError(RuntimeError):
+    """A round failed; what failed in it is the cause."""
 
 
 def run_experiment(
@@ -73,9 +81,11 @@ def run_experiment(
       The content of `result.json`.
 
     Raises:
-      OutputDirectoryError: if the directory holds another run.
+      OutputDirectoryError: if the directory holds another run, or one of other data.
+      CheckpointError: if what was saved of the run cannot be read.
       ValueError: for settings that the scheme refuses.
       datasets.DatasetError: if the data set is missing or damaged.
+      RoundError: if a round fails.
     """
     output_dir = pathlib.Path(output_dir).expanduser()
     check_output_dir(output_dir, config, resume)
@@ -89,8 +99,10 @@ def run_experiment(
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_json(output_dir / "config.json", config.as_dict())
     result = _Run(config, scheme, dataset, output_dir).execute()
-    _write_json(result_path, result)
+    # The result last: while there is none, the run goes on from here.
     report.plot_curves(result, output_dir / "curves.png")
+    _write_json(result_path, result)
+    shutil.rmtree(output_dir / _CLIENTS)
     return result
 
 
@@ -108,6 +120,8 @@ def check_output_dir(
       OutputDirectoryError: if it may not.
     """
     config_path = output_dir / "config.json"
+    if output_dir.exists() and not output_dir.is_dir():
+        raise OutputDirectoryError(f"{output_dir} is no directory; choose another.")
     if not config_path.exists():
         if output_dir.exists() and any(output_dir.iterdir()):
             raise OutputDirectoryError(
@@ -160,7 +174,7 @@ class _Run:
             config.seed,
             dataset.name,
         )
-        self._partition.save(output_dir / "partition.json")
+        _save_partition(self._partition, output_dir / "partition.json")
         self._client_ids = [str(client) for client in range(config.num_clients)]
         client_model = self._scheme.build_client_model(self._model_fn)
         self._spec = ModelSpec.from_model(client_model)
@@ -182,11 +196,15 @@ class _Run:
                 progress.skip(sum(steps[: len(records)]))
                 for round_number in range(len(records) + 1, config.rounds + 1):
                     progress.set_round(round_number, config.rounds)
-                    state, record = self._run_round(
-                        process, state, round_number, evaluator
-                    )
-                    checkpoints.save(round_number, state, record)
+                    try:
+                        state, record = self._run_round(
+                            process, state, round_number, evaluator
+                        )
+                    except ValueError as error:  # No user's error by now.
+                        raise RoundError(f"Round {round_number} failed.") from error
+                    # Released first: a round that is saved is not run again.
                     releases.release(round_number, record)
+                    checkpoints.save(round_number, state, record)
                     records.append(record)
                     progress.write(report.describe_round(record, config.rounds))
             weights = process.get_model_weights(state)
@@ -195,7 +213,7 @@ class _Run:
     def _build_process(self, progress: BatchProgress):
         config, dataset = self._config, self._dataset
         client_data = build_client_data(
-            self._output_dir / "clients", dataset, self._partition
+            self._output_dir / _CLIENTS, dataset, self._partition
         )
         return build_process(
             self._model_fn,
@@ -306,6 +324,16 @@ class _Run:
             self._dataset.test_labels,
             calibration,
         )
+
+
+def _save_partition(partition: Partition, path: pathlib.Path) -> None:
+    """Saves a run's partition, or checks that it is the one that it began with."""
+    if path.exists() and Partition.load(path) != partition:
+        raise OutputDirectoryError(
+            f"{path} is another partition, perhaps of another data set than this one, "
+            f"{partition.dataset}; the run can go on with the data that it began with."
+        )
+    partition.save(path)
 
 
 def build_config_scheme(config: ExperimentConfig) -> Scheme:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_federated as tff
+
+from tff_fedmpq.simulation.waiting import wait_for
 
 _RELEASED = (
     "test_accuracy",
@@ -39,7 +40,10 @@ class Releases:
         )
 
     def release(self, round_number: int, record: Mapping[str, Any]) -> None:
-        """Writes one round; rounds after it, of an interrupted run, are dropped.
+        """Writes one round.
+
+        Of an interrupted run, the CSV file loses this round and later ones first;
+        TensorBoard shows what came last.
 
         Args:
           round_number: from 1.
@@ -47,4 +51,4 @@ class Releases:
         """
         values = {name: np.float64(record[name]) for name in _RELEASED}
         for manager in self._managers:
-            asyncio.run(manager.release(values, round_number))
+            wait_for(manager.release(values, round_number))

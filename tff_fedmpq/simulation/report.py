@@ -6,12 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # Before pyplot: a run needs no screen.
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib import ticker  # noqa: E402
+from matplotlib import ticker
+from matplotlib.figure import Figure
 
 _BITS_PER_MEGABYTE = 8e6
 
@@ -25,7 +22,8 @@ def plot_curves(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     """
     rounds = result["rounds"]
     numbers = [record["round"] for record in rounds]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
     _plot_accuracy(axes[0, 0], result, numbers)
     _plot_loss(axes[0, 1], rounds, numbers)
     _plot_bits(axes[1, 0], rounds, numbers)
@@ -39,7 +37,6 @@ def plot_curves(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None
         f"{protocol['num_clients']} clients, {protocol['local_epochs']} local epoch(s)"
     )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _plot_accuracy(axes, result: Mapping[str, Any], numbers: list[int]) -> None:
