@@ -21,22 +21,19 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_federated as tff
 from absl import logging
 
 from tff_fedmpq.federated.model_spec import ModelSpec
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.schemes import build_scheme
-from tff_fedmpq.simulation import datasets, evaluation, ledger, report
+from tff_fedmpq.simulation import datasets, evaluation, ledger, provenance, report
 from tff_fedmpq.simulation.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.checkpoints import Checkpoints
 from tff_fedmpq.simulation.client_data import build_client_data
@@ -47,7 +44,6 @@ from tff_fedmpq.simulation.partition import Partition, dirichlet_partition
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases
 from tff_fedmpq.simulation.runtime import local_runtime, threads_per_client
-from tff_fedmpq.version import __version__
 
 _CALIBRATION_IMAGES = 2048
 _CLIENTS = "clients"
@@ -295,8 +291,7 @@ class _Run:
             "dataset_source": self._dataset.source,
             "protocol": self._config.as_dict(),
             "seed": self._config.seed,
-            "versions": _versions(),
-            "hardware": {"processor": _processor(), "cores": os.cpu_count()},
+            **provenance.describe(),
             "layers": {
                 "names": list(self._spec.kernel_names),
                 "sizes": self._spec.layer_sizes.tolist(),
@@ -406,23 +401,3 @@ def _as_json(value: Any) -> Any:
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "tff_fedmpq": __version__,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "tensorflow_federated": tff.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _processor() -> str:
-    """Returns the processor's name as Linux has it."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else "unknown"

@@ -79,7 +79,7 @@ def test_reduced_runs_stand_apart_and_say_so(text):
     title = "Table 1, CIFAR-10: heterogeneity - REDUCED"
     rows = table_rows(text, title)
     assert rows["FPQ8"][4:] == ["50.00", "70.8"]
-    assert rows["FedMPQ"][2] == "not run"
+    assert "FedMPQ" not in rows  # Not run there.
     section = text.split("## A reduced protocol - REDUCED")[1]
     assert "Not the paper's protocol" in section
     assert "Training images: 20,000" in section and "30 rounds of 2 " in section
@@ -119,6 +119,22 @@ def test_what_cannot_be_run_gives_its_reason():
     text = document.format_grid(grid, "reduced", {})
     assert text.count("n/a |") == 18
     assert text.endswith("n/a: the preset reduced has no network for tiny_imagenet.")
+
+
+def test_validation_accuracy_is_not_beside_the_papers_numbers(make):
+    record = make.finished(f"{FEDMPQ}/seed0", [0.125], "tuning")
+    text = document.build_document({"tuning": records_of(record)})
+    section = text.split("- TUNING", 1)[1].split("\n## ")[0]
+    assert "Validation accuracy" in section and "Table 1" not in section
+    assert "| FedMPQ | 12.50 | not run | not run |" in section  # A finalist.
+
+
+def test_rows_without_results_are_of_the_papers_protocol_only(make):
+    record = make.finished(f"{FEDMPQ}/seed0", [0.5], "reduced")
+    grid = tables.table_1()[0]
+    reduced = document.format_grid(grid, "reduced", records_of(record))
+    assert "| FedMPQ |" in reduced and "| AQFL |" not in reduced
+    assert "| AQFL | not run |" in document.format_grid(grid, "paper", {})
 
 
 def test_results_of_settings_that_have_changed_are_not_shown(make):

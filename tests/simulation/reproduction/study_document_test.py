@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tff_fedmpq.simulation.reproduction import results, study, study_document
@@ -52,7 +53,8 @@ def test_table_shows_both_and_their_difference(records):
     assert lines[0] == "| reading | AQFL | FedMPQ | FedMPQ - AQFL |"
     (literal,) = (line for line in lines if line.startswith("| the paper, literally"))
     assert literal.split("|")[2:] == [" not run ", " not run ", " not run ", ""]
-    assert "| saturating pruning |  | not run |  |" in lines
+    row = "sign and magnitude planes, saturating pruning"
+    assert f"| {row} |  | not run |  |" in lines
     expected = "| 42.0 ± 2.8 (2) | 55.0 ± 7.1 (2) | +13.0 ± 4.2 (2) |"
     assert f"| all repairs: our defaults {expected}" in lines
 
@@ -67,9 +69,65 @@ def test_devices_are_by_budget(records):
             "8": {"accuracy": 0.75, "accuracy_aggregated_statistics": 0.5},
         }
     heads, _, line = build("{{ devices: repairs }}", records).splitlines()
-    assert heads == "| reading |  | 2 bits | 8 bits |"
-    expected = "| AQFL | 50.0 / 12.5 (2) | 75.0 / 50.0 (2) |"
+    assert heads == "| reading |  | global | 2 bits | 8 bits |"
+    last = 50 * sum(
+        records["reduced"][f"{AQFL}/seed{seed}"]["rounds"][-1]["test_accuracy"]
+        for seed in (0, 1)
+    )
+    expected = f"| AQFL | {last:.1f} (2) | 50.0 / 12.5 | 75.0 / 50.0 |"
     assert line == f"| all repairs: our defaults {expected}"
+
+
+def test_a_run_that_two_places_ask_for_has_one_line_of_devices(make):
+    record = make.finished("study/literal/aqfl/seed0", [0.5], "reduced")
+    record["tier_accuracy"] = {
+        "2": {"accuracy": 0.5, "accuracy_aggregated_statistics": 0.25}
+    }
+    records = {"reduced": {record["id"]: record}}
+    assert "| both weigh clients by \\|D_n\\| | 50.0 (1)" in build(
+        "{{ table: repairs }}", records
+    )
+    assert len(build("{{ devices: repairs }}", records).splitlines()) == 3
+
+
+def test_a_question_at_another_preset(make):
+    record = make.finished("study/two-bit100/fedmpq/seed0", [0.5], "tuning")
+    records = {"tuning": {record["id"]: record}}
+    assert "50.0 (1)" in build("{{ table: outer_layers @ tuning }}", records)
+    assert "Not run" in build("{{ table: outer_layers }}", records)
+
+
+def test_difference_of_devices_is_from_least_to_greatest(make):
+    records = {"reduced": {}}
+    for scheme, accuracies in (("aqfl", (0.25, 0.5)), ("fedmpq", (0.375, 0.4375))):
+        record = make.finished(f"study/literal/{scheme}/seed0", [0.5], "reduced")
+        record["tier_accuracy"] = {
+            bits: {"accuracy": accuracy} for bits, accuracy in zip("28", accuracies)
+        }
+        records["reduced"][record["id"]] = record
+    names = "reduced/study/literal/fedmpq, reduced/study/literal/aqfl"
+    placeholder = f"{{{{ devices_difference: {names} }}}}"
+    assert build(placeholder, records) == "-6.2 to +12.5 (1)"
+    assert build(placeholder, {}) == "not run"
+
+
+def test_swing_is_the_deviation_within_the_last_rounds(make):
+    accuracies = [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
+    record = make.finished("study/literal/aqfl/seed0", accuracies, "reduced")
+    placeholder = "{{ swing: reduced/study/literal/aqfl }}"
+    found = build(placeholder, {"reduced": {record["id"]: record}})
+    assert found == f"{np.std([10, 20, 30, 40, 50], ddof=1):.1f}"
+    assert build(placeholder, {}) == "not run"
+
+
+def test_rounds_with_pruning_send_up_less_than_down(make):
+    record = make.finished("study/literal/fedmpq/seed0", [0.5] * 4, "reduced")
+    for pruned, entry in zip((0, 32, 0, 7), record["rounds"]):
+        entry.update(downlink_bits=10_480, uplink_bits=10_000 - pruned)
+    placeholder = "{{ pruned: reduced/study/literal/fedmpq }}"
+    records = {"reduced": {record["id"]: record}}
+    assert build(placeholder, records) == "2 of 4"
+    assert build(placeholder, {}) == "not run"
 
 
 @pytest.mark.parametrize("name", study.QUESTIONS)

@@ -21,13 +21,15 @@ Record = Mapping[str, Any]
 Records = Mapping[str, Record]
 
 _BITS_PER_MEGABYTE = 8e6
+_NOT_RUN = "not run"
 
 _HEAD = """# Reproduction of the paper's tables
 
 Written by `python examples/reproduce.py --report_only` from the result files in
 `docs/results/reproduction/` alone; do not edit it. The paper: Chen & Vikalo, CVPR 2024.
 
-Numbers are test accuracy of the global model after the last round, in %. "ours" is the
+Numbers are accuracy of the global model after the last round, in %: of test images but
+where a section says otherwise. "ours" is the
 mean over finished seeds; "67.10 +- 0.40 (2)" is mean, standard deviation over seeds and
 their number; without it, one seed. "paper" is what the paper prints. `not run`: no
 result yet. `round k of n`: interrupted there, no result yet. `n/a`: cannot be run, the
@@ -67,13 +69,21 @@ def _preset_section(preset: str, records: Records) -> Iterator[str]:
     label = "" if preset == "paper" else f" - {preset.upper()}"
     yield f"## {_capitalised(cells.PRESETS[preset].title)}{label}"
     yield describe_protocol(preset)
-    if preset != "paper":
+    is_validation = "validation_examples" in cells.PRESETS[preset].settings
+    if is_validation:
+        yield (
+            "Validation accuracy, of images on which settings were chosen; so the "
+            "paper's tables are left out."
+        )
+    elif preset != "paper":
         yield (
             "The paper's numbers are beside ours for orientation; they are of its own "
             "protocol."
         )
     left_out = []
     for grid in cells.grids():
+        if is_validation and grid.with_paper:
+            continue
         is_begun = any(find_records(s, preset, records) for s in _slots(grid))
         if is_begun or (preset == "paper" and grid.with_paper):
             yield f"### {grid.title}{label}"
@@ -127,20 +137,25 @@ def describe_protocol(preset: str) -> str:
 
 
 def format_grid(grid: Grid, preset: str, records: Records) -> str:
-    """Returns a grid as a Markdown table, with its notes."""
+    """Returns a grid as a Markdown table, with its notes.
+
+    At presets other than the paper's, rows without a result are left out.
+    """
     heads = [grid.corner]
     for column in grid.columns:
         heads += [f"{column}, ours", "paper"] if grid.with_paper else [column]
     lines = [format_row(heads), format_row(["---"] * len(heads))]
     for row in grid.rows:
-        entries = [row]
+        ours, entries = set(), [row]
         for column in grid.columns:
             slot = grid.slots.get((row, column))
             entries.append(show_slot(slot, preset, records) if slot else "")
+            ours.add(entries[-1])
             if grid.with_paper:
                 number = slot.paper if slot else None
                 entries.append("-" if number is None else f"{number:.1f}")
-        lines.append(format_row(entries))
+        if preset == "paper" or not ours <= {_NOT_RUN, ""}:
+            lines.append(format_row(entries))
     obstacles = {cells.find_obstacle(slot, preset) for slot in _slots(grid)} - {""}
     notes = [grid.note] if grid.note else []
     notes += [f"n/a: {obstacle}." for obstacle in sorted(obstacles)]
@@ -162,7 +177,7 @@ def show_slot(slot: Slot, preset: str, records: Records) -> str:
     if found:
         furthest = max(found, key=lambda record: record["rounds_done"])
         return _progress(furthest)
-    return "not run"
+    return _NOT_RUN
 
 
 def find_records(slot: Slot, preset: str, records: Records) -> dict[str, Record]:

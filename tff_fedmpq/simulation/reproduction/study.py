@@ -54,13 +54,21 @@ READINGS: Mapping[str, Variant] = {
     "literal+scales": Variant(
         "least-squares scales", _PAIR, options={"scale_rule": "least_squares"}
     ),
-    "literal+saturation": Variant(
-        "saturating pruning", ["fedmpq"], options={"saturate": True}
+    # In offset binary no plane is ever pruned: saturation would change nothing.
+    "literal+representation+saturation": Variant(
+        "sign and magnitude planes, saturating pruning",
+        ["fedmpq"],
+        options={"representation": "sign_magnitude", "saturate": True},
     ),
     "literal+weights": Variant(
-        "AQFL weighs by v_n |D_n|",
-        ["aqfl"],
+        "both weigh clients by v_n |D_n|",
+        _PAIR,
         options={"aggregation_weight": "budget_and_examples"},
+    ),
+    "literal+examples": Variant(
+        "both weigh clients by |D_n|",
+        _PAIR,
+        options={"aggregation_weight": "examples"},
     ),
     "literal+rate": Variant("eta 0.3", _PAIR, settings={"learning_rate": 0.3}),
     "literal+feedback": Variant("error feedback", _PAIR, options=tuning.FEEDBACK),
@@ -99,8 +107,8 @@ def _repairs() -> Grid:
             f"study/defaults/{scheme}", {**_COMMON, "scheme": scheme}
         )
     note = (
-        "Each row but the last is the literal reading with one change; how codes are "
-        "trained counts as one."
+        "Each row is the literal reading with a change, the last with all of them. "
+        "FedMPQ weighs by v_n |D_n| in it, AQFL by |D_n|."
     )
     title = "Question 1: the literal reading, and each repair alone"
     return make_grid(title, "reading", slots, with_paper=False, note=note)

@@ -6,9 +6,15 @@ double braces stands what is to be shown:
     {{ table: repairs }}               a question of `study.QUESTIONS`; a line while
                                        none of its runs is finished
     {{ devices: finalists }}           the same question, by bits of the device
+    {{ table: outer_layers @ tuning }} at another preset than "reduced"
     {{ protocol: reduced }}            a preset of `cells.PRESETS`, in words
     {{ mean: PRESET/GROUP }}           over seeds, of a group such as table1/.../aqfl
     {{ difference: PRESET/A, PRESET/B }}   A - B, paired by seed
+    {{ devices_difference: PRESET/A, PRESET/B }}   the same of the models that devices
+                                       get, recalibrated: from the least to the
+                                       greatest over budgets, of means over seeds
+    {{ swing: PRESET/GROUP }}          standard deviation of a run's last five rounds
+    {{ pruned: PRESET/GROUP }}         rounds in which MSB pruning took bits off
     {{ figure: NAME | LABEL = PRESET/GROUP | ... }}   accuracy by round, NAME.svg
 
 Accuracy here is the mean over a run's last five rounds, for a single round's swings,
@@ -136,23 +142,34 @@ def format_table(grid: Grid, preset: str, records: Records) -> str:
 def format_devices(grid: Grid, preset: str, records: Records) -> str:
     """Returns the accuracy of what devices get, as a Markdown table.
 
-    A line for each place of the grid that has results; in it, by budget, the mean over
-    seeds with BatchNorm statistics estimated for that model, and as the server sent
-    them.
+    A line for each place of the grid that has results. In it, all after the last round
+    and means over seeds: the global model; and for each budget, with BatchNorm
+    statistics estimated for that model, and as the server sent them.
     """
-    tiers = {}
+    runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    shown: set[str] = set()  # Several places may ask for the same runs.
     for place, slot in grid.slots.items():
-        found = document.find_records(slot, preset, records).values()
-        of_runs = [r["tier_accuracy"] for r in found if r["finished"]]
-        if of_runs and all(of_runs):
-            tiers[place] = of_runs
-    budgets = sorted({b for of_runs in tiers.values() for b in of_runs[0]}, key=float)
-    heads = [grid.corner, "", *(f"{budget} bits" for budget in budgets)]
+        found = document.find_records(slot, preset, records)
+        finished = [r for r in found.values() if r["finished"] and r["tier_accuracy"]]
+        if finished and not shown.issuperset(found):
+            runs[place] = finished
+            shown.update(found)
+    budgets = sorted(
+        {b for of_place in runs.values() for b in of_place[0]["tier_accuracy"]},
+        key=float,
+    )
+    heads = [grid.corner, "", "global", *(f"{budget} bits" for budget in budgets)]
     rows = [heads, ["---"] * len(heads)]
-    rows += [
-        [*place, *(_show_tier(of_runs, budget) for budget in budgets)]
-        for place, of_runs in tiers.items()
-    ]
+    for place, of_place in runs.items():
+        last = np.mean([r["rounds"][-1]["test_accuracy"] for r in of_place])
+        tiers = [r["tier_accuracy"] for r in of_place]
+        rows.append(
+            [
+                *place,
+                f"{100 * last:.1f} ({len(tiers)})",
+                *(_show_tier(tiers, budget) for budget in budgets),
+            ]
+        )
     return "\n".join(document.format_row(row) for row in rows)
 
 
@@ -163,7 +180,7 @@ def _show_tier(tiers: Sequence[Mapping[str, Any]], budget: str) -> str:
         100 * np.mean([tier[budget][key] for tier in tiers])
         for key in ("accuracy", "accuracy_aggregated_statistics")
     )
-    return f"{estimated:.1f} / {as_sent:.1f} ({len(tiers)})"
+    return f"{estimated:.1f} / {as_sent:.1f}"
 
 
 def format_mean(values: Sequence[float], spec: str = ".1f") -> str:
@@ -182,15 +199,16 @@ def format_difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
 
 
 def _question(
-    name: str, records: RecordsByPreset, form: Callable[[Grid, str, Records], str]
+    argument: str, records: RecordsByPreset, form: Callable[[Grid, str, Records], str]
 ) -> str:
+    name, _, asked = (part.strip() for part in argument.partition("@"))
     if name not in study.QUESTIONS:
         raise ValueError(
             f"Unknown table {name!r}; expected one of {', '.join(study.QUESTIONS)}."
         )
     grid = study.QUESTIONS[name]()
-    (only_preset,) = {slot.only_preset for slot in grid.slots.values()}
-    preset = only_preset or "reduced"
+    preset = asked or next(iter(grid.slots.values())).only_preset or "reduced"
+    _check_preset(preset)
     found = records.get(preset, {})
     if not any(late_accuracies(slot, preset, found) for slot in grid.slots.values()):
         return f"(Not run: none of its {len(grid.slots)} runs per seed is finished.)"
@@ -199,9 +217,13 @@ def _question(
 
 def _protocol(preset: str, records: RecordsByPreset) -> str:
     del records
+    _check_preset(preset)
+    return document.describe_protocol(preset)
+
+
+def _check_preset(preset: str) -> None:
     if preset not in cells.PRESETS:
         raise ValueError(f"Unknown preset {preset!r}.")
-    return document.describe_protocol(preset)
 
 
 def _mean(name: str, records: RecordsByPreset) -> str:
@@ -213,10 +235,56 @@ def _difference(names: str, records: RecordsByPreset) -> str:
     return format_difference(_accuracies_of(a, records), _accuracies_of(b, records))
 
 
+def _devices_difference(names: str, records: RecordsByPreset) -> str:
+    a, b = (_tiers_of(name.strip(), records) for name in names.split(",", 1))
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        return "not run"
+    by_budget = [
+        100 * np.mean([a[s][bits]["accuracy"] - b[s][bits]["accuracy"] for s in seeds])
+        for bits in a[seeds[0]]
+    ]
+    return f"{min(by_budget):+.1f} to {max(by_budget):+.1f} ({len(seeds)})"
+
+
+def _tiers_of(name: str, records: RecordsByPreset) -> dict[int, Mapping[str, Any]]:
+    """Returns what devices get after the last round of finished runs, by seed."""
+    slot, preset = _find_group(name)
+    found = document.find_records(slot, preset, records.get(preset, {})).values()
+    return {r["seed"]: r["tier_accuracy"] for r in found if r["finished"]}
+
+
 def _accuracies_of(name: str, records: RecordsByPreset) -> dict[int, float]:
     """Returns `late_accuracies` of PRESET/GROUP."""
     slot, preset = _find_group(name)
     return late_accuracies(slot, preset, records.get(preset, {}))
+
+
+def _swing(name: str, records: RecordsByPreset) -> str:
+    slot, preset = _find_group(name)
+    by_seed = _accuracies_by_round(slot, preset, records.get(preset, {}))
+    last = [by_round[-NUM_LATE_ROUNDS:] for by_round in by_seed.values()]
+    if not last:
+        return "not run"
+    return f"{np.mean([np.std(accuracies, ddof=1) for accuracies in last]):.1f}"
+
+
+def _pruned(name: str, records: RecordsByPreset) -> str:
+    slot, preset = _find_group(name)
+    found = document.find_records(slot, preset, records.get(preset, {}))
+    counts = [_count_pruned(r["rounds"]) for r in found.values() if r["finished"]]
+    return " and ".join(counts) or "not run"
+
+
+def _count_pruned(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Returns in how many rounds clients sent up fewer bits of codes than they got.
+
+    Headers are longer down than up, by as much in every round; so the smallest
+    difference is that of a round without pruning, if there is one.
+    """
+    differences = [r["downlink_bits"] - r["uplink_bits"] for r in rounds]
+    pruned = sum(difference > min(differences) for difference in differences)
+    return f"{pruned} of {len(rounds)}"
 
 
 def _find_group(name: str) -> tuple[Slot, str]:
@@ -260,5 +328,8 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "protocol": _protocol,
     "mean": _mean,
     "difference": _difference,
+    "devices_difference": _devices_difference,
+    "swing": _swing,
+    "pruned": _pruned,
     "figure": _figure,
 }

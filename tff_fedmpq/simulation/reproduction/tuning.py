@@ -130,7 +130,7 @@ FINALISTS: Mapping[str, Variant] = {
     "fedavg": Variant("FP32 FedAvg", ["fedavg"]),
     "fedavg-falling": Variant("FP32 FedAvg, rate 0.1 to 0", ["fedavg"], _ALL_FALL),
     "fpq8": Variant("FPQ8", ["fpq8"], SGD_DECAY, _CANDIDATE),
-    "aqfl-former": Variant("AQFL, as it was before", ["aqfl"], _SLOW, _FORMER),
+    "aqfl-former": Variant("AQFL, former defaults", ["aqfl"], _SLOW, _FORMER),
     "aqfl": Variant("AQFL", ["aqfl"], SGD_DECAY, _CANDIDATE),
     "aqfl-compensated": Variant(
         "AQFL, rounding compensated", ["aqfl"], SGD_DECAY, _COMPENSATED
@@ -142,7 +142,7 @@ FINALISTS: Mapping[str, Variant] = {
         _COMPENSATED,
     ),
     "fedmpq-former": Variant(
-        "FedMPQ, as it was before", _FEDMPQ, _SLOW, {**_FORMER, **_ALGORITHM_2}
+        "FedMPQ, former defaults", _FEDMPQ, _SLOW, {**_FORMER, **_ALGORITHM_2}
     ),
     "fedmpq": Variant("FedMPQ", _FEDMPQ, SGD_DECAY, {**_CANDIDATE, **_BY_DISTORTION}),
     "fedmpq-compensated": Variant(
@@ -220,8 +220,9 @@ def finalists() -> Grid:
         if population.all_schemes or scheme not in _ONE_PRECISION
     }
     note = (
-        "Where nothing else is said: eta 0.1 to 0 of weights, EF, FedMPQ's bits by "
-        "distortion. Before: eta 0.3 of codes, no EF, bits by Algorithm 2."
+        "Where nothing else is said: eta 0.1 to 0 of weights, error feedback, FedMPQ's "
+        "bits by distortion. Former defaults: eta 0.3 of codes, no error feedback, "
+        "bits by Algorithm 2."
     )
     title = "Question 6: the finalists"
     return make_grid(title, "settings", slots, with_paper=False, note=note)

@@ -1,0 +1,67 @@
+"""Which code, of which libraries, on which machine made a result."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_fedmpq.version import __version__
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def describe() -> dict[str, Any]:
+    """Returns versions, the commit (None outside of Git) and hardware, for JSON."""
+    return {
+        "versions": {
+            "tff_fedmpq": __version__,
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "tensorflow_federated": tff.__version__,
+            "numpy": np.__version__,
+        },
+        "commit": _commit(),
+        "hardware": {"processor": _processor(), "cores": os.cpu_count()},
+    }
+
+
+def _commit() -> str | None:
+    """Returns the last commit of the package, with "-dirty" if it was changed since."""
+    try:
+        # Of nothing, where some other project's folder holds the package.
+        commit = _git("log", "-1", "--format=%h", "--", ".")
+        changes = _git("status", "--porcelain", "--", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    if not commit:
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    finished = subprocess.run(
+        ["git", *arguments],
+        cwd=_PACKAGE,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return finished.stdout.strip()
+
+
+def _processor() -> str:
+    """Returns the processor's name as Linux has it."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else "unknown"
