@@ -56,3 +56,25 @@ def test_a_results_command_makes_a_run_of_its_settings(preset):
             cells.expand(words[2], preset, [seed], compute), [flags["cells"]]
         )
         assert results.find_record({name: record}, cell.config) == name
+
+
+def test_the_studys_commands_make_every_result():
+    (block,) = re.findall(
+        r"```bash\n(python examples/reproduce.*?)```",
+        (_DOCS / "study.template.md").read_text(),
+        flags=re.DOTALL,
+    )
+    made = set()
+    for line in block.splitlines():
+        words = shlex.split(line)
+        flags = dict(word[2:].split("=", 1) for word in words if word.startswith("--"))
+        seeds = [int(seed) for seed in flags["seeds"].split(",")]
+        patterns = flags["cells"].split(",") if "cells" in flags else []
+        expanded = cells.expand(words[2], flags["preset"], seeds)
+        made |= {
+            (flags["preset"], cell.result_id)
+            for cell in cells.select(expanded, patterns)
+        }
+    for preset in cells.PRESETS:
+        for name in results.read_records(_RESULTS, preset):
+            assert (preset, name) in made

@@ -29,7 +29,7 @@ Deviations, each an argument, and why (docs/study.md):
 * the server adds the clients' changes to its own float weights (`error_feedback`): what
   quantization cuts from them is not lost.
 
-`fedmpq_literal_scheme` has none of them, but that Pruning-Growing keeps to budgets.
+`fedmpq_literal_scheme` has none of them, but is not literal in all (see there).
 """
 
 from __future__ import annotations
@@ -133,8 +133,11 @@ def fedmpq_literal_scheme(**options: Any) -> Scheme:
     """Returns FedMPQ as the paper reads literally, as a `Scheme`.
 
     Codes in offset binary, scales ``2 max|W|``, pruned planes dropped, the integer
-    update of Eq. 6-10 at the rate of SGD, 0.1, models averaged as they come back; but
-    Algorithm 2 within budgets, which printed exceeds them.
+    update of Eq. 6-10 at the rate of SGD, 0.1, models averaged as they come back. It is
+    one reading: in offset binary no plane is sparse enough to be pruned, and the Lasso
+    pulls every weight down. Not literal: Algorithm 2 grows the first layer too, keeps
+    within budgets and rounds the averaged bits; momentum; activations clipped at 6; and
+    pruning that keeps the step size.
 
     Args:
       **options: of `fedmpq_scheme`, on top of that.
