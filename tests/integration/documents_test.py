@@ -64,17 +64,17 @@ def test_the_studys_commands_make_every_result():
         (_DOCS / "study.template.md").read_text(),
         flags=re.DOTALL,
     )
-    made = set()
+    records = {
+        preset: results.read_records(_RESULTS, preset) for preset in cells.PRESETS
+    }
+    made = {preset: set() for preset in cells.PRESETS}
     for line in block.splitlines():
         words = shlex.split(line)
         flags = dict(word[2:].split("=", 1) for word in words if word.startswith("--"))
-        seeds = [int(seed) for seed in flags["seeds"].split(",")]
+        preset, seeds = flags["preset"], map(int, flags["seeds"].split(","))
         patterns = flags["cells"].split(",") if "cells" in flags else []
-        expanded = cells.expand(words[2], flags["preset"], seeds)
-        made |= {
-            (flags["preset"], cell.result_id)
-            for cell in cells.select(expanded, patterns)
-        }
+        for cell in cells.select(cells.expand(words[2], preset, [*seeds]), patterns):
+            if cell.config is not None:
+                made[preset].add(results.find_record(records[preset], cell.config))
     for preset in cells.PRESETS:
-        for name in results.read_records(_RESULTS, preset):
-            assert (preset, name) in made
+        assert set(records[preset]) <= made[preset]
