@@ -41,7 +41,8 @@ DEVIATIONS = (
         "MSB pruning saturates the weights that held the pruned bit, and keeps the "
         "step size, instead of dropping the bit.",
         "Dropping it turns a weight of 2.3 into 0.3.",
-        "`quantization/bit_planes.py`; `saturate=False`",
+        "`quantization/bit_planes.py`; `saturate=False` drops it; the step size is "
+        "always kept.",
     ),
     Deviation(
         "FedMPQ spends budgets where a bit removes the most quantization error for its "
@@ -78,7 +79,9 @@ DEVIATIONS = (
     Deviation(
         "The integer update is the closed form of Eq. 6-10; the Lasso enters as a "
         "gradient on the code, not plane by plane; 2^(B-1) in Eq. 8-10 is read as "
-        "2^B - 1. Momentum and weight decay act on the gradient in float.",
+        "2^B - 1. The update's planes are the code's digits, the Lasso's and pruning's "
+        "those of its magnitude. Momentum and weight decay act on the gradient in "
+        "float.",
         "The closed form equals the sum over planes without the Lasso; no tensors per "
         "plane are needed.",
         "`quantization/integer_update.py`, `quantization/group_lasso.py`",

@@ -1,0 +1,27 @@
+"""Variations by name, or as objects."""
+
+from __future__ import annotations
+
+import pytest
+
+from tff_fedmpq.lookup import check_name, lookup
+
+KNOWN = {"sum": sum, "max": max}
+
+
+def test_a_name_gives_its_variation_and_an_object_itself():
+    assert lookup("max", KNOWN, "rule") is max
+    assert lookup(min, KNOWN, "rule") is min
+
+
+@pytest.mark.parametrize("wrong", ["min", "", None])
+def test_unknown_names_are_answered_with_those_that_exist(wrong):
+    with pytest.raises(ValueError, match=r"Unknown rule .*\['max', 'sum'\]"):
+        lookup(wrong, KNOWN, "rule")
+
+
+@pytest.mark.parametrize("wrong", ["min", None, max, ["max"]])
+def test_where_a_name_is_wanted_an_object_is_refused(wrong):
+    check_name("max", KNOWN, "rule")
+    with pytest.raises(ValueError, match="Unknown rule"):
+        check_name(wrong, KNOWN, "rule")
