@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     logging.set_verbosity(logging.WARNING)
     try:
+        comparison.check_schemes(_SCHEMES.value)  # Before what depends on them.
         experiment_flags.check_flags_act_on(_SCHEMES.value)
         rows = comparison.run_comparison(
             experiment_flags.read_config,

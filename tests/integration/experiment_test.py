@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tff_fedmpq.simulation import evaluation, experiment
+from tff_fedmpq.simulation import evaluation, experiment, provenance
 from tff_fedmpq.simulation.config import ExperimentConfig, config_from_preset
 from tff_fedmpq.simulation.experiment import (
     OutputDirectoryError,
@@ -59,6 +59,7 @@ def test_result_file_says_everything(finished_run):
         assert len(record["participants"]) == 2
         assert 1 <= record["mean_bit_width"] <= 8
         assert record["seconds"] >= record["seconds_training"] > 0
+        assert record["commit"] == provenance.find_commit()
     assert set(result["tier_accuracy"]) == {"2", "4", "6.5", "8"}
     for name in ("curves.png", "metrics.csv", "partition.json", "config.json"):
         assert (output_dir / name).stat().st_size > 0

@@ -572,6 +572,8 @@ def test_a_layer_in_an_inner_model_and_outside_stays_one():
     assert quantized.get_layer("shared").lasso == 1.0  # All of the weights.
     x = np.random.default_rng(0).normal(size=[6, 4]).astype(np.float32)
     np.testing.assert_allclose(quantized(x), model(x), atol=0.05)
+    # It gives the output, if not only that.
+    assert quantize_model(model, dtype_policy="mixed_bfloat16")(x).dtype == tf.float32
 
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "float64"])

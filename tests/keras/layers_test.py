@@ -456,7 +456,9 @@ def test_wrong_bit_widths_are_refused_by_name(wrong):
         QuantDense(3, bit_width=wrong)
 
 
-@pytest.mark.parametrize("whole", [4.0, np.int64(4), np.float32(4)])
+@pytest.mark.parametrize(
+    "whole", [4.0, np.int64(4), np.float32(4), np.array(4), tf.constant(4)]
+)
 def test_whole_numbers_of_any_type_are_bit_widths(whole):
     layer = QuantDense(3, bit_width=whole)
     layer.build([None, 2])
@@ -472,6 +474,7 @@ def test_a_representation_is_saved_by_name():
 
 def test_functions_are_no_initializers_of_codes():
     """Called twice, they may give scale and codes of different weights."""
+    QuantDense(3, kernel_initializer=tf.random_normal_initializer()).build([None, 2])
     layer = QuantDense(3, kernel_initializer=lambda shape, dtype: tf.ones(shape, dtype))
     with pytest.raises(TypeError, match="Keras initializer"):
         layer.build([None, 2])

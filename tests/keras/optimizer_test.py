@@ -511,7 +511,7 @@ def test_unknown_code_updates_are_refused_at_once(update):
 
 
 def test_neighbouring_seeds_draw_other_numbers():
-    """Not those of the step before or after."""
+    """Not those of another step or variable either."""
 
     def draws(seed):
         kernel = make_kernel(8, shape=(4, 5))
@@ -519,10 +519,11 @@ def test_neighbouring_seeds_draw_other_numbers():
         optimizer.build([kernel.codes])
         found = []
         for _ in range(3):
-            found.append(optimizer._draw_uniform(kernel.codes.shape, 0).numpy())
+            for index in range(3):
+                found.append(optimizer._draw_uniform(kernel.codes.shape, index))
             optimizer.iterations.assign_add(1)
         return found
 
-    every = np.array([draws(seed) for seed in (0, 1, 2)]).reshape(9, 20)
-    assert len(np.unique(every, axis=0)) == 9
+    every = np.array([draws(seed) for seed in (0, 1, 2)]).reshape(27, 20)
+    assert len(np.unique(every, axis=0)) == 27
     np.testing.assert_array_equal(draws(1), draws(1))

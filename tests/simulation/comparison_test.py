@@ -14,6 +14,7 @@ from tff_fedmpq.simulation import comparison, datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.experiment import build_config_scheme
 from tff_fedmpq.simulation.models import build_model_fn
+from tff_fedmpq.simulation.partition import Partition
 
 SMALL = {
     "dataset": "digits",
@@ -33,7 +34,6 @@ def make_run(scheme, accuracies, seed=0):
     """A result of a run as `run_experiment` returns it, as far as tables go."""
     return {
         "scheme": scheme,
-        "dataset": "digits",
         "precision": "v/v/4",
         "model_weights": 1_000,
         "seed": seed,
@@ -176,7 +176,7 @@ def test_every_run_gets_its_scheme_seed_and_options(tmp_path, monkeypatch):
 
     def run(config, output_dir, *, data_dir, resume):
         runs.append((config, output_dir))
-        assert resume and data_dir == "data"
+        assert resume and data_dir == tmp_path
         output_dir.mkdir(parents=True)
         return make_run(config.scheme, [0.5], config.seed)
 
@@ -187,7 +187,7 @@ def test_every_run_gets_its_scheme_seed_and_options(tmp_path, monkeypatch):
         [3, 7],
         tmp_path,
         scheme_options={"fedpaq": {"norm": "l2"}},
-        data_dir="data",
+        data_dir=tmp_path,
     )
     found = {(c.scheme, c.seed): (c.scheme_options.get("norm"), p) for c, p in runs}
     assert found == {
@@ -208,18 +208,20 @@ def test_every_run_gets_its_scheme_seed_and_options(tmp_path, monkeypatch):
     assert [(row.scheme, row.seeds) for row in rows] == [("fedpaq", 2), ("aqfl", 2)]
 
 
-def test_runs_of_several_data_sets_are_refused(tmp_path, monkeypatch):
-    """As where CIFAR-10 was found for the second run only."""
-    datasets_found = iter(["digits", "cifar10"])
+def test_runs_of_several_data_sets_are_refused_before_any_is_run(tmp_path, monkeypatch):
+    """As where CIFAR-10 was found the first time, and is gone."""
+    directory = tmp_path / "fedavg" / "seed0"
+    directory.mkdir(parents=True)
+    partition = Partition((np.arange(3),), alpha=0.5, seed=0, dataset="cifar10")
+    partition.save(directory / "partition.json")
 
-    def run(config, *args, **kwargs):
-        return {**make_run(config.scheme, [0.5]), "dataset": next(datasets_found)}
+    def run(*args, **kwargs):
+        raise AssertionError("something was run")
 
     monkeypatch.setattr(comparison, "run_experiment", run)
     make_config = functools.partial(ExperimentConfig, **SMALL)
-    with pytest.raises(ValueError, match="several data sets, cifar10, digits"):
-        comparison.run_comparison(make_config, ["fedavg", "aqfl"], [0], tmp_path)
-    assert not (tmp_path / "table.txt").exists()
+    with pytest.raises(ValueError, match="on cifar10, and the others .* on digits"):
+        comparison.run_comparison(make_config, ["aqfl", "fedavg"], [0], tmp_path)
 
 
 def test_initial_weights_are_the_same_for_every_scheme():

@@ -37,16 +37,16 @@ def package(tmp_path, monkeypatch):
 
 def test_the_commit_is_the_packages_last(package):
     commit = git(package, "rev-parse", "--short", "HEAD")
-    assert provenance.describe()["commit"] == commit
+    assert provenance.find_commit() == commit
     (package.parent / "README").write_text("text\n")
     git(package.parent, "add", ".")
     git(package.parent, "commit", "--quiet", "-m", "text")
-    assert provenance.describe()["commit"] == commit
+    assert provenance.find_commit() == commit
 
 
 def test_changed_code_is_dirty(package):
     (package / "code.py").write_text("x = 2\n")
-    assert provenance.describe()["commit"].endswith("-dirty")
+    assert provenance.find_commit().endswith("-dirty")
 
 
 def test_an_installed_package_has_no_commit(package, tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_an_installed_package_has_no_commit(package, tmp_path, monkeypatch):
     installed.mkdir(parents=True)
     (tmp_path / ".gitignore").write_text("venv\n")
     monkeypatch.setattr(provenance, "_PACKAGE", installed)
-    assert provenance.describe()["commit"] is None
+    assert provenance.find_commit() is None
 
 
 def test_versions_and_hardware():

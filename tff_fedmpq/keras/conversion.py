@@ -98,7 +98,7 @@ def quantize_model(
         "lasso": lasso / max(_num_kernel_weights(model), 1),
     }
     converter = _Converter(
-        kernel_options, activation_bits, dtype_policy, frozenset(model.output_names)
+        kernel_options, activation_bits, dtype_policy, frozenset(_output_ids(model))
     )
     quantized = tf.keras.models.clone_model(model, clone_function=converter)
     if bit_width is not None and converter.left_in_float:
@@ -110,7 +110,8 @@ def quantize_model(
     if converter.float_relus:
         logging.warning(
             "quantize_model left the outputs of these ReLUs in float: %s. It knows "
-            "layers ReLU and Activation, and activation='relu' or 'relu6'.",
+            "ReLU layers without slope, threshold or a cut other than 6, and 'relu' as "
+            "the activation of a layer.",
             ", ".join(converter.float_relus),
         )
     if copy_weights:
@@ -126,7 +127,7 @@ class _Converter:
       kernel_options: arguments of quantized layers; "lasso" is per weight.
       activation_bits: of every ReLU.
       dtype_policy: of all layers but those that give the model's output.
-      output_names: of the layers of this model that do.
+      output_ids: ids of the layers that do.
       left_in_float: names of layers that have no quantized form, as they are found.
       float_relus: names of layers with a ReLU that stays in float, as they are found.
       converted: id of a layer -> its quantized form, so that one that is used in
@@ -136,7 +137,7 @@ class _Converter:
     kernel_options: dict[str, Any]
     activation_bits: int | None
     dtype_policy: str | None
-    output_names: frozenset[str]
+    output_ids: frozenset[int]
     left_in_float: list[str] = dataclasses.field(default_factory=list)
     float_relus: list[str] = dataclasses.field(default_factory=list)
     converted: dict[int, tf.keras.layers.Layer] = dataclasses.field(
@@ -149,11 +150,9 @@ class _Converter:
         return self.converted[id(layer)]
 
     def _convert(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
-        is_output = layer.name in self.output_names
         if isinstance(layer, _FUNCTIONAL):
-            names = frozenset(layer.output_names if is_output else ())
-            converter = dataclasses.replace(self, output_names=names)
-            return tf.keras.models.clone_model(layer, clone_function=converter)
+            return tf.keras.models.clone_model(layer, clone_function=self)
+        is_output = id(layer) in self.output_ids
         config = layer.get_config()
         # The output keeps its policy: logits and loss belong in float32.
         if self.dtype_policy is not None and not is_output and _is_floating(layer):
@@ -179,6 +178,16 @@ class _Converter:
         if layer.activation in quant_layers.RELU_FUNCTIONS:
             options["activation_bits"] = self.activation_bits
         return _QUANTIZED_FORMS[type(layer)].from_config({**config, **options})
+
+
+def _output_ids(model: tf.keras.Model) -> Iterator[int]:
+    """Yields the ids of the layers that give a model's output, in inner models too."""
+    for name in model.output_names:
+        layer = model.get_layer(name)
+        if isinstance(layer, _FUNCTIONAL):
+            yield from _output_ids(layer)
+        else:
+            yield id(layer)
 
 
 def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:

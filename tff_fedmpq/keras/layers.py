@@ -113,7 +113,8 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         super().__init__(*args, **kwargs)
         check_options(bit_width, activation_bits, representation, scale_rule, lasso)
         self.bit_width = None if bit_width is None else int(bit_width)
-        self.representation = representation_lib.get_representation(representation).name
+        self._representation = representation_lib.get_representation(representation)
+        self.representation = self._representation.name
         self.scale_rule = scale_rule
         self.lasso = lasso
         self.quantized_kernel: QuantizedKernel | None = None
@@ -145,7 +146,7 @@ class _QuantizedLayer(tf.keras.layers.Layer):
             tuple(shape),
             kwargs["initializer"],
             self.bit_width,
-            self.representation,
+            self._representation,
             self.scale_rule,
         )
         if kwargs.get("regularizer") is not None:

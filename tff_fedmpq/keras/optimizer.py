@@ -142,9 +142,10 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self.rounding_seed = self.add_variable(
             [2],
             tf.int32,
-            # Folded: the draws of neighbouring seeds would be a step apart.
+            # Scrambled: steps and variables are added to it, so the draws of
+            # neighbouring seeds would be those of the next step or variable.
             initializer=lambda shape, dtype: tf.cast(
-                tf.random.fold_in(tf.constant([0, 0]), self.seed), dtype
+                tf.random.split(tf.constant([self.seed, 0]), 1)[0], dtype
             ),
             name="rounding_seed",
         )

@@ -191,7 +191,7 @@ def _with_seed(
     A random one without a seed draws it as Keras does: from Python's generator, which
     `tf.keras.utils.set_random_seed` seeds.
     """
-    if not isinstance(initializer, tf.keras.initializers.Initializer):
+    if not hasattr(initializer, "get_config"):
         raise TypeError(
             "The initializer of a quantized kernel is called for its scale and for its "
             "codes, so it has to be a Keras initializer, whose seed makes them agree; "

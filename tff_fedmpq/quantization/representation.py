@@ -25,7 +25,7 @@ weight, from 0), ``s`` is `scale`, ``z`` is `zero_point`, ``b`` is `bit_width`.
 from __future__ import annotations
 
 import abc
-import numbers
+import contextlib
 
 import tensorflow as tf
 
@@ -201,10 +201,12 @@ def check_bit_width(bit_width: int, what: str = "bit_width") -> int:
     Raises:
       ValueError: if it is not.
     """
-    known = range(MIN_BIT_WIDTH, MAX_BIT_WIDTH + 1)
-    if not isinstance(bit_width, numbers.Real) or bit_width not in known:
+    whole = 0
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        whole = int(bit_width)
+    if bit_width != whole or not MIN_BIT_WIDTH <= whole <= MAX_BIT_WIDTH:
         raise ValueError(
             f"{what} has to be an integer from {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH}, "
             f"found {bit_width!r}."
         )
-    return int(bit_width)
+    return whole

@@ -66,26 +66,28 @@ class Checkpoints:
             records, when nothing was saved.
 
         Raises:
-          CheckpointError: if states were saved and none can be read, or a record of
-            one is missing or damaged. Nothing is touched then.
+          CheckpointError: if states were saved, and none of them can be read with the
+            records of all rounds up to it. Nothing is touched then.
         """
         versions = sorted(wait_for(self._states.get_versions()) or [], reverse=True)
-        damaged: list[int] = []
+        damaged: dict[int, Exception] = {}
         for version in versions:
             try:
                 state = wait_for(self._states.load(version, structure))
+                records = [self._read_record(r) for r in range(1, version + 1)]
             except Exception as error:  # Whatever a damaged file makes TFF raise.
                 logging.warning("Checkpoint of round %d is damaged: %s", version, error)
-                damaged.append(version)
+                damaged[version] = error
                 continue
-            records = [self._read_record(r) for r in range(1, version + 1)]
             for later in damaged:
                 self._set_aside(later)
             return state, records
         if damaged:
+            reasons = "; ".join(f"round {r}: {error}" for r, error in damaged.items())
             raise CheckpointError(
-                f"None of the checkpoints in {self._state_directory} can be read, of "
-                f"rounds {damaged}; delete the run's directory to begin anew."
+                f"None of the checkpoints in {self._state_directory} can be read with "
+                f"the records of their rounds ({reasons}). Mend them, or delete the "
+                "run's directory to begin anew."
             )
         return structure, []
 
@@ -102,8 +104,5 @@ class Checkpoints:
         path = self._record_path(round_number)
         try:
             return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"The record {path} of a finished round cannot be read ({error}); "
-                "bring it back, or delete the run's directory to begin anew."
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -23,8 +23,10 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from tff_fedmpq.federated.schemes import ALL_SCHEMES
+from tff_fedmpq.simulation import datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.experiment import build_config_scheme, run_experiment
+from tff_fedmpq.simulation.partition import Partition
 
 _BITS_PER_MEGABYTE = 8e6
 
@@ -100,8 +102,8 @@ def run_comparison(
       announce: called with a line before each run.
 
     Raises:
-      ValueError: for an unknown scheme or option, before anything is run; or if a run
-        that is finished was of another data set.
+      ValueError: for an unknown scheme or option, or if a run that was begun is of
+        another data set; before anything is run.
     """
     check_schemes(schemes)
     if not seeds:
@@ -117,26 +119,32 @@ def run_comparison(
     }
     for run_config in configs.values():
         build_config_scheme(run_config)  # Fails early on options that do not exist.
+    directories = {
+        (scheme, seed): output_dir / scheme / f"seed{seed}" for scheme, seed in configs
+    }
+    dataset = datasets.load(next(iter(configs.values())).dataset, data_dir)
+    _check_same_data(dataset.name, directories.values())
     results: dict[str, list[Mapping[str, Any]]] = {scheme: [] for scheme in schemes}
     for (scheme, seed), run_config in configs.items():
         announce(f"== {scheme}, seed {seed}")
-        directory = output_dir / scheme / f"seed{seed}"
+        directory = directories[scheme, seed]
         result = run_experiment(run_config, directory, data_dir=data_dir, resume=True)
         results[scheme].append(result)
-        _check_same_data(results)
     rows = [summarise(runs) for runs in results.values()]
     write_tables(rows, output_dir)
     plot_comparison(results, output_dir / "comparison.png")
     return rows
 
 
-def _check_same_data(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    names = sorted({run["dataset"] for runs in results.values() for run in runs})
-    if len(names) > 1:
-        raise ValueError(
-            f"The runs are of several data sets, {', '.join(names)}; name one by "
-            "--dataset, and use a directory of its own."
-        )
+def _check_same_data(name: str, directories: Iterable[pathlib.Path]) -> None:
+    """Checks that runs that were begun are of the data set that others will be of."""
+    for directory in directories:
+        path = directory / "partition.json"
+        if path.exists() and (begun := Partition.load(path).dataset) != name:
+            raise ValueError(
+                f"{directory} holds a run on {begun}, and the others would be on "
+                f"{name}: name the data set, and use a directory for each."
+            )
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> ComparisonRow:

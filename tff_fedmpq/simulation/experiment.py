@@ -81,7 +81,8 @@ def run_experiment(
       CheckpointError: if what was saved of the run cannot be read.
       ValueError: for settings that the scheme refuses.
       datasets.DatasetError: if the data set is missing or damaged.
-      RoundError: if a round fails.
+      RoundError: if a round raises a ValueError, which is no user's by then; others
+        (TensorFlow's, the worker's) come as they are.
     """
     output_dir = pathlib.Path(output_dir).expanduser()
     check_output_dir(output_dir, config, resume)
@@ -171,6 +172,7 @@ class _Run:
             dataset.name,
         )
         _save_partition(self._partition, output_dir / "partition.json")
+        self._commit = provenance.find_commit()
         self._client_ids = [str(client) for client in range(config.num_clients)]
         client_model = self._scheme.build_client_model(self._model_fn)
         self._spec = ModelSpec.from_model(client_model)
@@ -256,6 +258,7 @@ class _Run:
             **self._measured(output.metrics),
             "seconds": time.perf_counter() - started,
             "seconds_training": trained - started,
+            "commit": self._commit,  # A run may go on with other code.
         }
 
     def _measured(self, measurements: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def describe() -> dict[str, Any]:
-    """Returns versions, the commit (None outside of Git) and hardware, for JSON."""
+    """Returns versions of libraries, and the hardware, ready for JSON."""
     return {
         "versions": {
             "tff_fedmpq": __version__,
@@ -27,13 +27,16 @@ def describe() -> dict[str, Any]:
             "tensorflow_federated": tff.__version__,
             "numpy": np.__version__,
         },
-        "commit": _commit(),
         "hardware": {"processor": _processor(), "cores": os.cpu_count()},
     }
 
 
-def _commit() -> str | None:
-    """Returns the last commit of the package, with "-dirty" if it was changed since."""
+def find_commit() -> str | None:
+    """Returns the package's last commit, with "-dirty" if it was changed since.
+
+    None where the package is not kept in Git. To be asked when a run begins: files may
+    change while it runs, and the code that runs does not.
+    """
     try:
         # Of nothing, where some other project's folder holds the package.
         commit = _git("log", "-1", "--format=%h", "--", ".")

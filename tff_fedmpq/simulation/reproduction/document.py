@@ -139,7 +139,7 @@ def describe_protocol(preset: str) -> str:
 def format_grid(grid: Grid, preset: str, records: Records) -> str:
     """Returns a grid as a Markdown table, with its notes.
 
-    At presets other than the paper's, rows without a result are left out.
+    At presets other than the paper's, rows of which nothing is run are left out.
     """
     heads = [grid.corner]
     for column in grid.columns:

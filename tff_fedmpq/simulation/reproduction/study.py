@@ -107,8 +107,9 @@ def _repairs() -> Grid:
             f"study/defaults/{scheme}", {**_COMMON, "scheme": scheme}
         )
     note = (
-        "Each row is the literal reading with a change, the last with all of them. "
-        "FedMPQ weighs by v_n |D_n| in it, AQFL by |D_n|."
+        "A row is the literal reading with the change that it names; 'our defaults' "
+        "has every repair. In the literal reading FedMPQ weighs clients by v_n |D_n|, "
+        "AQFL by |D_n|."
     )
     title = "Question 1: the literal reading, and each repair alone"
     return make_grid(title, "reading", slots, with_paper=False, note=note)

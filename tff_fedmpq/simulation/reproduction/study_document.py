@@ -244,14 +244,18 @@ def _devices_difference(names: str, records: RecordsByPreset) -> str:
         100 * np.mean([a[s][bits]["accuracy"] - b[s][bits]["accuracy"] for s in seeds])
         for bits in a[seeds[0]]
     ]
-    return f"{min(by_budget):+.1f} to {max(by_budget):+.1f} ({len(seeds)})"
+    bounds = dict.fromkeys((f"{min(by_budget):+.1f}", f"{max(by_budget):+.1f}"))
+    return f"{' to '.join(bounds)} ({len(seeds)})"
 
 
 def _tiers_of(name: str, records: RecordsByPreset) -> dict[int, Mapping[str, Any]]:
     """Returns what devices get after the last round of finished runs, by seed."""
     slot, preset = _find_group(name)
     found = document.find_records(slot, preset, records.get(preset, {})).values()
-    return {r["seed"]: r["tier_accuracy"] for r in found if r["finished"]}
+    finished = {r["seed"]: r["tier_accuracy"] for r in found if r["finished"]}
+    if None in finished.values():
+        raise ValueError(f"{name} sends float weights: its devices have no budgets.")
+    return finished
 
 
 def _accuracies_of(name: str, records: RecordsByPreset) -> dict[int, float]:
