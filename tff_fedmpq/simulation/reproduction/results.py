@@ -39,7 +39,7 @@ def command_of(cell: Cell, config: ExperimentConfig) -> str:
     """Returns the command that makes a cell's result."""
     return (
         f"python examples/reproduce.py {cell.table} --preset={cell.preset} "
-        f"--cells='{cell.id}' --seeds={config.seed} --compute={config.compute}"
+        f"--cells='{cell.result_id}' --seeds={config.seed} --compute={config.compute}"
     )
 
 
