@@ -38,8 +38,8 @@ def result_path(results_dir: PathLike, cell: Cell) -> pathlib.Path:
 def command_of(cell: Cell, config: ExperimentConfig) -> str:
     """Returns the command that makes a cell's result."""
     return (
-        f"python examples/reproduce.py {cell.table} --preset={cell.preset} "
-        f"--cells='{cell.result_id}' --seeds={config.seed} --compute={config.compute}"
+        f"python examples/reproduce.py {cell.id.split('/')[0]} --preset={cell.preset} "
+        f"--cells='{cell.id}' --seeds={config.seed} --compute={config.compute}"
     )
 
 
