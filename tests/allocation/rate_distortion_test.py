@@ -18,13 +18,9 @@ from oracles.allocation import capacity_bits, used_bits
 from oracles.strategies import SETTINGS
 
 from tff_fedmpq.allocation.policies import get_allocation_policy
-from tff_fedmpq.allocation.rate_distortion import (
-    GAUSSIAN_DISTORTIONS,
-    minimize_distortion_graph,
-)
+from tff_fedmpq.allocation.rate_distortion import minimize_distortion_graph
+from tff_fedmpq.quantization.gaussian import DISTORTIONS
 
-# Max (1960), Table II: mean squared errors of 2, 4, 8, 16 and 32 equally spaced levels.
-MAX_1960 = (0.3634, 0.1188, 0.03744, 0.01154, 0.00349)
 RESNET_LAYERS = (432, 2304, 4608, 9216, 512, 18432, 36864, 36864, 2048, 640)
 
 
@@ -51,33 +47,8 @@ def allocate(reductions, sizes, budgets):
 
 def cost(widths, reductions):
     """What is minimised, of one client."""
-    parts = GAUSSIAN_DISTORTIONS[np.asarray(widths) - 1] / (np.asarray(reductions) + 1)
+    parts = DISTORTIONS[np.asarray(widths) - 1] / (np.asarray(reductions) + 1)
     return parts.sum()
-
-
-def test_distortions_are_those_of_max():
-    np.testing.assert_allclose(GAUSSIAN_DISTORTIONS[:5], MAX_1960, rtol=2e-3)
-
-
-@pytest.mark.parametrize("bit_width", range(1, 9))
-def test_distortions_by_integration(bit_width):
-    """Midpoint sums over the half-line, at every step size near the best."""
-    x = (np.arange(80_000) + 0.5) * 1e-4
-    density = np.exp(-np.square(x) / 2)
-    density /= density.sum()
-    half = 2 ** (bit_width - 1)
-
-    def error(step):
-        cells = np.minimum(np.floor(x / step), half - 1)
-        return np.square(x - (cells + 0.5) * step) @ density
-
-    least = min(error(outermost / half) for outermost in np.linspace(1.5, 4.5, 301))
-    assert GAUSSIAN_DISTORTIONS[bit_width - 1] == pytest.approx(least, rel=1e-3)
-
-
-def test_each_further_bit_removes_less():
-    removed = -np.diff(GAUSSIAN_DISTORTIONS)
-    assert (removed > 0).all() and (np.diff(removed) < 0).all()
 
 
 @SETTINGS
@@ -111,7 +82,7 @@ def test_none_of_equal_layers_is_better_by_exhaustion(budget, reductions):
 def test_takes_the_bits_that_the_oracle_takes(problem):
     reductions, sizes, budgets = problem
     expected = [
-        oracle.least_distortion(GAUSSIAN_DISTORTIONS, row, sizes, budget)
+        oracle.least_distortion(DISTORTIONS, row, sizes, budget)
         for row, budget in zip(reductions, budgets)
     ]
     found = allocate(*problem)

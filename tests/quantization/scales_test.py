@@ -1,4 +1,4 @@
-"""Scales: the largest weight, and the least squared error."""
+"""Scales: the largest weight, the least squared error, and Gaussian weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from oracles import quantization as oracle
 from oracles import strategies
 from oracles.strategies import BIT_WIDTHS, SETTINGS
 
+from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
-from tff_fedmpq.quantization.scales import least_squares_scale, max_scale
+from tff_fedmpq.quantization.scales import (
+    gaussian_scale,
+    least_squares_scale,
+    max_scale,
+)
 
 PAIRS = [
     pytest.param(OFFSET_BINARY, oracle.OFFSET_BINARY, id="offset_binary"),
@@ -71,6 +76,7 @@ def test_all_zero_weights_have_a_usable_scale(
     del expected
     bits = width(bit_width)
     assert float(max_scale(tf.zeros(shape), bits, representation)) == 1.0
+    assert float(gaussian_scale(tf.zeros(shape), bits, representation)) == 1.0
     scale = float(least_squares_scale(tf.zeros(shape), bits, representation))
     assert scale > 0
     assert math.isfinite(scale)
@@ -152,12 +158,19 @@ def test_least_squares_scale_ignores_the_shape(representation, expected, bit_wid
 
 # 1 - 2/pi at 1 bit; at 2 bits the best uniform quantizer of four levels (Max,
 # 1960, Table II).
-@pytest.mark.parametrize("bit_width, distortion", [(1, 1 - 2 / math.pi), (2, 0.11885)])
-def test_distortion_of_gaussian_weights(bit_width, distortion):
+GAUSSIAN_CASES = [
+    (least_squares_scale, 1, 1 - 2 / math.pi),
+    (least_squares_scale, 2, 0.11885),
+    *((gaussian_scale, b, gaussian.DISTORTIONS[b - 1]) for b in BIT_WIDTHS),
+]
+
+
+@pytest.mark.parametrize("rule, bit_width, distortion", GAUSSIAN_CASES)
+def test_distortion_of_gaussian_weights(rule, bit_width, distortion):
     """Within five standard errors of the mean squared error of 200,000 weights."""
     weights = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
     bits = width(bit_width)
-    scale = least_squares_scale(tf.constant(weights), bits, SIGN_MAGNITUDE)
+    scale = rule(tf.constant(weights), bits, SIGN_MAGNITUDE)
     codes = SIGN_MAGNITUDE.quantize(tf.constant(weights), scale, bits)
     values = SIGN_MAGNITUDE.dequantize(codes, scale, bits).numpy()
     errors = (weights.astype(np.float64) - values) ** 2
@@ -168,20 +181,51 @@ def test_distortion_of_gaussian_weights(bit_width, distortion):
 
 
 @both
+@SETTINGS
+@given(weights=strategies.weights(), bit_width=strategies.bit_widths)
+def test_gaussian_scale_follows_the_mean_square(
+    representation, expected, weights, bit_width
+):
+    """That of any weights is that of weights +-rms."""
+    del expected
+    root_mean_square = np.sqrt(np.mean(np.square(weights.astype(np.float64))))
+    alike = tf.constant([root_mean_square, -root_mean_square], tf.float32)
+    bits = width(bit_width)
+    scale = gaussian_scale(tf.constant(weights), bits, representation)
+    assert scale.dtype == tf.float32
+    assert scale.shape == ()
+    assert float(scale) > 0
+    np.testing.assert_allclose(
+        float(scale), float(gaussian_scale(alike, bits, representation)), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("bit_width", [2, 4, 8])
+def test_only_the_gaussian_scale_widens_a_range_that_is_full(bit_width):
+    """Weights all over the range of their codes, as long training leaves them."""
+    bits = width(bit_width)
+    codes = np.arange(2**bit_width, dtype=np.uint8)
+    weights = SIGN_MAGNITUDE.dequantize(tf.constant(codes), 1.0, bits)
+    assert float(least_squares_scale(weights, bits, SIGN_MAGNITUDE)) <= 1.001
+    assert float(gaussian_scale(weights, bits, SIGN_MAGNITUDE)) > 1.1
+
+
+@both
 def test_one_trace_serves_every_bit_width(representation, expected):
     traces = []
 
     @tf.function
-    def both_scales(weights, bit_width):
+    def all_scales(weights, bit_width):
         traces.append(bit_width)
         return (
             max_scale(weights, bit_width, representation),
             least_squares_scale(weights, bit_width, representation),
+            gaussian_scale(weights, bit_width, representation),
         )
 
     weights = np.random.default_rng(5).normal(size=300).astype(np.float32)
     for bit_width in BIT_WIDTHS:
-        largest, best = both_scales(tf.constant(weights), width(bit_width))
+        largest, best, _ = all_scales(tf.constant(weights), width(bit_width))
         assert float(largest) == 2 * np.max(np.abs(weights))
         error = oracle.squared_error(expected, weights, float(best), bit_width)
         least = oracle.least_squared_error(expected, weights, bit_width, 500)

@@ -19,8 +19,7 @@ bit-widths are a function of layer sizes and budget alone.
 Since D falls by nearly four a bit, a layer four times as large has about one bit less;
 Algorithm 2 gives it up to seven less.
 
-D is that of Gaussian weights at the best scale (Max, "Quantizing for Minimum
-Distortion", 1960, Table II, continued to 8 bits by numerical integration).
+D is that of Gaussian weights at the best scale (`quantization.gaussian`).
 """
 
 from __future__ import annotations
@@ -29,13 +28,8 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.allocation.budgets import check_budgets
+from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization.representation import MIN_BIT_WIDTH
-
-# D(1), ..., D(8): least mean squared error of 2^b equally spaced levels without a zero
-# level, for a standard normal variable.
-GAUSSIAN_DISTORTIONS = np.array(
-    [0.3634, 0.1188, 3.744e-2, 1.154e-2, 3.495e-3, 1.040e-3, 3.043e-4, 8.769e-5]
-)
 
 
 def minimize_distortion_graph(
@@ -52,7 +46,7 @@ def minimize_distortion_graph(
       budgets: float[N], known when the graph is built.
     """
     sizes = np.asarray(layer_sizes, np.int64)
-    gains = -np.diff(GAUSSIAN_DISTORTIONS)[:, np.newaxis] / sizes  # [7, L]
+    gains = -np.diff(gaussian.DISTORTIONS)[:, np.newaxis] / sizes  # [7, L]
     weights = 1.0 / tf.cast(bit_reductions + 1, tf.float64)
     candidates = tf.reshape(gains * weights[:, tf.newaxis, :], [len(budgets), -1])
     order = tf.argsort(candidates, axis=1, direction="DESCENDING", stable=True)

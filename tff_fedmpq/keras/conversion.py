@@ -54,7 +54,7 @@ def quantize_model(
       activation_bits: bits of every ReLU output, 1 to 8, which is clipped to [0, 6]
         then; None leaves them in float.
       representation: what codes stand for: "sign_magnitude" or "offset_binary".
-      scale_rule: how scales are chosen: "max" or "least_squares".
+      scale_rule: how scales are chosen: "least_squares", "gaussian" or "max".
       lasso: lambda of the group Lasso over bit planes; a layer's strength is
         ``lambda M_l / M``, its share of the quantized weights.
       dtype_policy: a Keras policy for all layers but those that give the output, such

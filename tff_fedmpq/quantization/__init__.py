@@ -29,6 +29,7 @@ from tff_fedmpq.quantization.representation import (
 )
 from tff_fedmpq.quantization.scales import (
     ScaleRule,
+    gaussian_scale,
     get_scale_rule,
     least_squares_scale,
     max_scale,
@@ -41,6 +42,7 @@ __all__ = [
     "SIGN_MAGNITUDE",
     "Representation",
     "ScaleRule",
+    "gaussian_scale",
     "get_representation",
     "get_scale_rule",
     "integer_update",

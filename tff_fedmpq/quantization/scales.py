@@ -1,12 +1,15 @@
 """How a layer's scale is chosen from its weights.
 
-Both rules are functions ``(weights, bit_width, representation) -> scale``:
+All rules are functions ``(weights, bit_width, representation) -> scale``:
 
 * `max_scale`, the paper's ``s = 2 max|W|`` (Eq. 14): no weight saturates, but in offset
   binary, whose levels reach less far up than down, the largest.
 * `least_squares_scale`: the scale whose nearest-level quantization has the least sum of
   squared errors. At 8 bits the two nearly agree; at 1 and 2 bits the largest weight is
   a poor guide (16 times the variance as error at one bit, against 0.36 times).
+* `gaussian_scale`: the least-squares scale of Gaussian weights with the same mean
+  square. Codes cannot leave the range of their scale, so neither of the others ever
+  widens it; this one does, where weights have piled up at its ends.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.lookup import lookup
+from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization import representation as representation_lib
 
 ScaleRule = Callable[
@@ -135,9 +139,32 @@ def _best_scale_for_codes(
     return tf.where(refined > 0.0, refined, scale)
 
 
+def gaussian_scale(
+    weights: tf.Tensor,
+    bit_width: tf.Tensor,
+    representation: representation_lib.Representation,
+) -> tf.Tensor:
+    """Returns the scale of least error for Gaussian weights, float32[].
+
+    It follows the weights' mean square only. All-zero weights give 1.
+
+    Args:
+      weights: float32[...].
+      bit_width: int32[].
+      representation: not used by this rule, whose steps are those of levels without a
+        zero; from 3 bits on they are nearly the best in offset binary too.
+    """
+    del representation
+    root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(weights)))
+    step = root_mean_square * tf.gather(gaussian.STEPS, bit_width - 1)
+    scale = representation_lib.scale_of(step, bit_width)
+    return tf.where(scale > 0.0, scale, 1.0)
+
+
 SCALE_RULES: dict[str, ScaleRule] = {
     "max": max_scale,
     "least_squares": least_squares_scale,
+    "gaussian": gaussian_scale,
 }
 
 

@@ -33,6 +33,8 @@ COMPENSATION: Mapping[str, Any] = {"code_update": "compensated"}
 _EQUAL_RATES = {"low_bit_damping": -0.3}
 # Weights then move by as much as those of float models do.
 WEIGHT_RATES: Mapping[str, Any] = {"learning_rate_unit": "weight"}
+# Scales that can grow: weights of which many are at the ends of the range widen it.
+_GAUSSIAN = {"scale_rule": "gaussian"}
 _ALGORITHM_2 = {"allocation": "pruning_growing"}
 # What was the default when these questions were asked; FedMPQ's bits by Algorithm 2.
 _FORMER = {
@@ -132,6 +134,12 @@ FINALISTS: Mapping[str, Variant] = {
     "fpq8": Variant("FPQ8", ["fpq8"], SGD_DECAY, _CANDIDATE),
     "aqfl-former": Variant("AQFL, former defaults", ["aqfl"], _SLOW, _FORMER),
     "aqfl": Variant("AQFL", ["aqfl"], SGD_DECAY, _CANDIDATE),
+    "aqfl-gaussian": Variant(
+        "AQFL, scales of Gaussian weights",
+        ["aqfl"],
+        SGD_DECAY,
+        {**_CANDIDATE, **_GAUSSIAN},
+    ),
     "aqfl-compensated": Variant(
         "AQFL, rounding compensated", ["aqfl"], SGD_DECAY, _COMPENSATED
     ),
@@ -145,6 +153,12 @@ FINALISTS: Mapping[str, Variant] = {
         "FedMPQ, former defaults", _FEDMPQ, _SLOW, {**_FORMER, **_ALGORITHM_2}
     ),
     "fedmpq": Variant("FedMPQ", _FEDMPQ, SGD_DECAY, {**_CANDIDATE, **_BY_DISTORTION}),
+    "fedmpq-gaussian": Variant(
+        "FedMPQ, scales of Gaussian weights",
+        _FEDMPQ,
+        SGD_DECAY,
+        {**_CANDIDATE, **_BY_DISTORTION, **_GAUSSIAN},
+    ),
     "fedmpq-compensated": Variant(
         "FedMPQ, rounding compensated",
         _FEDMPQ,
