@@ -8,8 +8,8 @@ All rules are functions ``(weights, bit_width, representation) -> scale``:
   squared errors. At 8 bits the two nearly agree; at 1 and 2 bits the largest weight is
   a poor guide (16 times the variance as error at one bit, against 0.36 times).
 * `gaussian_scale`: the least-squares scale of Gaussian weights with the same mean
-  square. Codes cannot leave the range of their scale, so neither of the others ever
-  widens it; this one does, where weights have piled up at its ends.
+  square. Codes cannot leave the range of their scale, so the others hardly ever widen
+  it; this one does, where weights have piled up at its ends.
 """
 
 from __future__ import annotations

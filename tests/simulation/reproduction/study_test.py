@@ -87,6 +87,8 @@ def differing(first, second):
             {"float_learning_rate_decay"},
         ),
         ("aqfl", "fedmpq", {"scheme", "lasso", "pruning_threshold", "allocation"}),
+        ("aqfl", "aqfl-gaussian", {"scale_rule"}),
+        ("fedmpq", "fedmpq-gaussian", {"scale_rule"}),
         ("fedmpq", "fedmpq-compensated", {"code_update"}),
         ("fedmpq", "fedmpq-algorithm2", {"allocation"}),
         ("fedmpq-compensated", "fedmpq-compensated-without-lasso", {"lasso"}),
@@ -246,3 +248,14 @@ def test_outer_layers_are_an_option_of_aqfl():
         without, config = flatten(found[plain]), flatten(found[with_outer])
         assert config.pop("outer_bit_width") == 8
         assert config == without
+
+
+@pytest.mark.parametrize("scheme", ["aqfl", "fedmpq"])
+def test_ranges_differ_by_the_scale_rule(scheme):
+    found = configs()
+    narrow, wide = (
+        flatten(found[f"study/ranges/{rule}/{scheme}"])
+        for rule in ("least_squares", "gaussian")
+    )
+    assert differing(narrow, wide) == {"scale_rule"}
+    assert narrow == flatten(found[f"study/defaults/{scheme}"])

@@ -1,6 +1,6 @@
 """A study of our own: what is FedMPQ's gain over AQFL made of?
 
-Eight questions, on CIFAR-10 at alpha 0.5 (finalists of the sixth at 0.1 too):
+Nine questions, on CIFAR-10 at alpha 0.5 (finalists of the sixth at 0.1 too):
 
 1. How do both do under the paper's literal reading, and under each repair alone?
 2. Which part of FedMPQ matters at our defaults (the rows of Table 4), also where all
@@ -11,8 +11,9 @@ Eight questions, on CIFAR-10 at alpha 0.5 (finalists of the sixth at 0.1 too):
 6. Which improvements are worth being defaults?
 7. Which learning rates of quantized kernels are best for each?
 8. What separates FedMPQ from training at 8 bits: weights, activations, rounding?
+9. Does it matter that codes cannot leave the range of their scale?
 
-The last three choose settings, without the test images: they are in `tuning`.
+Questions 6 to 8 choose settings, without the test images: they are in `tuning`.
 
 The literal reading: codes in offset binary, scales `2 max|W|`, a pruned plane is
 dropped and not saturated, Eq. 6-10 with eta 0.1, models averaged as they come back,
@@ -217,6 +218,22 @@ def _local_epochs() -> Grid:
     return make_grid(title, "local epochs", slots, with_paper=False)
 
 
+def _ranges() -> Grid:
+    slots = {
+        (title, paper.SCHEME_TITLES[scheme]): Slot(
+            f"study/ranges/{rule}/{scheme}",
+            {**_COMMON, "scheme": scheme, "scheme_options": {"scale_rule": rule}},
+        )
+        for rule, title in (
+            ("least_squares", "of least squared error"),
+            ("gaussian", "of Gaussian weights: they can widen"),
+        )
+        for scheme in _PAIR
+    }
+    title = "Question 9: ranges that can widen"
+    return make_grid(title, "scales", slots, with_paper=False)
+
+
 # By the name under which a text refers to them (`study_document`).
 QUESTIONS: Mapping[str, Callable[[], Grid]] = {
     "repairs": _repairs,
@@ -228,4 +245,5 @@ QUESTIONS: Mapping[str, Callable[[], Grid]] = {
     "finalists": tuning.finalists,
     "rates": tuning.learning_rates,
     "limits": tuning.limits,
+    "ranges": _ranges,
 }
