@@ -30,12 +30,11 @@ def test_constants_are_those_of_max():
 
 @pytest.mark.parametrize("bit_width", BIT_WIDTHS)
 def test_constants_by_integration(bit_width):
-    """No step size near the best is better, and it leaves what it says."""
+    """Each leaves the least error near it, and is found to 1 %: the error is flat."""
     step = gaussian.STEPS[bit_width - 1]
     steps = step * np.linspace(0.5, 1.5, 301)
     errors = [distortion(step, bit_width) for step in steps]
     assert gaussian.DISTORTIONS[bit_width - 1] == pytest.approx(min(errors), rel=1e-3)
-    # The error is flat around its minimum: the step is found to 1 % only.
     assert steps[np.argmin(errors)] == pytest.approx(step, rel=0.01)
 
 

@@ -226,7 +226,7 @@ def _ranges() -> Grid:
         )
         for rule, title in (
             ("least_squares", "of least squared error"),
-            ("gaussian", "of Gaussian weights: they can widen"),
+            ("gaussian", "of Gaussian weights"),
         )
         for scheme in _PAIR
     }

@@ -33,7 +33,7 @@ COMPENSATION: Mapping[str, Any] = {"code_update": "compensated"}
 _EQUAL_RATES = {"low_bit_damping": -0.3}
 # Weights then move by as much as those of float models do.
 WEIGHT_RATES: Mapping[str, Any] = {"learning_rate_unit": "weight"}
-# Scales that can grow: weights of which many are at the ends of the range widen it.
+# Where weights are spread over all of their range, such scales widen it.
 _GAUSSIAN = {"scale_rule": "gaussian"}
 _ALGORITHM_2 = {"allocation": "pruning_growing"}
 # What was the default when these questions were asked; FedMPQ's bits by Algorithm 2.
