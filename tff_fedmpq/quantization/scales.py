@@ -148,7 +148,8 @@ def gaussian_scale(
 ) -> tf.Tensor:
     """Returns the scale of least error for Gaussian weights, float32[].
 
-    It follows the weights' mean square only. All-zero weights give 1.
+    It follows the weights' mean square only. All-zero weights give 1, and so do those
+    whose squares vanish in float32.
 
     Args:
       weights: float32[...].

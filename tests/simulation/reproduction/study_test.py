@@ -165,6 +165,10 @@ _CHANGES = {
         for scheme in ("aqfl", "fedmpq")
     },
     ("literal+representation+saturation", "fedmpq"): {"representation", "saturate"},
+    ("literal+representation+weights", "aqfl"): {
+        "representation",
+        "aggregation_weight",
+    },
     # What one of the two weighs by already.
     ("literal+weights", "fedmpq"): set(),
     ("literal+examples", "aqfl"): set(),

@@ -66,6 +66,14 @@ READINGS: Mapping[str, Variant] = {
         _PAIR,
         options={"aggregation_weight": "budget_and_examples"},
     ),
+    "literal+representation+weights": Variant(
+        "sign and magnitude planes, both weigh clients by v_n |D_n|",
+        _PAIR,
+        options={
+            "representation": "sign_magnitude",
+            "aggregation_weight": "budget_and_examples",
+        },
+    ),
     "literal+examples": Variant(
         "both weigh clients by |D_n|",
         _PAIR,
