@@ -8,6 +8,7 @@ import pytest
 from tff_fedmpq.simulation import evaluation, experiment, provenance
 from tff_fedmpq.simulation.config import ExperimentConfig, config_from_preset
 from tff_fedmpq.simulation.experiment import (
+    DivergenceError,
     OutputDirectoryError,
     RoundError,
     run_experiment,
@@ -118,6 +119,13 @@ def test_an_error_in_a_round_is_not_taken_for_a_users(tmp_path, monkeypatch):
     with pytest.raises(RoundError, match="Round 1 failed") as error:
         run_experiment(ExperimentConfig(**SMALL), tmp_path / "run")
     assert "shapes" in str(error.value.__cause__)
+
+
+def test_a_run_that_diverges_says_so_and_leaves_no_result(tmp_path):
+    config = ExperimentConfig(**{**SMALL, "float_learning_rate": 1e30})
+    with pytest.raises(DivergenceError, match="diverged in round .*float_learning_"):
+        run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_finished_run_is_not_redone(finished_run):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -57,6 +58,10 @@ class RoundError(RuntimeError):
     """A round failed; what failed in it is the cause."""
 
 
+class DivergenceError(ValueError):
+    """Training diverged under the settings of this run."""
+
+
 def run_experiment(
     config: ExperimentConfig,
     output_dir: str | os.PathLike[str],
@@ -81,6 +86,8 @@ def run_experiment(
       CheckpointError: if what was saved of the run cannot be read.
       ValueError: for settings that the scheme refuses.
       datasets.DatasetError: if the data set is missing or damaged.
+      DivergenceError: if the clients' loss is infinite or NaN. The rounds before are
+        kept, and the run would diverge again.
       RoundError: if a round raises a ValueError, which is no user's by then; others
         (TensorFlow's, the worker's) come as they are.
     """
@@ -200,6 +207,7 @@ class _Run:
                         )
                     except ValueError as error:  # No user's error by now.
                         raise RoundError(f"Round {round_number} failed.") from error
+                    _check_loss(record)
                     # Released first: a round that is saved is not run again.
                     releases.release(round_number, record)
                     checkpoints.save(round_number, state, record)
@@ -321,6 +329,16 @@ class _Run:
             self._dataset.test_images,
             self._dataset.test_labels,
             calibration,
+        )
+
+
+def _check_loss(record: Mapping[str, Any]) -> None:
+    """Codes cannot show that training diverged: any byte is a valid one."""
+    loss = record["train_loss"]
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"Training diverged in round {record['round']}: its loss is {loss}. Lower "
+            "learning_rate or float_learning_rate."
         )
 
 
