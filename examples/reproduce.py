@@ -8,7 +8,8 @@
 A table is table1, table2, table3, table4, figure2, or study (questions of our own).
 What is finished is not redone; what was interrupted goes on. Says how long all will
 take before it starts. After each cell, its result is in --results_dir, and --document
-and --study are written anew from the results there.
+and --study are written anew from the results there. The results that come with the
+project are in the default one: with --results_dir=runs/results a cell runs again.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ _COMPUTE = flags.DEFINE_enum(
     "What layers on clients compute in ('auto': see cifar10_fedmpq.py). A cell that is "
     "finished in the other is not redone.",
 )
-_LIST = flags.DEFINE_bool("list", False, "Only tell what is done and what is to do.")
+_LIST = flags.DEFINE_bool(
+    "list", False, "Only tell what is done, what is to do, and how long it will take."
+)
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only write the document.")
 _SPEED = flags.DEFINE_float(
     "images_per_second",
@@ -71,14 +74,24 @@ _DATA_DIR = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "runs/reproduce", "Where runs and their checkpoints go."
 )
+_OUR_RESULTS = "docs/results/reproduction"
 _RESULTS_DIR = flags.DEFINE_string(
-    "results_dir", "docs/results/reproduction", "Where a small file per result goes."
+    "results_dir",
+    _OUR_RESULTS,
+    "Where a small file per result goes. Name another folder to run what is finished "
+    "in this one.",
 )
 _DOCUMENT = flags.DEFINE_string(
-    "document", "docs/reproduction.md", "Written from the files in --results_dir."
+    "document",
+    None,
+    "Written from the files in --results_dir; by default docs/reproduction.md, or "
+    "reproduction.md in another --results_dir.",
 )
 _STUDY = flags.DEFINE_string(
-    "study", "docs/study.md", "Written from --study_template and the same files."
+    "study",
+    None,
+    "Written from --study_template and the same files; by default docs/study.md, or "
+    "study.md in another --results_dir.",
 )
 _STUDY_TEMPLATE = flags.DEFINE_string(
     "study_template",
@@ -96,10 +109,12 @@ def main(argv: list[str]) -> int:
     # Ends like Ctrl-C, which leaves a note of how far the cell has got.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        if not _REPORT_ONLY.value:
+        if _REPORT_ONLY.value:
+            _check_results_dir()
+        else:
             _run(_read_table(argv))
         if not _LIST.value:
-            _write_document()
+            _write_documents()
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -134,23 +149,45 @@ def _run(table: str) -> None:
         _RESULTS_DIR.value,
         CostEstimator(_DATA_DIR.value, speed),
     )
-    print(runner.format_plan(planned), flush=True)
+    print(runner.format_plan(planned))
+    print(
+        f"Results: {_RESULTS_DIR.value}/{_PRESET.value}/. What is finished there runs "
+        "again under another --results_dir.",
+        flush=True,
+    )
     if not _LIST.value:
+        _write_documents()  # What is wrong with them shows before hours of training.
         runner.run_cells(
             planned,
             _OUTPUT_DIR.value,
             _RESULTS_DIR.value,
             data_dir=_DATA_DIR.value,
             announce=lambda line: print(line, flush=True),
-            on_result=_write_document,
+            on_result=_try_to_write_documents,
         )
 
 
-def _write_document() -> None:
-    document.write_document(_RESULTS_DIR.value, _DOCUMENT.value)
+def _check_results_dir() -> None:
+    if not os.path.isdir(_RESULTS_DIR.value):
+        raise ValueError(f"There is no directory {_RESULTS_DIR.value} of results.")
+
+
+def _try_to_write_documents() -> None:
+    """Files may have been changed while a cell ran; that must not end the others."""
+    try:
+        _write_documents()
+    except (ValueError, OSError) as error:
+        print(f"The documents could not be written: {error}", file=sys.stderr)
+
+
+def _write_documents() -> None:
+    folder = "docs" if _RESULTS_DIR.value == _OUR_RESULTS else _RESULTS_DIR.value
+    document_path = _DOCUMENT.value or os.path.join(folder, "reproduction.md")
+    document.write_document(_RESULTS_DIR.value, document_path)
     if os.path.exists(_STUDY_TEMPLATE.value):
+        study_path = _STUDY.value or os.path.join(folder, "study.md")
         study_document.write_study(
-            _RESULTS_DIR.value, _STUDY_TEMPLATE.value, _STUDY.value
+            _RESULTS_DIR.value, _STUDY_TEMPLATE.value, study_path
         )
 
 

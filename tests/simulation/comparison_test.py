@@ -224,6 +224,20 @@ def test_runs_of_several_data_sets_are_refused_before_any_is_run(tmp_path, monke
         comparison.run_comparison(make_config, ["aqfl", "fedavg"], [0], tmp_path)
 
 
+def test_a_run_of_other_settings_is_found_before_any_is_run(tmp_path, monkeypatch):
+    def run(*args, **kwargs):
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(comparison, "run_experiment", run)
+    directory = tmp_path / "fedavg" / "seed0"
+    directory.mkdir(parents=True)
+    begun = ExperimentConfig(**{**SMALL, "rounds": 9}, scheme="fedavg")
+    (directory / "config.json").write_text(json.dumps(begun.as_dict()))
+    make_config = functools.partial(ExperimentConfig, **SMALL)
+    with pytest.raises(ValueError, match="rounds: 9 there, 1 asked for"):
+        comparison.run_comparison(make_config, ["aqfl", "fedavg"], [0], tmp_path)
+
+
 def test_initial_weights_are_the_same_for_every_scheme():
     """And others for another seed."""
     dataset = datasets.load("digits", None)

@@ -25,7 +25,11 @@ from matplotlib.figure import Figure
 from tff_fedmpq.federated.schemes import ALL_SCHEMES
 from tff_fedmpq.simulation import datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
-from tff_fedmpq.simulation.experiment import build_config_scheme, run_experiment
+from tff_fedmpq.simulation.experiment import (
+    build_config_scheme,
+    check_output_dir,
+    run_experiment,
+)
 from tff_fedmpq.simulation.partition import Partition
 
 _BITS_PER_MEGABYTE = 8e6
@@ -103,7 +107,8 @@ def run_comparison(
 
     Raises:
       ValueError: for an unknown scheme or option, or if a run that was begun is of
-        another data set; before anything is run.
+        another configuration or data set; before anything is run.
+      DivergenceError: if training diverges.
     """
     check_schemes(schemes)
     if not seeds:
@@ -124,6 +129,8 @@ def run_comparison(
     }
     dataset = datasets.load(next(iter(configs.values())).dataset, data_dir)
     _check_same_data(dataset.name, directories.values())
+    for key, run_config in configs.items():
+        check_output_dir(directories[key], run_config, resume=True)
     results: dict[str, list[Mapping[str, Any]]] = {scheme: [] for scheme in schemes}
     for (scheme, seed), run_config in configs.items():
         announce(f"== {scheme}, seed {seed}")

@@ -1,7 +1,8 @@
 """Everything that decides the outcome of a run, checked, in one place.
 
-Two runs of one `ExperimentConfig` give the same results; where files lie and how often
-something is printed is not part of it. Presets are settings by name.
+Two runs of one `ExperimentConfig` give the same results ("auto" may find another data
+set); where files lie and how often something is printed is not part of it. Presets are
+settings by name.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ Everything a run writes lies in its output directory:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -48,6 +49,8 @@ from tff_fedmpq.simulation.runtime import local_runtime, threads_per_client
 
 _CALIBRATION_IMAGES = 2048
 _CLIENTS = "clients"
+# Files may change before a process's next run; the code that was imported does not.
+_find_commit_once = functools.lru_cache(maxsize=None)(provenance.find_commit)
 
 
 class OutputDirectoryError(ValueError):
@@ -179,7 +182,7 @@ class _Run:
             dataset.name,
         )
         _save_partition(self._partition, output_dir / "partition.json")
-        self._commit = provenance.find_commit()
+        self._commit = _find_commit_once()
         self._client_ids = [str(client) for client in range(config.num_clients)]
         client_model = self._scheme.build_client_model(self._model_fn)
         self._spec = ModelSpec.from_model(client_model)

@@ -34,8 +34,8 @@ def describe() -> dict[str, Any]:
 def find_commit() -> str | None:
     """Returns the package's last commit, with "-dirty" if it was changed since.
 
-    None where the package is not kept in Git. To be asked when a run begins: files may
-    change while it runs, and the code that runs does not.
+    None where the package is not kept in Git. To be asked once, when a process begins:
+    files may change while it runs, and the code that runs does not.
     """
     try:
         # Of nothing, where some other project's folder holds the package.

@@ -49,6 +49,21 @@ def test_passes_of_everyone_in_every_round():
     assert cost.count_image_passes(config, np.array([7, 0, 100, 13])) == 6 * 3 * 120
 
 
+def test_a_data_set_that_is_missing_is_looked_for_once(monkeypatch):
+    looked_for = []
+
+    def load(config, data_dir):
+        looked_for.append(config.dataset)
+        raise datasets.DatasetNotFoundError("nowhere")
+
+    monkeypatch.setattr(cost.experiment, "load_dataset", load)
+    estimator = cost.CostEstimator(speed=SPEED)
+    for seed in (0, 1):
+        with pytest.raises(datasets.DatasetNotFoundError, match="nowhere"):
+            estimator.seconds(dataclasses.replace(CONFIG, seed=seed))
+    assert looked_for == ["digits"]
+
+
 def test_evaluated_images_are_of_rounds_and_tiers():
     assert cost.count_evaluated_images(CONFIG, 10) == 10 * 6 + 10 * 2 * 3
     assert cost.count_evaluated_images(CONFIG, 10, rounds_done=4) == 10 * 2 + 10 * 2 * 3

@@ -151,5 +151,5 @@ def test_the_command_names_a_cell_of_its_table(make):
     """Though another table owns the result."""
     cell = make.cell("study/finalists/alpha0.5/aqfl/seed0", "tuning")
     command = results.command_of(cell, cell.config)
-    assert cell.table == "table1"
+    assert cell.result_id.startswith("table1/")
     assert "reproduce.py study " in command and f"--cells='{cell.id}'" in command

@@ -9,7 +9,7 @@ import pytest
 
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.datasets import DatasetNotFoundError
-from tff_fedmpq.simulation.experiment import OutputDirectoryError
+from tff_fedmpq.simulation.experiment import DivergenceError, OutputDirectoryError
 from tff_fedmpq.simulation.reproduction import document, results, runner
 from tff_fedmpq.simulation.reproduction.cells import Cell
 from tff_fedmpq.simulation.reproduction.cost import CostEstimator, Speed
@@ -120,6 +120,38 @@ def test_an_interrupted_run_says_how_far_it_got(make, folders, monkeypatch, erro
     assert (entry.state, entry.seconds) == ("round 7 of 50", 430)
 
 
+def test_a_run_that_diverges_is_recorded_and_the_others_run(make, folders, monkeypatch):
+    names = [NAME, "table1/cifar10/alpha1/aqfl/seed0"]
+
+    def run_experiment(config, output_dir, **kwargs):
+        if config.scheme == "aqfl":
+            return make.result(config, [0.5])
+        save_rounds(output_dir, config, 7)
+        raise DivergenceError("the loss is nan")
+
+    monkeypatch.setattr(runner, "run_experiment", run_experiment)
+    lines = []
+    run(plan(make, names, folders), folders, announce=lines.append)
+    assert "the loss is nan" in lines
+    planned = plan(make, names, folders)
+    states = [entry.state for entry in planned]
+    assert states == ["diverged in round 8 of 50", "finished"]
+    assert not any(entry.is_to_run for entry in planned)
+    records = results.read_records(folders[1], "paper")
+    text = document.build_document({"paper": records})
+    assert f"| paper: {NAME} | diverged in round 8 of 50 |" in text
+
+
+def test_a_run_that_diverges_in_its_first_round_is_recorded(make, folders, monkeypatch):
+    def run_experiment(config, output_dir, **kwargs):
+        raise DivergenceError("the loss is nan")
+
+    monkeypatch.setattr(runner, "run_experiment", run_experiment)
+    run(plan(make, [NAME], folders), folders)
+    (entry,) = plan(make, [NAME], folders)
+    assert (entry.state, entry.is_to_run) == ("diverged in round 1 of 50", False)
+
+
 def former_defaults(make):
     """The cell as it was when a default was another one, and its result."""
     cell = make.cell(NAME)
@@ -200,7 +232,7 @@ def test_a_real_cell(tmp_path):
         batch_size=16,
     )
     name = "table1/digits/seed0"
-    cell = Cell(name, name, "table1", "reduced", config)
+    cell = Cell(name, name, "reduced", config)
     folders = tmp_path / "runs", tmp_path / "results"
     estimator = CostEstimator(speed=Speed(100, 100))
     planned = runner.plan([cell], *folders, estimator)

@@ -80,7 +80,6 @@ class Cell:
     Attributes:
       id: its name, such as "table1/cifar10/alpha0.5/fedmpq/seed0".
       result_id: id of the cell that owns its result, often its own.
-      table: key of `TABLES` by which `result_id` can be run.
       preset: key of `PRESETS`.
       config: of the run; None where there is an obstacle.
       obstacle: why it cannot be run; "" where it can.
@@ -88,7 +87,6 @@ class Cell:
 
     id: str
     result_id: str
-    table: str
     preset: str
     config: ExperimentConfig | None
     obstacle: str = ""
@@ -132,7 +130,6 @@ def make_cell(
     return Cell(
         id=f"{slot.group}/seed{seed}",
         result_id=f"{group}/seed{seed}",
-        table=group.split("/")[0],
         preset=preset,
         config=None if obstacle else build_config(slot, preset, seed, compute),
         obstacle=obstacle,
@@ -186,7 +183,7 @@ def select(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
         if not any(_matches(cell, pattern) for cell in cells):
             raise ValueError(
                 f"No cell matches {pattern!r}. Ids look like {cells[0].id}; --list "
-                "shows them all."
+                "shows them all, for the seeds that --seeds says."
             )
     if not patterns:
         return list(cells)

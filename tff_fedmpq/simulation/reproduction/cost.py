@@ -92,6 +92,7 @@ class CostEstimator:
         self._speed = speed
         self._speeds: dict[Any, Speed] = {}
         self._labels: dict[Any, tuple[np.ndarray, int, str]] = {}
+        self._missing: dict[str, datasets.DatasetNotFoundError] = {}
 
     def seconds(self, config: ExperimentConfig, rounds_done: int = 0) -> float:
         """Returns how long the rest of a run will take.
@@ -114,8 +115,14 @@ class CostEstimator:
         if config.train_examples or config.validation_examples:
             subset = (config.train_examples, config.validation_examples, config.seed)
         key = (config.dataset, subset)
+        if config.dataset in self._missing:  # Looked for once: that can take long.
+            raise self._missing[config.dataset]
         if key not in self._labels:
-            dataset = experiment.load_dataset(config, self._data_dir)
+            try:
+                dataset = experiment.load_dataset(config, self._data_dir)
+            except datasets.DatasetNotFoundError as error:
+                self._missing[config.dataset] = error
+                raise
             labels = dataset.train_labels.copy()
             self._labels[key] = (labels, len(dataset.test_labels), dataset.name)
         return self._labels[key]

@@ -120,7 +120,7 @@ DEVIATIONS = (
         "Layers on clients compute in bfloat16 where the runs below say so; variables "
         "and evaluation stay in float32.",
         "Faster on processors that have it.",
-        "`simulation/config.py`; `--compute=float32`",
+        "`simulation/compute.py`; `--compute=float32`",
     ),
     Deviation(
         "Assumed, for the paper does not state it or we do not know that it does: "

@@ -32,8 +32,9 @@ Numbers are accuracy of the global model after the last round, in %: of test ima
 where a section says otherwise. "ours" is the
 mean over finished seeds; "67.10 +- 0.40 (2)" is mean, standard deviation over seeds and
 their number; without it, one seed. "paper" is what the paper prints. `not run`: no
-result yet. `round k of n`: interrupted there, no result yet. `n/a`: cannot be run, the
-reason stands below the table. `-`: the paper has no number."""
+result yet. `round k of n`: interrupted there, no result yet. `diverged in round k of
+n`: ended there, without a result. `n/a`: cannot be run, the reason stands below the
+table. `-`: the paper has no number."""
 
 
 def build_document(records_by_preset: Mapping[str, Records]) -> str:
@@ -176,7 +177,7 @@ def show_slot(slot: Slot, preset: str, records: Records) -> str:
         return f"{finished[0]:.2f}"
     if found:
         furthest = max(found, key=lambda record: record["rounds_done"])
-        return _progress(furthest)
+        return results.describe_state(furthest)
     return _NOT_RUN
 
 
@@ -216,10 +217,11 @@ def _run_section(records_by_preset: Mapping[str, Records]) -> Iterator[str]:
     yield (
         "MB: sent by, or to, all clients in all rounds. Devices: accuracy of the model "
         "that a device of so many bits gets, with BatchNorm statistics estimated for "
-        "it. Times are of the machine named, with whatever else ran on it."
+        "it. Times are of the machine named, with whatever else ran on it. Commits: of "
+        "the code that ran; ? for rounds that did not record it."
     )
     heads = ["run", "accuracy", "devices", "MB up", "MB down", "time", "compute"]
-    heads += ["hardware", "versions", "command"]
+    heads += ["hardware", "versions", "commits", "command"]
     lines = [format_row(heads), format_row(["---"] * len(heads))]
     yield "\n".join([*lines, *(format_row(_run_entries(run)) for run in runs)])
 
@@ -228,7 +230,7 @@ def _run_entries(record: Record) -> list[str]:
     name = f"{record['preset']}: {record['id']}"
     command = f"`{record['command']}`"
     if not record["finished"]:
-        return [name, _progress(record), *7 * [""], command]
+        return [name, results.describe_state(record), *8 * [""], command]
     tiers = (record["tier_accuracy"] or {}).items()
     devices = ", ".join(f"{b}: {100 * t['accuracy']:.2f}" for b, t in tiers)
     hours = _total(record, "seconds") / 3600
@@ -242,16 +244,13 @@ def _run_entries(record: Record) -> list[str]:
         record["protocol"]["compute"],
         f"{record['hardware']['cores']} cores, {record['hardware']['processor']}",
         ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
+        ", ".join(dict.fromkeys(r.get("commit") or "?" for r in record["rounds"])),
         command,
     ]
 
 
 def _accuracy(record: Record) -> float:
     return 100 * record["rounds"][-1]["test_accuracy"]
-
-
-def _progress(record: Record) -> str:
-    return f"round {record['rounds_done']} of {record['protocol']['rounds']}"
 
 
 def _total(record: Record, key: str) -> float:

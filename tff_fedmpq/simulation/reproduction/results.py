@@ -4,7 +4,8 @@
 
 A finished run leaves its `result.json` without the lists that hold something for each
 client in each round (`clients`, `next_bit_widths`), and without densities where the
-file would be large; an interrupted one leaves `"finished": false` and the rounds done.
+file would be large; one that was interrupted, or diverged, leaves `"finished": false`
+and the rounds done.
 """
 
 from __future__ import annotations
@@ -61,13 +62,29 @@ def finished_record(
 
 
 def unfinished_record(
-    cell: Cell, config: ExperimentConfig, rounds_done: int
+    cell: Cell, config: ExperimentConfig, rounds_done: int, diverged: bool = False
 ) -> dict[str, Any]:
-    """Returns what is said of an interrupted run."""
+    """Returns what is said of a run that was interrupted, or diverged after a round."""
     return {
         **_heading(cell, config, False, rounds_done),
+        **({"diverged": True} if diverged else {}),
         "protocol": config.as_dict(),
     }
+
+
+def describe_state(record: Mapping[str, Any]) -> str:
+    """Returns "finished", "round 12 of 50" or "diverged in round 13 of 50"."""
+    if record["finished"]:
+        return "finished"
+    done, rounds = record["rounds_done"], record["protocol"]["rounds"]
+    if has_diverged(record):
+        return f"diverged in round {done + 1} of {rounds}"
+    return f"round {done} of {rounds}"
+
+
+def has_diverged(record: Mapping[str, Any]) -> bool:
+    """Returns whether a run ended without a result, as it would end again."""
+    return record.get("diverged", False)
 
 
 def write_record(results_dir: PathLike, cell: Cell, record: Mapping[str, Any]) -> None:

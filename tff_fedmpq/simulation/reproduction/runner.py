@@ -14,6 +14,7 @@ from typing import Any, Callable
 
 from tff_fedmpq.simulation.datasets import DatasetNotFoundError
 from tff_fedmpq.simulation.experiment import (
+    DivergenceError,
     OutputDirectoryError,
     check_output_dir,
     run_experiment,
@@ -33,8 +34,8 @@ class PlannedCell:
 
     Attributes:
       cell: the cell.
-      state: "finished", "round 12 of 50", "not run", "cannot be run", or "the
-        same run as ...".
+      state: "finished", "round 12 of 50", "diverged in round 13 of 50", "not run",
+        "cannot be run", or "the same run as ...".
       seconds: that it will take; 0 where nothing is to be done.
       is_to_run: whether something is.
       obstacle: why it cannot be run; "" where it can.
@@ -91,8 +92,9 @@ def _plan_cell(
     name = results.find_record(records, config)
     if name is not None:
         cell = dataclasses.replace(cell, result_id=name)
-        if records[name]["finished"]:
-            return PlannedCell(cell, "finished")
+        record = records[name]
+        if record["finished"] or results.has_diverged(record):
+            return PlannedCell(cell, results.describe_state(record))
     elif cell.result_id in records:
         path = results.result_path("", cell)
         obstacle = f"{path} among the results is of other settings; move it away"
@@ -133,14 +135,14 @@ def run_cells(
     announce: Callable[[str], None],
     on_result: Callable[[], None],
 ) -> None:
-    """Runs what is to be run.
+    """Runs what is to be run; a run that diverges does not keep others from running.
 
     Args:
       planned: by `plan`.
       output_dir: of the runs.
       results_dir: of the result files.
       data_dir: where data sets lie.
-      announce: called with a line before each run.
+      announce: called with a line before each run, and for one that diverges.
       on_result: called whenever a result file was written.
 
     Raises:
@@ -152,7 +154,10 @@ def run_cells(
             f"== {entry.cell.id} ({number} of {len(to_run)}, {entry.state}, about "
             f"{format_seconds(entry.seconds)})"
         )
-        run_cell(entry.cell, output_dir, results_dir, data_dir, on_result)
+        try:
+            run_cell(entry.cell, output_dir, results_dir, data_dir, on_result)
+        except DivergenceError as error:
+            announce(str(error))
 
 
 def run_cell(
@@ -165,6 +170,7 @@ def run_cell(
     """Runs a cell to its end; records it, or how far it came.
 
     Raises:
+      DivergenceError: if training diverges.
       OutputDirectoryError: if the directory of the run holds another one.
     """
     config = cell.config
@@ -172,15 +178,18 @@ def run_cell(
         raise ValueError(f"{cell.id} cannot be run: {cell.obstacle}.")
     directory = run_dir(output_dir, cell)
     check_output_dir(directory, config, resume=True)  # Leaves results of others alone.
-    record = None
+    record, diverged = None, False
     try:
         result = run_experiment(config, directory, data_dir=data_dir, resume=True)
         record = results.finished_record(result, cell, config)
+    except DivergenceError:
+        diverged = True
+        raise
     finally:
         # Also when it was interrupted: the document tells of it then.
         rounds_done = count_rounds_done(directory)
-        if record is None and rounds_done:
-            record = results.unfinished_record(cell, config, rounds_done)
+        if record is None and (rounds_done or diverged):
+            record = results.unfinished_record(cell, config, rounds_done, diverged)
         if record is not None:
             results.write_record(results_dir, cell, record)
             on_result()

@@ -68,6 +68,7 @@ def write_study(results_dir: PathLike, template: PathLike, path: PathLike) -> No
         preset: results.read_records(results_dir, preset) for preset in cells.PRESETS
     }
     text, path = pathlib.Path(template).read_text(), pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, build_study(text, records).encode())
     for match in _PLACEHOLDER.finditer(text):
         kind, argument = match.groups()
