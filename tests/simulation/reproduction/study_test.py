@@ -233,6 +233,35 @@ def test_runs_of_the_papers_tables_are_theirs():
     assert owner["study/literal/aqfl"] == "study/literal/aqfl"
 
 
+def test_parts_in_the_literal_reading_are_table_4s():
+    found = configs()
+    aqfl, fedmpq = (
+        flatten(found[f"study/literal+representation/{scheme}"])
+        for scheme in ("aqfl", "fedmpq")
+    )
+    parts = {
+        group.rpartition("/")[2]: flatten(config)
+        for group, config in found.items()
+        if group.startswith("study/literal-parts/")
+    }
+    assert parts.pop("aqfl") == aqfl
+    assert parts.pop("all") == fedmpq
+    assert parts.pop("aqfl-weights") == {
+        **aqfl,
+        "aggregation_weight": "budget_and_examples",
+    }
+    no_lasso, no_pruning = {"lasso": 0.0}, {"pruning_threshold": None}
+    keep = {"allocation": "keep"}
+    assert parts == {
+        "lasso": {**fedmpq, **no_pruning, **keep},
+        "msb": {**fedmpq, **no_lasso, **keep},
+        "msb+lasso": {**fedmpq, **keep},
+        "msb+alg2": {**fedmpq, **no_lasso},
+    }
+    assert fedmpq["allocation"] == "pruning_growing"
+    assert fedmpq["lasso"] > 0 and fedmpq["pruning_threshold"] > 0
+
+
 def test_parts_where_all_have_two_bits_are_table_4s():
     found = configs()
     for row in tables.ABLATION:

@@ -3,8 +3,8 @@
 Nine questions, on CIFAR-10 at alpha 0.5 (finalists of the sixth at 0.1 too):
 
 1. How do both do under the paper's literal reading, and under each repair alone?
-2. Which part of FedMPQ matters at our defaults (the rows of Table 4), also where all
-   have 2 bits?
+2. Which part of FedMPQ matters (the rows of Table 4), read literally with planes of
+   sign and magnitude, and at our defaults, also where all have 2 bits?
 3. Is AQFL's trouble its first and last layer, also where all have 2 bits?
 4. How does the gain depend on the share of 2-bit clients?
 5. And on the number of local epochs?
@@ -45,12 +45,14 @@ SEEDS = (0, 1)
 _PAIR = ("aqfl", "fedmpq")
 _COMMON = {"dataset": "cifar10", "alpha": 0.5}
 _PAPERS_BUDGETS, _TWO_BITS = "the paper's budgets", "2 bits for all"  # Columns.
+_SIGNED = {"representation": "sign_magnitude"}
+_BY_BITS = {"aggregation_weight": "budget_and_examples"}
 
 # The literal reading, with a change.
 READINGS: Mapping[str, Variant] = {
     "literal": Variant("the paper, literally, but within budgets", _PAIR),
     "literal+representation": Variant(
-        "sign and magnitude planes", _PAIR, options={"representation": "sign_magnitude"}
+        "sign and magnitude planes", _PAIR, options=_SIGNED
     ),
     "literal+scales": Variant(
         "least-squares scales", _PAIR, options={"scale_rule": "least_squares"}
@@ -59,20 +61,17 @@ READINGS: Mapping[str, Variant] = {
     "literal+representation+saturation": Variant(
         "sign and magnitude planes, saturating pruning",
         ["fedmpq"],
-        options={"representation": "sign_magnitude", "saturate": True},
+        options={**_SIGNED, "saturate": True},
     ),
     "literal+weights": Variant(
         "both weigh clients by v_n |D_n|",
         _PAIR,
-        options={"aggregation_weight": "budget_and_examples"},
+        options=_BY_BITS,
     ),
     "literal+representation+weights": Variant(
         "sign and magnitude planes, both weigh clients by v_n |D_n|",
         _PAIR,
-        options={
-            "representation": "sign_magnitude",
-            "aggregation_weight": "budget_and_examples",
-        },
+        options={**_SIGNED, **_BY_BITS},
     ),
     "literal+examples": Variant(
         "both weigh clients by |D_n|",
@@ -135,6 +134,26 @@ def _reading_slot(name: str, scheme: str) -> Slot:
             "scheme_options": reading.options,
         },
     )
+
+
+def _literal_parts() -> Grid:
+    """The rows of Table 4, and AQFL with the weights that the others have."""
+    weighed = {"scheme": "aqfl", "scheme_options": _BY_BITS}
+    parts: Mapping[str, Mapping[str, Any]] = {"aqfl-weights": weighed, **ABLATION}
+    titles = {"aqfl-weights": "AQFL, clients weigh v_n |D_n|", **ABLATION_TITLES}
+    slots = {
+        (titles[row], "CIFAR-10"): Slot(
+            f"study/literal-parts/{row}",
+            {
+                **_COMMON,
+                "scheme": f"{settings['scheme']}_literal",
+                "scheme_options": {**_SIGNED, **settings.get("scheme_options", {})},
+            },
+        )
+        for row, settings in parts.items()
+    }
+    title = "Question 2: the parts of FedMPQ, literally, planes of sign and magnitude"
+    return make_grid(title, "parts", slots, with_paper=False)
 
 
 def _parts() -> Grid:
@@ -245,6 +264,7 @@ def _ranges() -> Grid:
 # By the name under which a text refers to them (`study_document`).
 QUESTIONS: Mapping[str, Callable[[], Grid]] = {
     "repairs": _repairs,
+    "literal_parts": _literal_parts,
     "parts": _parts,
     "outer_layers": _outer_layers,
     "two_bit_clients": _two_bit_clients,
