@@ -228,6 +228,20 @@ def test_loss_falls(initial, problem):
         assert mean.correct / mean.count > max(0.7, first.correct / first.count)
 
 
+def test_losses_of_layers_may_be_of_another_type():
+    """As of a regularized layer in a mixed policy; logits may be bfloat16 too."""
+    layers = tf.keras.layers
+    hidden = layers.Dense(4, activity_regularizer="l2", dtype="mixed_bfloat16")
+    head = layers.Dense(2, dtype="mixed_bfloat16")
+    model = quantize_model(
+        tf.keras.Sequential([tf.keras.Input([3]), hidden, head]), 8, lasso=0.01
+    )
+    trainer = LocalTrainer(model, LocalTrainingConfig(batch_size=2), LOSS)
+    sums = trainer.step(tf.ones([2, 3]), tf.constant([0, 1]))
+    assert sums.loss.dtype == tf.float32
+    assert np.isfinite(sums.loss)
+
+
 @pytest.mark.parametrize("bit_widths", [(1, 3), (2, 7), (8, 1)])
 def test_codes_stay_within_their_bits(problem, initial, bit_widths):
     trainer = make_trainer(problem, learning_rate=1e3)

@@ -8,13 +8,14 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tff_fedmpq.federated import model_spec
 from tff_fedmpq.federated.model_spec import (
     FloatWeights,
     ModelSpec,
     float_non_trainable_variables,
     float_rest_variables,
 )
-from tff_fedmpq.keras import quantize_model
+from tff_fedmpq.keras import QuantDense, quantize_model
 
 
 @st.composite
@@ -100,6 +101,30 @@ def test_a_float_model_has_no_kernels(problem, activation_bits):
     assert not any(spec.is_kernel)
     assert spec.layer_sizes.shape == (0,)
     assert spec.rest_shapes == spec.trainable_shapes + spec.non_trainable_shapes
+
+
+def test_a_frozen_layer_is_refused_with_advice_that_can_be_followed():
+    def model(frozen):
+        head = tf.keras.layers.Dense(2)
+        model = tf.keras.Sequential([tf.keras.Input([3]), frozen, head])
+        return quantize_model(model, 4)
+
+    with pytest.raises(ValueError, match=r"trainable=False.*bit_width=None"):
+        ModelSpec.from_model(model(tf.keras.layers.Dense(5, trainable=False)))
+    frozen = QuantDense(5, bit_width=None, trainable=False)
+    spec = ModelSpec.from_model(model(frozen))
+    assert spec.kernel_shapes == ((5, 2),)
+    assert (3, 5) in spec.rest_shapes
+
+
+def test_a_layer_too_large_for_a_message_is_refused(problem, monkeypatch):
+    model = quantize_model(problem.model_fn(), 8)
+    sizes = ModelSpec.from_model(model).layer_sizes
+    monkeypatch.setattr(model_spec, "_MAX_LAYER_SIZE", sizes.max())
+    with pytest.raises(ValueError, match="split the layer"):
+        ModelSpec.from_model(model)
+    monkeypatch.setattr(model_spec, "_MAX_LAYER_SIZE", sizes.max() + 1)
+    ModelSpec.from_model(model)
 
 
 def test_layers_left_in_float_are_rest(problem):

@@ -591,3 +591,45 @@ def test_a_policy_is_not_for_layers_of_integers():
     assert quantized.get_layer("hidden").compute_dtype == "bfloat16"
     x = tf.constant([[5], [9]], tf.int64)
     np.testing.assert_allclose(quantized(x), model(x), atol=0.01)
+
+
+# --- models that are easily got wrong ---------------------------------------
+
+
+def adapted_normalization():
+    layer = layers.Normalization()
+    layer.adapt(np.array([[10.0, -2.0], [14.0, 2.0]], np.float32))
+    return layer
+
+
+@pytest.mark.parametrize("copy_weights", [True, False])
+def test_statistics_that_a_layer_was_adapted_to_are_kept(copy_weights):
+    """Also where weights are assigned later, as on clients: these are no weights."""
+    norm = adapted_normalization()
+    model = tf.keras.Sequential([tf.keras.Input([2]), norm, layers.Dense(3)])
+    quantized = quantize_model(model, 8, copy_weights=copy_weights)
+    x = np.array([[11.0, 5.0]], np.float32)
+    expected = [[(11 - 12) / 2, (5 - 0) / 2]]
+    np.testing.assert_allclose(quantized.layers[0](x), expected, rtol=1e-6)
+    assert quantized.layers[0].weights == []
+
+
+def test_a_layer_that_is_yet_to_be_adapted_can_be():
+    model = tf.keras.Sequential(
+        [tf.keras.Input([2]), layers.Normalization(), layers.Dense(3)]
+    )
+    (norm, _) = quantize_model(model, 8).layers
+    norm.adapt(np.array([[10.0, -2.0], [14.0, 2.0]], np.float32))
+    np.testing.assert_allclose(norm(np.array([[12.0, 2.0]])), [[0, 1]], atol=1e-6)
+
+
+def test_a_layer_may_give_two_outputs():
+    """And keeps its policy there, whatever another layer is called."""
+    a, b = tf.keras.Input([4], name="a"), tf.keras.Input([4], name="b")
+    hidden, head = layers.Dense(4, name="head_1"), layers.Dense(3, name="head")
+    model = tf.keras.Model([a, b], [head(hidden(a)), head(hidden(b))])
+    quantized = quantize_model(model, 8, dtype_policy="mixed_bfloat16")
+    assert quantized.get_layer("head").compute_dtype == "float32"
+    assert quantized.get_layer("head_1").compute_dtype == "bfloat16"
+    outputs = quantized([tf.ones([1, 4]), tf.zeros([1, 4])])
+    assert [output.dtype for output in outputs] == [tf.float32, tf.float32]

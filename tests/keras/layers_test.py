@@ -445,6 +445,21 @@ class TestQuantReLU:
             QuantReLU(bits)
 
 
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (QuantDense(3), "kernel"),
+        (QuantConv2D(3, 3), "kernel"),
+        (QuantDepthwiseConv2D(3), "depthwise_kernel"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_layer_has_no_kernel_before_it_is_built(layer, name):
+    assert not hasattr(layer, name)
+    layer.build([1, 8, 8, 2])
+    assert hasattr(layer, name)
+
+
 def test_config_of_quantized_activation_gives_no_warning():
     layer = QuantDense(3, activation="relu", activation_bits=4)
     with warnings.catch_warnings():

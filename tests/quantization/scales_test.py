@@ -77,9 +77,7 @@ def test_all_zero_weights_have_a_usable_scale(
     bits = width(bit_width)
     assert float(max_scale(tf.zeros(shape), bits, representation)) == 1.0
     assert float(gaussian_scale(tf.zeros(shape), bits, representation)) == 1.0
-    scale = float(least_squares_scale(tf.zeros(shape), bits, representation))
-    assert scale > 0
-    assert math.isfinite(scale)
+    assert float(least_squares_scale(tf.zeros(shape), bits, representation)) == 1.0
 
 
 @both

@@ -91,7 +91,8 @@ def fedmpq_scheme(
       **training: other fields of `LocalTrainingConfig`.
 
     Raises:
-      ValueError: for a setting that is unknown, out of range, or without effect.
+      ValueError: for a setting that is unknown or out of range, or a
+        `server_learning_rate` without effect.
     """
     representation = get_representation(representation)
     uplink = ModelUplink(representation)

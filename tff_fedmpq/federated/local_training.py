@@ -77,7 +77,8 @@ class LocalTrainingConfig:
         weights in a float model.
       momentum: of SGD.
       weight_decay: L2 coefficient.
-      code_update: how codes are trained: name in `OPTIMIZERS`.
+      code_update: how codes are trained: name in `OPTIMIZERS`. The float masters of
+        "straight_through" learn at `float_learning_rate`, as a float model does.
       low_bit_damping: by how much codes of few bits learn slower (`IntegerSGD`).
       learning_rate_unit: what eta is a rate of, "weight" or "code" (`IntegerSGD`).
       pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
@@ -298,8 +299,10 @@ class LocalTrainer:
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
             logits = self._model(images, training=True)
-            task_loss = self._loss(labels, logits)
-            total_loss = tf.add_n([task_loss, *self._model.losses])
+            task_loss = tf.cast(self._loss(labels, logits), tf.float32)
+            # In a mixed policy a layer's own loss has the type of its output.
+            of_layers = [tf.cast(loss, tf.float32) for loss in self._model.losses]
+            total_loss = tf.add_n([task_loss, *of_layers])
         gradients = tape.gradient(total_loss, variables)
         self._optimizer.apply_gradients(zip(gradients, variables))
         if self._on_step is not None:

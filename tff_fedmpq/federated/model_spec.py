@@ -21,6 +21,8 @@ from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 
 ModelFn = Callable[[], tf.keras.Model]
 
+_MAX_LAYER_SIZE = 2**28  # At 8 bits, 2**31 bits: what an int32 cannot count.
+
 
 class FloatWeights(NamedTuple):
     """Weights of a model in float, apart by how they travel.
@@ -58,15 +60,22 @@ class ModelSpec:
         """Reads the spec off a Keras model that clients train.
 
         Raises:
-          ValueError: if a quantized layer is frozen.
+          ValueError: if a quantized layer is frozen, or too large for a message.
         """
         variables = model.trainable_variables
         num_trained = sum(hasattr(v, "quantized_kernel") for v in variables)
         if num_trained < len(quantized_kernels(model)):
             raise ValueError(
                 "A quantized layer of the model has trainable=False. Codes travel with "
-                "every round: make it trainable, or keep it out of quantization."
+                "every round: make it trainable, or let model_fn return it as one that "
+                "stays in float, such as QuantDense(..., bit_width=None)."
             )
+        for kernel in quantized_kernels(model):
+            if kernel.codes.shape.num_elements() >= _MAX_LAYER_SIZE:
+                raise ValueError(
+                    f"{kernel.codes.name} has {_MAX_LAYER_SIZE} weights or more, too "
+                    "many for a message; split the layer."
+                )
         is_kernel = tuple(hasattr(v, "quantized_kernel") for v in variables)
         return cls(
             tuple(

@@ -59,9 +59,10 @@ class LatticeUpdateUplink(UpdateUplink):
         self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor
     ) -> Message:
         sizes = tf.stack([tf.sqrt(tf.reduce_mean(tf.square(u))) for u in updates])
-        # A tensor that did not change is all zero; any scale describes it.
-        sizes = tf.where(sizes > 0, sizes, 1.0)
-        scaled = [u / sizes[i] for i, u in enumerate(updates)]
+        # A tensor that did not change is all zero, and so it is decoded: without its
+        # size, 0, the dither would be noise on weights that nobody moved.
+        divisors = tf.where(sizes > 0, sizes, 1.0)
+        scaled = [u / divisors[i] for i, u in enumerate(updates)]
         vectors = tf.concat([self._to_vectors(u) for u in scaled], axis=0)
         uniform = self._uniform(tf.shape(vectors), seed)
         num_entries = sum(u.shape.num_elements() for u in updates)

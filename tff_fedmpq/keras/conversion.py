@@ -154,6 +154,8 @@ class _Converter:
             return tf.keras.models.clone_model(layer, clone_function=self)
         is_output = id(layer) in self.output_ids
         config = layer.get_config()
+        if isinstance(layer, tf.keras.layers.Normalization):
+            config.update(_adapted_statistics(layer))
         # The output keeps its policy: logits and loss belong in float32.
         if self.dtype_policy is not None and not is_output and _is_floating(layer):
             config["dtype"] = self.dtype_policy
@@ -182,8 +184,12 @@ class _Converter:
 
 def _output_ids(model: tf.keras.Model) -> Iterator[int]:
     """Yields the ids of the layers that give a model's output, in inner models too."""
-    for name in model.output_names:
-        layer = model.get_layer(name)
+    outputs = {id(tensor) for tensor in model.outputs}
+    for layer in model.layers:
+        # A layer gives an output wherever it is called.
+        calls = map(layer.get_output_at, range(len(layer.inbound_nodes)))
+        if outputs.isdisjoint(map(id, tf.nest.flatten(list(calls)))):
+            continue
         if isinstance(layer, _FUNCTIONAL):
             yield from _output_ids(layer)
         else:
@@ -216,6 +222,16 @@ def _hides_relu(layer: tf.keras.layers.Layer) -> bool:
             and not isinstance(layer, tf.keras.layers.Activation)
         )
     )
+
+
+def _adapted_statistics(layer: tf.keras.layers.Normalization) -> dict[str, Any]:
+    """Returns what a layer was adapted to, as arguments; nothing if it was not.
+
+    As weights they take effect by methods of the layer only, not by assignment.
+    """
+    if layer.input_mean is not None or not layer.built or not int(layer.count):
+        return {}
+    return {"mean": layer.adapt_mean.numpy(), "variance": layer.adapt_variance.numpy()}
 
 
 def _is_floating(layer: tf.keras.layers.Layer) -> bool:
@@ -254,7 +270,8 @@ def _copy_weights(model: tf.keras.Model, quantized: tf.keras.Model) -> None:
     """Sets the quantized model's weights to describe those of the original."""
     for source, target in zip(_leaf_layers(model), _leaf_layers(quantized)):
         if type(source) is type(target):
-            target.set_weights(source.get_weights())
+            if target.weights:  # Not of statistics that have become arguments.
+                target.set_weights(source.get_weights())
         elif source.weights:  # A ReLU has none.
             if target.quantized_kernel is not None:
                 target.quantized_kernel.quantize(_kernel(source))

@@ -85,6 +85,8 @@ class _KernelView:
     def __get__(self, layer: Any, owner: type | None = None):
         if layer is None:
             return self
+        if "_stored_kernel" not in layer.__dict__:
+            raise AttributeError(f"{layer.name} has no kernel before it is built.")
         stored = layer.__dict__["_stored_kernel"]
         if isinstance(stored, QuantizedKernel):
             return tf.cast(stored.value(), layer.compute_dtype)

@@ -37,7 +37,7 @@ def step_gain(bit_width: tf.Tensor) -> tf.Tensor:
 
 
 def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
-    """Returns ``sign(x) 2**round(log2 |x|)``; 0 for 0 and subnormals, inf for NaN.
+    """Returns ``sign(x) 2**round(log2 |x|)``; 0 for 0 and subnormals, +-inf for NaN.
 
     ``round(log2 x) = floor(log2(x sqrt 2))``, and the floor of a float's logarithm is
     its exponent: clearing the mantissa is exact, and quicker than log and pow.
@@ -68,7 +68,7 @@ def integer_update(
 
     Returns:
       uint8[...], the new codes. Codes cannot show that training diverged: a gradient
-      that is NaN makes them 0.
+      that is NaN makes them the least or the largest.
     """
     units = nearest_power_of_two(learning_rate * code_gradient) * step_gain(bit_width)
     return _move(codes, units, bit_width, uniform)

@@ -9,7 +9,8 @@ and differ in the zero point ``z`` and in what they call a bit plane:
 
 * `OFFSET_BINARY` is the paper read literally: ``z = 2**(b-1)`` and the planes are the
   digits of ``u``. Its top plane is the sign, so it is half full and never pruned, and
-  a layer of one bit has the levels ``{-delta, 0}``, of which rounding picks zero.
+  a layer of one bit has the levels ``{-delta, 0}``, of which rounding picks zero for
+  weights above ``-delta / 2``.
 * `SIGN_MAGNITUDE` takes the half-integer zero point ``z = (2**b - 1) / 2``: exactly
   ``2**b`` levels ``+-(m + 1/2) delta``, symmetric around zero, so that ``b`` bits buy
   one sign and ``b - 1`` magnitude planes (the digits of ``m``), and one bit is ``+-1``.
@@ -96,7 +97,9 @@ class Representation(abc.ABC):
     def quantize(
         self, weights: tf.Tensor, scale: tf.Tensor, bit_width: tf.Tensor
     ) -> tf.Tensor:
-        """Rounds weights to the nearest level, saturating at the code range.
+        """Rounds weights to the nearest level, or in the middle to that of even code.
+
+        Weights beyond the outermost levels saturate.
 
         Args:
           weights: float32[...].

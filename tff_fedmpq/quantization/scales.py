@@ -3,7 +3,9 @@
 All rules are functions ``(weights, bit_width, representation) -> scale``:
 
 * `max_scale`, the paper's ``s = 2 max|W|`` (Eq. 14): no weight saturates, but in offset
-  binary, whose levels reach less far up than down, the largest.
+  binary the largest, for its levels reach further down than up. There ``-max|W|`` lies
+  between the two lowest levels, and may become the lowest, ``2**b / (2**b - 1)`` times
+  as large: a layer's most negative weight can grow from round to round.
 * `least_squares_scale`: the scale whose nearest-level quantization has the least sum of
   squared errors. At 8 bits the two nearly agree; at 1 and 2 bits the largest weight is
   a poor guide (16 times the variance as error at one bit, against 0.36 times).
@@ -65,6 +67,8 @@ def least_squares_scale(
 ) -> tf.Tensor:
     """Returns the scale of least squared quantization error, float32[].
 
+    All-zero weights give 1, as in `max_scale`.
+
     The best of a grid of fractions of `max_scale` is found on a histogram of the
     weights (so the search costs the same for every layer). From there, nearest codes
     for a scale and the best scale for codes are found in turn on the weights, which
@@ -99,8 +103,10 @@ def _least_squares_scale_of_flat(
     for _ in range(_REFINEMENTS):
         refined = _best_scale_for_codes(weights, scale, bit_width, representation)
         scale = tf.where(squared_error(refined) < squared_error(scale), refined, scale)
-    # The histogram blurs the weights: what it found has to stand on themselves.
-    return tf.where(squared_error(scale) < squared_error(largest), scale, largest)
+    # The histogram blurs the weights: what it found has to stand on themselves. Of a
+    # layer of zeros the smallest scale were the best, and it could hardly learn.
+    is_better = squared_error(scale) < squared_error(largest)
+    return tf.where(is_better & tf.reduce_any(weights != 0.0), scale, largest)
 
 
 def _search_on_histogram(
