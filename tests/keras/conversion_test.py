@@ -602,23 +602,50 @@ def adapted_normalization():
     return layer
 
 
+def normalizing(norm):
+    return tf.keras.Sequential([tf.keras.Input([2]), norm, layers.Dense(3)])
+
+
+_IMAGES = np.array([[11.0, 5.0]], np.float32)
+_NORMALIZED = [[(11 - 12) / 2, (5 - 0) / 2]]
+
+
 @pytest.mark.parametrize("copy_weights", [True, False])
 def test_statistics_that_a_layer_was_adapted_to_are_kept(copy_weights):
-    """Also where weights are assigned later, as on clients: these are no weights."""
-    norm = adapted_normalization()
-    model = tf.keras.Sequential([tf.keras.Input([2]), norm, layers.Dense(3)])
-    quantized = quantize_model(model, 8, copy_weights=copy_weights)
-    x = np.array([[11.0, 5.0]], np.float32)
-    expected = [[(11 - 12) / 2, (5 - 0) / 2]]
-    np.testing.assert_allclose(quantized.layers[0](x), expected, rtol=1e-6)
-    assert quantized.layers[0].weights == []
+    model = normalizing(adapted_normalization())
+    found = quantize_model(model, 8, copy_weights=copy_weights).layers[0]
+    np.testing.assert_allclose(found(_IMAGES), _NORMALIZED, rtol=1e-6)
+    assert found.weights == []
+
+
+def test_statistics_are_kept_in_a_graph():
+    """As on clients, in a TFF computation, of a model that was built before."""
+    model = normalizing(adapted_normalization())
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        found = quantize_model(model, 8, copy_weights=False).layers[0]
+        normalized = session.run(found(tf.constant(_IMAGES)))
+    np.testing.assert_allclose(normalized, _NORMALIZED, rtol=1e-6)
+    assert found.weights == []
+
+
+def test_statistics_of_axes_that_are_apart_are_kept():
+    norm = layers.Normalization(axis=(1, 3))
+    data = np.arange(2 * 2 * 3 * 4, dtype=np.float32).reshape(2, 2, 3, 4) ** 2
+    norm.adapt(data)
+    model = tf.keras.Sequential([tf.keras.Input([2, 3, 4]), norm, layers.Flatten()])
+    found = quantize_model(model, 8).layers[0]
+    np.testing.assert_allclose(found(data), norm(data), rtol=1e-6)
+
+
+def test_a_layer_that_is_not_adapted_may_be_made_in_a_graph():
+    with tf.Graph().as_default():
+        model = normalizing(layers.Normalization())
+        found = quantize_model(model, 8, copy_weights=False).layers[0]
+        assert len(found.weights) == 3
 
 
 def test_a_layer_that_is_yet_to_be_adapted_can_be():
-    model = tf.keras.Sequential(
-        [tf.keras.Input([2]), layers.Normalization(), layers.Dense(3)]
-    )
-    (norm, _) = quantize_model(model, 8).layers
+    (norm, _) = quantize_model(normalizing(layers.Normalization()), 8).layers
     norm.adapt(np.array([[10.0, -2.0], [14.0, 2.0]], np.float32))
     np.testing.assert_allclose(norm(np.array([[12.0, 2.0]])), [[0, 1]], atol=1e-6)
 

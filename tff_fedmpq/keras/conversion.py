@@ -229,9 +229,15 @@ def _adapted_statistics(layer: tf.keras.layers.Normalization) -> dict[str, Any]:
 
     As weights they take effect by methods of the layer only, not by assignment.
     """
-    if layer.input_mean is not None or not layer.built or not int(layer.count):
+    if layer.input_mean is not None or not layer.built:
         return {}
-    return {"mean": layer.adapt_mean.numpy(), "variance": layer.adapt_variance.numpy()}
+    if not hasattr(layer.mean, "numpy"):  # Made in a graph, where nothing is adapted.
+        return {}
+    mean, variance = layer.mean.numpy(), layer.variance.numpy()
+    if not mean.any() and (variance == 1).all():
+        return {}
+    shape = layer.adapt_mean.shape
+    return {"mean": mean.reshape(shape), "variance": variance.reshape(shape)}
 
 
 def _is_floating(layer: tf.keras.layers.Layer) -> bool:
