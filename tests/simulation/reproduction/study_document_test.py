@@ -130,6 +130,18 @@ def test_rounds_with_pruning_send_up_less_than_down(make):
     assert build(placeholder, {}) == "not run"
 
 
+def test_layers_with_full_planes_are_of_the_last_rounds(make):
+    record = make.finished("study/literal/fedmpq/seed0", [0.5] * 7, "reduced")
+    record["layers"]["sizes"] = [30, 60, 10]
+    late = [(0.9, 0.3, 1.0), *2 * [(0.85, 0.3, 1.0)], *2 * [(0.95, 0.3, 1.0)]]
+    for entry, densities in zip(record["rounds"], [*2 * [(0.0, 1.0, 0.0)], *late]):
+        entry["top_plane_densities"] = list(densities)
+    placeholder = "{{ full_planes: reduced/study/literal/fedmpq }}"
+    records = {"reduced": {record["id"]: record}}
+    assert build(placeholder, records) == "2 of 3 layers (40 % of the weights)"
+    assert build(placeholder, {}) == "not run"
+
+
 @pytest.mark.parametrize("name", study.QUESTIONS)
 def test_every_question_has_a_table_of_even_rows(name):
     grid = study.QUESTIONS[name]()

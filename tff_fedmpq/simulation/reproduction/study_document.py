@@ -15,6 +15,8 @@ double braces stands what is to be shown:
                                        greatest over budgets, of means over seeds
     {{ swing: PRESET/GROUP }}          standard deviation of a run's last five rounds
     {{ pruned: PRESET/GROUP }}         rounds in which MSB pruning took bits off
+    {{ full_planes: PRESET/GROUP }}   layers with nearly all weights in the outer half
+                                       of their range, in a run's last five rounds
     {{ figure: NAME | LABEL = PRESET/GROUP | ... }}   accuracy by round, NAME.svg
 
 Accuracy here is the mean over a run's last five rounds, for a single round's swings,
@@ -46,6 +48,7 @@ from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
 RecordsByPreset = Mapping[str, Records]
 
 NUM_LATE_ROUNDS = 5
+_FULL_DENSITY = 0.9  # Of a top plane; it is 1 where a layer has one bit.
 FIGURES = "figures"  # The folder beside the study.
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*:\s*(.*?)\s*\}\}", re.DOTALL)
 _PAIR = (paper.SCHEME_TITLES["fedmpq"], paper.SCHEME_TITLES["aqfl"])
@@ -292,6 +295,23 @@ def _count_pruned(rounds: Sequence[Mapping[str, Any]]) -> str:
     return f"{pruned} of {len(rounds)}"
 
 
+def _full_planes(name: str, records: RecordsByPreset) -> str:
+    slot, preset = _find_group(name)
+    found = document.find_records(slot, preset, records.get(preset, {}))
+    texts = [_describe_full_planes(r) for r in found.values() if r["finished"]]
+    return " and ".join(texts) or "not run"
+
+
+def _describe_full_planes(record: Mapping[str, Any]) -> str:
+    """Returns how many layers have full top planes, means over clients and rounds."""
+    sizes = np.array(record["layers"]["sizes"])
+    late = record["rounds"][-NUM_LATE_ROUNDS:]
+    densities = np.mean([r["top_plane_densities"] for r in late], axis=0)
+    full = densities >= _FULL_DENSITY
+    share = 100 * sizes[full].sum() / sizes.sum()
+    return f"{full.sum()} of {len(sizes)} layers ({share:.0f} % of the weights)"
+
+
 def _find_group(name: str) -> tuple[Slot, str]:
     """Returns the slot and the preset of PRESET/GROUP."""
     preset, _, group = name.partition("/")
@@ -336,5 +356,6 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "devices_difference": _devices_difference,
     "swing": _swing,
     "pruned": _pruned,
+    "full_planes": _full_planes,
     "figure": _figure,
 }
