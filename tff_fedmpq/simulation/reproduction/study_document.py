@@ -15,7 +15,7 @@ double braces stands what is to be shown:
                                        greatest over budgets, of means over seeds
     {{ swing: PRESET/GROUP }}          standard deviation of a run's last five rounds
     {{ pruned: PRESET/GROUP }}         rounds in which MSB pruning took bits off
-    {{ full_planes: PRESET/GROUP }}   layers with nearly all weights in the outer half
+    {{ full_planes: PRESET/GROUP }}    layers with nearly all weights in the outer half
                                        of their range, in a run's last five rounds
     {{ figure: NAME | LABEL = PRESET/GROUP | ... }}   accuracy by round, NAME.svg
 
@@ -277,32 +277,29 @@ def _swing(name: str, records: RecordsByPreset) -> str:
     return f"{np.mean([np.std(accuracies, ddof=1) for accuracies in last]):.1f}"
 
 
-def _pruned(name: str, records: RecordsByPreset) -> str:
+def _of_each_run(
+    name: str, records: RecordsByPreset, *, describe: Callable[[document.Record], str]
+) -> str:
+    """Returns what `describe` says of each finished run of PRESET/GROUP."""
     slot, preset = _find_group(name)
     found = document.find_records(slot, preset, records.get(preset, {}))
-    counts = [_count_pruned(r["rounds"]) for r in found.values() if r["finished"]]
-    return " and ".join(counts) or "not run"
+    texts = [describe(record) for record in found.values() if record["finished"]]
+    return " and ".join(texts) or "not run"
 
 
-def _count_pruned(rounds: Sequence[Mapping[str, Any]]) -> str:
+def _count_pruned(record: document.Record) -> str:
     """Returns in how many rounds clients sent up fewer bits of codes than they got.
 
     Headers are longer down than up, by as much in every round; so the smallest
     difference is that of a round without pruning, if there is one.
     """
+    rounds = record["rounds"]
     differences = [r["downlink_bits"] - r["uplink_bits"] for r in rounds]
     pruned = sum(difference > min(differences) for difference in differences)
     return f"{pruned} of {len(rounds)}"
 
 
-def _full_planes(name: str, records: RecordsByPreset) -> str:
-    slot, preset = _find_group(name)
-    found = document.find_records(slot, preset, records.get(preset, {}))
-    texts = [_describe_full_planes(r) for r in found.values() if r["finished"]]
-    return " and ".join(texts) or "not run"
-
-
-def _describe_full_planes(record: Mapping[str, Any]) -> str:
+def _count_full_planes(record: document.Record) -> str:
     """Returns how many layers have full top planes, means over clients and rounds."""
     sizes = np.array(record["layers"]["sizes"])
     late = record["rounds"][-NUM_LATE_ROUNDS:]
@@ -355,7 +352,7 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "difference": _difference,
     "devices_difference": _devices_difference,
     "swing": _swing,
-    "pruned": _pruned,
-    "full_planes": _full_planes,
+    "pruned": functools.partial(_of_each_run, describe=_count_pruned),
+    "full_planes": functools.partial(_of_each_run, describe=_count_full_planes),
     "figure": _figure,
 }
