@@ -115,7 +115,9 @@ def quantize_model(
             ", ".join(converter.float_relus),
         )
     if copy_weights:
-        _copy_weights(model, quantized)
+        for source in _leaf_layers(model):
+            if source.weights:
+                _copy_weights(source, converter.converted[id(source)])
     return quantized
 
 
@@ -272,16 +274,15 @@ def _num_kernel_weights(model: tf.keras.Model) -> int:
     )
 
 
-def _copy_weights(model: tf.keras.Model, quantized: tf.keras.Model) -> None:
-    """Sets the quantized model's weights to describe those of the original."""
-    for source, target in zip(_leaf_layers(model), _leaf_layers(quantized)):
-        if type(source) is type(target):
-            if target.weights:  # Not of statistics that have become arguments.
-                target.set_weights(source.get_weights())
-        elif source.weights:  # A ReLU has none.
-            if target.quantized_kernel is not None:
-                target.quantized_kernel.quantize(_kernel(source))
-            else:
-                _kernel(target).assign(_kernel(source))
-            if source.use_bias:
-                target.bias.assign(source.bias)
+def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
+    """Sets the weights of a layer's converted form to describe those of the layer."""
+    if type(source) is type(target):
+        if target.weights:  # Not of statistics that have become arguments.
+            target.set_weights(source.get_weights())
+        return
+    if target.quantized_kernel is not None:
+        target.quantized_kernel.quantize(_kernel(source))
+    else:
+        _kernel(target).assign(_kernel(source))
+    if source.use_bias:
+        target.bias.assign(source.bias)
