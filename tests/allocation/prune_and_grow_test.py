@@ -326,6 +326,8 @@ GOOD = {
         pytest.param({"layer_sizes": np.array([10, 0])}, id="layer of nothing"),
         pytest.param({"layer_sizes": np.array([10, -1])}, id="negative size"),
         pytest.param({"bit_reductions": np.array([0, -1])}, id="negative reduction"),
+        pytest.param({"bit_reductions": np.array([0, 0.5])}, id="half a bit"),
+        pytest.param({"bit_reductions": np.array([0, math.nan])}, id="no number"),
         pytest.param(
             {
                 "mean_bit_widths": np.zeros(0),

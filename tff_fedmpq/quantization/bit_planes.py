@@ -6,7 +6,11 @@ has follows from how often each magnitude occurs.
 
 Deviations from the paper: the few weights that held a pruned bit are saturated instead
 of losing it (a weight of 2.3 becomes 1.9, not 0.3; `saturate=False` drops the bit), and
-the step size is always kept, so that no other weight moves.
+the step size is always kept, so that in `SIGN_MAGNITUDE` no other weight moves.
+
+In `OFFSET_BINARY` the top plane is the sign: it is nearly empty where nearly all
+weights are negative, which those of a small layer can be. Pruned, these are saturated,
+or, with `saturate=False`, all moved up by a quarter of the range.
 """
 
 from __future__ import annotations
@@ -42,7 +46,8 @@ def plane_counts(
       bit_width: int32[].
 
     Returns:
-      float32[8]; index ``i`` is the plane of weight ``2**i``.
+      float32[8]; index ``i`` is the plane of weight ``2**i``. Of equal codes, no more
+      than ``2**24`` are counted.
     """
     # Not `tf.math.bincount`: around the same kernel it looks for the largest value, and
     # this runs for every layer in every step. One row is quicker than a flat vector.

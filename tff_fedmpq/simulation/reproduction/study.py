@@ -57,7 +57,7 @@ READINGS: Mapping[str, Variant] = {
     "literal+scales": Variant(
         "least-squares scales", _PAIR, options={"scale_rule": "least_squares"}
     ),
-    # In offset binary no plane is ever pruned: saturation would change nothing.
+    # In offset binary no plane of a network is pruned: saturation would change nothing.
     "literal+representation+saturation": Variant(
         "sign and magnitude planes, saturating pruning",
         ["fedmpq"],
