@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tff_fedmpq.lookup import check_name, lookup
+from tff_fedmpq.lookup import check_bool, check_name, lookup
 
 KNOWN = {"sum": sum, "max": max}
 
@@ -14,7 +14,7 @@ def test_a_name_gives_its_variation_and_an_object_itself():
     assert lookup(min, KNOWN, "rule") is min
 
 
-@pytest.mark.parametrize("wrong", ["min", "", None])
+@pytest.mark.parametrize("wrong", ["min", "", None, 1, 0.5, True])
 def test_unknown_names_are_answered_with_those_that_exist(wrong):
     with pytest.raises(ValueError, match=r"Unknown rule .*\['max', 'sum'\]"):
         lookup(wrong, KNOWN, "rule")
@@ -25,3 +25,10 @@ def test_where_a_name_is_wanted_an_object_is_refused(wrong):
     check_name("max", KNOWN, "rule")
     with pytest.raises(ValueError, match="Unknown rule"):
         check_name(wrong, KNOWN, "rule")
+
+
+@pytest.mark.parametrize("wrong", ["no", "", 0, 1.0, None])
+def test_what_is_neither_true_nor_false_is_refused(wrong):
+    check_bool(False, "saturate")
+    with pytest.raises(ValueError, match="saturate has to be true or false"):
+        check_bool(wrong, "saturate")

@@ -1,4 +1,4 @@
-"""Variations by name: an argument may be an object, or the name of a known one."""
+"""Checks of arguments: an object, or the name of a known one; true or false."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def check_name(name: str, known: Mapping[str, object], what: str) -> None:
+def check_name(name: object, known: Mapping[str, object], what: str) -> None:
     """Checks that an argument is one of the known names.
 
     Raises:
@@ -22,14 +22,24 @@ def lookup(identifier: str | T, known: Mapping[str, T], what: str) -> T:
     """Returns the variation of that name, or the object itself.
 
     Args:
-      identifier: a name, or anything else but None, which is returned.
+      identifier: a name, or an object, which is returned; a number or None is neither.
       known: name -> variation.
       what: is looked up, for the error.
 
     Raises:
       ValueError: if there is none of that name; it says which there are.
     """
-    if identifier is None or isinstance(identifier, str):
+    if identifier is None or isinstance(identifier, (str, int, float)):
         check_name(identifier, known, what)
-        return known[identifier]
+        return known[str(identifier)]
     return identifier
+
+
+def check_bool(value: bool, what: str) -> None:
+    """Checks that an argument is true or false, not a word such as "no".
+
+    Raises:
+      ValueError: naming the argument, if it is not.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{what} has to be true or false, found {value!r}.")

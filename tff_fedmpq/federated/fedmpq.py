@@ -54,6 +54,7 @@ from tff_fedmpq.federated.scheme import (
     weigh_by_budget_and_examples,
 )
 from tff_fedmpq.federated.uplink import ModelChangeUplink, ModelUplink
+from tff_fedmpq.lookup import check_bool
 from tff_fedmpq.quantization.representation import Representation, get_representation
 from tff_fedmpq.quantization.scales import ScaleRule, get_scale_rule
 
@@ -94,6 +95,7 @@ def fedmpq_scheme(
       ValueError: for a setting that is unknown or out of range, or a
         `server_learning_rate` without effect.
     """
+    check_bool(error_feedback, "error_feedback")
     representation = get_representation(representation)
     uplink = ModelUplink(representation)
     if error_feedback:
@@ -135,10 +137,10 @@ def fedmpq_literal_scheme(**options: Any) -> Scheme:
 
     Codes in offset binary, scales ``2 max|W|``, pruned planes dropped, the integer
     update of Eq. 6-10 at the rate of SGD, 0.1, models averaged as they come back. It is
-    one reading: in offset binary no plane is sparse enough to be pruned, and the Lasso
-    pulls every weight down. Not literal: Algorithm 2 grows the first layer too, keeps
-    within budgets and rounds the averaged bits; momentum; activations clipped at 6; and
-    pruning that keeps the step size.
+    one reading: in offset binary no plane is sparse enough to be pruned where weights
+    have both signs, and the Lasso pulls every weight down. Not literal: Algorithm 2
+    grows the first layer too, keeps within budgets and rounds the averaged bits;
+    momentum; activations clipped at 6; and pruning that keeps the step size.
 
     Args:
       **options: of `fedmpq_scheme`, on top of that.

@@ -2,12 +2,12 @@
 
 Pure TensorFlow and Keras; `client_work` brings it into a federated computation. All
 randomness (order of the examples, augmentation, rounding) comes from the seed that the
-client receives, so a round is a function of its inputs.
+client receives, so a round is a function of its inputs; but for what layers such as
+Dropout draw.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -27,7 +27,7 @@ from tff_fedmpq.keras.optimizer import (
     check_learning_rate_unit,
 )
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
-from tff_fedmpq.lookup import check_name
+from tff_fedmpq.lookup import check_bool, check_name
 from tff_fedmpq.quantization import bit_planes
 
 # (batch of images, stateless seed int32[2]) -> batch of images
@@ -124,6 +124,7 @@ class LocalTrainingConfig:
             raise ValueError(
                 f"low_bit_damping has to be finite, found {self.low_bit_damping!r}."
             )
+        check_bool(self.saturate, "saturate")
         check_name(self.code_update, OPTIMIZERS, "code_update")
         check_learning_rate_unit(self.learning_rate_unit)
         if self.code_update == "compensated":
@@ -184,10 +185,6 @@ class TrainingSums(NamedTuple):
     def zero(cls) -> TrainingSums:
         """Returns the sums over no examples."""
         return cls(*(tf.constant(0.0) for _ in cls._fields))
-
-    def as_dict(self) -> Mapping[str, tf.Tensor]:
-        """Returns the sums by name."""
-        return collections.OrderedDict(self._asdict())
 
 
 class LocalTrainer:

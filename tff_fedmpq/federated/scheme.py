@@ -27,7 +27,7 @@ from tff_fedmpq.federated.local_training import LocalTrainingConfig
 from tff_fedmpq.federated.model_spec import ModelFn
 from tff_fedmpq.federated.uplink import Uplink
 from tff_fedmpq.keras.conversion import quantize_model
-from tff_fedmpq.lookup import lookup
+from tff_fedmpq.lookup import check_bool, lookup
 from tff_fedmpq.quantization.representation import (
     MAX_BIT_WIDTH,
     Representation,
@@ -118,6 +118,7 @@ class Scheme:
             check_bit_width(self.activation_bits, "activation_bits")
         if not (math.isfinite(self.lasso) and self.lasso >= 0):
             raise ValueError(f"lasso has to be 0 or more, found {self.lasso!r}.")
+        check_bool(self.pooled_statistics, "pooled_statistics")
         if self.outer_bit_width is None:
             return
         check_bit_width(self.outer_bit_width, "outer_bit_width")
