@@ -21,6 +21,8 @@ from typing import Any, Callable
 import numpy as np
 import tensorflow as tf
 
+from tff_fedmpq.simulation import provenance
+
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "performance"
 
 MIN_REPEATS = 5
@@ -134,8 +136,9 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 
 def environment() -> dict[str, Any]:
-    """Returns what the figures depend on: machine, versions and thread settings."""
+    """Returns what the figures depend on: code, machine, versions and threads."""
     return {
+        "commit": provenance.find_commit(),
         "processor": _processor(),
         "bfloat16_instructions": sorted(_flags() & {"avx512_bf16", "amx_bf16"}),
         "cores": os.cpu_count(),

@@ -81,12 +81,13 @@ def cell(value: Any) -> str:
 
 
 def machine(result: Mapping[str, Any]) -> str:
-    """Returns what a result was measured on, in a few words."""
+    """Returns what a result was measured of and on, in a few words."""
     environment = result["environment"]
+    commit = environment.get("commit") or "not recorded"
     threads = [environment[f"{k}_op_threads"] or "default" for k in ("intra", "inter")]
     return (
-        f"{environment['processor']}, {environment['cores']} cores, intra-op threads "
-        f"{threads[0]}, inter-op threads {threads[1]}, TensorFlow "
+        f"commit {commit}, {environment['processor']}, {environment['cores']} cores, "
+        f"intra-op threads {threads[0]}, inter-op threads {threads[1]}, TensorFlow "
         f"{environment['tensorflow']}, load before {environment['load_average_before']}"
     )
 

@@ -30,6 +30,7 @@ from tff_fedmpq.federated import aggregation, messages
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import TrainingSums
 from tff_fedmpq.federated.model_spec import ModelSpec, float_non_trainable_variables
+from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.server import Server
 from tff_fedmpq.keras.resnet import resnet20, resnet44
 
@@ -53,7 +54,7 @@ def client_steps(model_name: str) -> dict[str, Callable[[], Any]]:
     )
     key = tf.constant(_CLIENT)
     select = tf.function(server.message_for)
-    result = client_result(select(state, key), key)
+    result = client_result(scheme, spec, select(state, key), key, budgets[_CLIENT])
     sums = aggregation.zero(spec, scheme.uplink, _NUM_CLIENTS)
 
     @tf.function
@@ -74,21 +75,27 @@ def client_steps(model_name: str) -> dict[str, Callable[[], Any]]:
 
 
 def client_result(
-    received: messages.ModelMessage, key: tf.Tensor
+    scheme: Scheme,
+    spec: ModelSpec,
+    received: messages.ModelMessage,
+    key: tf.Tensor,
+    budget: float,
 ) -> aggregation.ClientResult:
     """Returns the result of a client that sends back what it received."""
-    message = {name: received[name] for name in received if name != "seed"}
-    bits = messages.count_model_bits(message)
+    weights = messages.unpack_model(received, spec)
+    message = scheme.uplink.encode(
+        weights, weights, tf.constant(budget, tf.float32), received["seed"]
+    )
     return aggregation.ClientResult(
         key,
         tf.constant(1.0),
         message,
-        tf.cast(message["bit_widths"], tf.int32),
+        weights.bit_widths,
         TrainingSums.zero(),
-        tf.zeros(message["scales"].shape),
-        bits,
-        bits,
-        tf.zeros([0, 0], tf.int16),
+        tf.zeros(weights.scales.shape),
+        scheme.uplink.count_bits(message),
+        messages.count_model_bits(received),
+        scheme.uplink.symbols(message),
     )
 
 

@@ -1,0 +1,31 @@
+"""Benchmarks still run: what they time is called once."""
+
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.syspath_prepend(_ROOT)
+    return importlib.import_module("benchmarks.server")
+
+
+def test_the_servers_steps_are_those_of_a_round(server):
+    """A client that sends back what it received leaves the changes at zero."""
+    steps = server.client_steps("resnet20")
+    assert set(steps) == {"select", "accumulate", "prune_and_grow"}
+    assert steps["select"]()["codes"].shape[0] > 0
+    sums = steps["accumulate"]()
+    assert sums.total_weight == 1
+    assert all(not np.any(kernel) for kernel in sums.weights.kernels)
+    assert steps["prune_and_grow"]().shape == (1, 22)
+
+
+def test_a_row_of_algorithm_2_is_timed(server):
+    row = server.time_allocation(num_clients=20, num_layers=7, repeats=5)
+    assert row["layers"] == 7 and row["clients"] == 20 and row["ms"] > 0
