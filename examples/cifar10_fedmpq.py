@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     print(report.describe_result(result))
-    print(f"Results: {os.path.abspath(output_dir)}")
+    print(f"Results: {os.path.abspath(os.path.expanduser(output_dir))}")
     return 0
 
 

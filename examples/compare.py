@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     print(comparison.format_table(rows))
-    print(f"Results: {os.path.abspath(_OUTPUT_DIR.value)}")
+    print(f"Results: {os.path.abspath(os.path.expanduser(_OUTPUT_DIR.value))}")
     return 0
 
 

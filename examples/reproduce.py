@@ -15,6 +15,7 @@ project are in the default one: with --results_dir=runs/results a cell runs agai
 from __future__ import annotations
 
 import os
+import pathlib
 
 # TensorFlow's start-up notes say nothing about a run.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -74,12 +75,13 @@ _DATA_DIR = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "runs/reproduce", "Where runs and their checkpoints go."
 )
-_OUR_RESULTS = "docs/results/reproduction"
+_DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+_OUR_RESULTS = _DOCS / "results" / "reproduction"
 _RESULTS_DIR = flags.DEFINE_string(
     "results_dir",
-    _OUR_RESULTS,
-    "Where a small file per result goes. Name another folder to run what is finished "
-    "in this one.",
+    None,
+    "Where a small file per result goes; by default docs/results/reproduction of the "
+    "project. Name another folder to run what is finished there.",
 )
 _DOCUMENT = flags.DEFINE_string(
     "document",
@@ -95,8 +97,9 @@ _STUDY = flags.DEFINE_string(
 )
 _STUDY_TEMPLATE = flags.DEFINE_string(
     "study_template",
-    "docs/study.template.md",
-    "Text whose placeholders stand for results; without such a file, no study.",
+    None,
+    "Text whose placeholders stand for results; by default docs/study.template.md of "
+    "the project. Without such a file, no study.",
 )
 # Evaluation has no backward pass; only for --images_per_second.
 _EVALUATION_SPEED_UP = 2.0
@@ -109,12 +112,13 @@ def main(argv: list[str]) -> int:
     # Ends like Ctrl-C, which leaves a note of how far the cell has got.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        if _REPORT_ONLY.value:
-            _check_results_dir()
-        else:
-            _run(_read_table(argv))
+        results_dir = _results_dir()
+        if not _REPORT_ONLY.value:
+            _run(_read_table(argv), results_dir)
+        elif not results_dir.is_dir():
+            raise ValueError(f"There is no directory {results_dir} of results.")
         if not _LIST.value:
-            _write_documents()
+            _write_documents(results_dir)
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -131,7 +135,13 @@ def _read_table(argv: list[str]) -> str:
     return argv[1]
 
 
-def _run(table: str) -> None:
+def _results_dir() -> pathlib.Path:
+    if _RESULTS_DIR.value is None:
+        return _OUR_RESULTS
+    return pathlib.Path(_RESULTS_DIR.value).expanduser().resolve()
+
+
+def _run(table: str, results_dir: pathlib.Path) -> None:
     seeds = cells.DEFAULT_SEEDS[table]
     if _SEEDS.value:
         seeds = parse_seeds(_SEEDS.value)
@@ -146,49 +156,43 @@ def _run(table: str) -> None:
     planned = runner.plan(
         selected,
         _OUTPUT_DIR.value,
-        _RESULTS_DIR.value,
+        results_dir,
         CostEstimator(_DATA_DIR.value, speed),
     )
     print(runner.format_plan(planned))
     print(
-        f"Results: {_RESULTS_DIR.value}/{_PRESET.value}/. What is finished there runs "
+        f"Results: {results_dir / _PRESET.value}. What is finished there runs "
         "again under another --results_dir.",
         flush=True,
     )
     if not _LIST.value:
-        _write_documents()  # What is wrong with them shows before hours of training.
+        _write_documents(results_dir)  # What is wrong shows before hours of training.
         runner.run_cells(
             planned,
             _OUTPUT_DIR.value,
-            _RESULTS_DIR.value,
+            results_dir,
             data_dir=_DATA_DIR.value,
             announce=lambda line: print(line, flush=True),
-            on_result=_try_to_write_documents,
+            on_result=lambda: _try_to_write_documents(results_dir),
         )
 
 
-def _check_results_dir() -> None:
-    if not os.path.isdir(_RESULTS_DIR.value):
-        raise ValueError(f"There is no directory {_RESULTS_DIR.value} of results.")
-
-
-def _try_to_write_documents() -> None:
+def _try_to_write_documents(results_dir: pathlib.Path) -> None:
     """Files may have been changed while a cell ran; that must not end the others."""
     try:
-        _write_documents()
+        _write_documents(results_dir)
     except (ValueError, OSError) as error:
         print(f"The documents could not be written: {error}", file=sys.stderr)
 
 
-def _write_documents() -> None:
-    folder = "docs" if _RESULTS_DIR.value == _OUR_RESULTS else _RESULTS_DIR.value
-    document_path = _DOCUMENT.value or os.path.join(folder, "reproduction.md")
-    document.write_document(_RESULTS_DIR.value, document_path)
-    if os.path.exists(_STUDY_TEMPLATE.value):
-        study_path = _STUDY.value or os.path.join(folder, "study.md")
-        study_document.write_study(
-            _RESULTS_DIR.value, _STUDY_TEMPLATE.value, study_path
-        )
+def _write_documents(results_dir: pathlib.Path) -> None:
+    folder = _DOCS if results_dir == _OUR_RESULTS else results_dir
+    document_path = _DOCUMENT.value or folder / "reproduction.md"
+    document.write_document(results_dir, document_path)
+    template = _STUDY_TEMPLATE.value or _DOCS / "study.template.md"
+    if os.path.exists(template):
+        study_path = _STUDY.value or folder / "study.md"
+        study_document.write_study(results_dir, template, study_path)
 
 
 if __name__ == "__main__":

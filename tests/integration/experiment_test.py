@@ -148,6 +148,22 @@ def test_an_output_directory_serves_one_run(finished_run, tmp_path):
         run_experiment(ExperimentConfig(**SMALL), tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", '{"alpha": 0.', "[]"])
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_damaged_files_are_named(finished_run, tmp_path, name, content):
+    config = (finished_run[0] / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(OutputDirectoryError, match=f"{name} is damaged"):
+        run_experiment(ExperimentConfig(**SMALL), tmp_path, resume=True)
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputDirectoryError, match="Cannot make .*file/run"):
+        run_experiment(ExperimentConfig(**SMALL), tmp_path / "file" / "run")
+
+
 def test_a_missing_data_directory_leaves_nothing_behind(tmp_path):
     config = ExperimentConfig(**{**SMALL, "dataset": "cifar10"})
     with pytest.raises(ValueError, match="nowhere"):

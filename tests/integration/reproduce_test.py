@@ -24,11 +24,7 @@ def test_documents_of_other_results_stand_beside_them(tmp_path):
     kept = tmp_path / "mine" / _RESULT
     kept.parent.mkdir(parents=True)
     shutil.copy(_ROOT / "docs/results/reproduction" / _RESULT, kept)
-    template = _ROOT / "docs" / "study.template.md"
-    finished = reproduce(
-        tmp_path,
-        *("--report_only", "--results_dir=mine", f"--study_template={template}"),
-    )
+    finished = reproduce(tmp_path, "--report_only", "--results_dir=mine/")
     assert finished.returncode == 0, finished.stderr
     assert not (tmp_path / "docs").exists()
     text = (tmp_path / "mine" / "reproduction.md").read_text()
@@ -39,6 +35,16 @@ def test_documents_of_other_results_stand_beside_them(tmp_path):
 def test_a_mistyped_folder_of_results_is_no_empty_one(tmp_path):
     finished = reproduce(tmp_path, "--report_only", "--results_dir=mien")
     assert finished.returncode == 2
-    assert "no directory mien" in finished.stderr
+    assert f"no directory {tmp_path / 'mien'}" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_projects_results_are_found_from_elsewhere(tmp_path):
+    """The documents that are made of them say the same."""
+    finished = reproduce(
+        tmp_path, "--report_only", "--document=here.md", "--study=study.md"
+    )
+    assert finished.returncode == 0, finished.stderr
+    for mine, ours in (("here.md", "reproduction.md"), ("study.md", "study.md")):
+        assert (tmp_path / mine).read_text() == (_ROOT / "docs" / ours).read_text()

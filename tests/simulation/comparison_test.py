@@ -12,7 +12,7 @@ import pytest
 from tff_fedmpq.federated.schemes import SCHEMES
 from tff_fedmpq.simulation import comparison, datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
-from tff_fedmpq.simulation.experiment import build_config_scheme
+from tff_fedmpq.simulation.experiment import DivergenceError, build_config_scheme
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.partition import Partition
 
@@ -206,6 +206,29 @@ def test_every_run_gets_its_scheme_seed_and_options(tmp_path, monkeypatch):
             del setting[own]
     assert all(setting == settings[0] for setting in settings)
     assert [(row.scheme, row.seeds) for row in rows] == [("fedpaq", 2), ("aqfl", 2)]
+
+
+def test_what_diverges_is_left_out_of_the_table(tmp_path, monkeypatch):
+    def run(config, output_dir, *, data_dir, resume):
+        if config.scheme in diverging:
+            raise DivergenceError("Its loss is nan.")
+        return make_run(config.scheme, [0.5], config.seed)
+
+    monkeypatch.setattr(comparison, "run_experiment", run)
+    diverging, lines = {"fedpaq"}, []
+    compare = functools.partial(
+        comparison.run_comparison,
+        functools.partial(ExperimentConfig, **SMALL),
+        ["fedpaq", "aqfl"],
+        [0, 1],
+        tmp_path,
+        announce=lines.append,
+    )
+    assert [(row.scheme, row.seeds) for row in compare()] == [("aqfl", 2)]
+    assert sum("fedpaq, seed" in line and "nan" in line for line in lines) == 2
+    diverging.add("aqfl")
+    with pytest.raises(DivergenceError, match="All runs diverged"):
+        compare()
 
 
 def test_runs_of_several_data_sets_are_refused_before_any_is_run(tmp_path, monkeypatch):

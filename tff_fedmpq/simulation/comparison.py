@@ -26,6 +26,7 @@ from tff_fedmpq.federated.schemes import ALL_SCHEMES
 from tff_fedmpq.simulation import datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.experiment import (
+    DivergenceError,
     build_config_scheme,
     check_output_dir,
     run_experiment,
@@ -93,7 +94,8 @@ def run_comparison(
 ) -> list[ComparisonRow]:
     """Runs all schemes with all seeds, one after the other, and writes the table.
 
-    What is finished in `output_dir` is not redone; what was interrupted goes on.
+    What is finished in `output_dir` is not redone; what was interrupted goes on; what
+    diverges is left out of the table.
 
     Args:
       make_config: returns the configuration of a run from `scheme`, `seed` and
@@ -103,12 +105,12 @@ def run_comparison(
       output_dir: where everything goes.
       scheme_options: scheme -> its own options.
       data_dir: where the data set lies.
-      announce: called with a line before each run.
+      announce: called with a line before each run, and for each that diverged.
 
     Raises:
       ValueError: for an unknown scheme or option, or if a run that was begun is of
         another configuration or data set; before anything is run.
-      DivergenceError: if training diverges.
+      DivergenceError: if all of them diverge.
     """
     check_schemes(schemes)
     if not seeds:
@@ -135,11 +137,20 @@ def run_comparison(
     for (scheme, seed), run_config in configs.items():
         announce(f"== {scheme}, seed {seed}")
         directory = directories[scheme, seed]
-        result = run_experiment(run_config, directory, data_dir=data_dir, resume=True)
-        results[scheme].append(result)
-    rows = [summarise(runs) for runs in results.values()]
+        try:
+            result = run_experiment(
+                run_config, directory, data_dir=data_dir, resume=True
+            )
+        except DivergenceError as error:
+            announce(f"Left out of the table: {scheme}, seed {seed}. {error}")
+        else:
+            results[scheme].append(result)
+    finished = {scheme: runs for scheme, runs in results.items() if runs}
+    if not finished:
+        raise DivergenceError("All runs diverged; there is nothing to compare.")
+    rows = [summarise(runs) for runs in finished.values()]
     write_tables(rows, output_dir)
-    plot_comparison(results, output_dir / "comparison.png")
+    plot_comparison(finished, output_dir / "comparison.png")
     return rows
 
 

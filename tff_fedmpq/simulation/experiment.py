@@ -85,7 +85,8 @@ def run_experiment(
       The content of `result.json`.
 
     Raises:
-      OutputDirectoryError: if the directory holds another run, or one of other data.
+      OutputDirectoryError: if the directory holds another run, one of other data or
+        a damaged one, or cannot be made.
       CheckpointError: if what was saved of the run cannot be read.
       ValueError: for settings that the scheme refuses.
       datasets.DatasetError: if the data set is missing or damaged.
@@ -99,11 +100,11 @@ def run_experiment(
     result_path = output_dir / "result.json"
     if resume and result_path.exists():
         logging.info("%s is finished; nothing to do.", output_dir)
-        return json.loads(result_path.read_text())
+        return _read_json(result_path)
     # Both before anything is written.
     scheme = build_config_scheme(config)
     dataset = load_dataset(config, data_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    _make_directory(output_dir)
     _write_json(output_dir / "config.json", config.as_dict())
     result = _Run(config, scheme, dataset, output_dir).execute()
     # The result last: while there is none, the run goes on from here.
@@ -140,7 +141,7 @@ def check_output_dir(
             f"{output_dir} holds a run already: go on with it by --resume, or choose "
             "another directory."
         )
-    present = complete_protocol(json.loads(config_path.read_text()))
+    present = complete_protocol(_read_json(config_path))
     wanted = _as_json(config.as_dict())
     differing = sorted(k for k in wanted if present.get(k) != wanted[k])
     if differing:
@@ -421,6 +422,24 @@ def load_dataset(
 def _as_json(value: Any) -> Any:
     """Returns a value as it is after a way through JSON (tuples are lists)."""
     return json.loads(json.dumps(value))
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what `_write_json` wrote, or says that it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise OutputDirectoryError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise OutputDirectoryError(f"{path} is damaged: it holds {content!r}.")
+    return content
+
+
+def _make_directory(path: pathlib.Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputDirectoryError(f"Cannot make {path}: {error}.") from None
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
