@@ -81,7 +81,7 @@ _RESULTS_DIR = flags.DEFINE_string(
     "results_dir",
     None,
     "Where a small file per result goes; by default docs/results/reproduction of the "
-    "project. Name another folder to run what is finished there.",
+    "project. Name another folder to run again what is finished there.",
 )
 _DOCUMENT = flags.DEFINE_string(
     "document",
