@@ -102,13 +102,20 @@ def test_difference_of_devices_is_from_least_to_greatest(make):
     for scheme, accuracies in (("aqfl", (0.25, 0.5)), ("fedmpq", (0.375, 0.4375))):
         record = make.finished(f"study/literal/{scheme}/seed0", [0.5], "reduced")
         record["tier_accuracy"] = {
-            bits: {"accuracy": accuracy} for bits, accuracy in zip("28", accuracies)
+            bits: {
+                "accuracy": accuracy,
+                "accuracy_aggregated_statistics": accuracy**2,
+            }
+            for bits, accuracy in zip("28", accuracies)
         }
         records["reduced"][record["id"]] = record
     names = "reduced/study/literal/fedmpq, reduced/study/literal/aqfl"
     placeholder = f"{{{{ devices_difference: {names} }}}}"
     assert build(placeholder, records) == "-6.2 to +12.5 (1)"
     assert build(placeholder, {}) == "not run"
+    # 0.375^2 - 0.25^2 = 0.078125, 0.4375^2 - 0.5^2 = -0.05859375.
+    placeholder = f"{{{{ sent_devices_difference: {names} }}}}"
+    assert build(placeholder, records) == "-5.9 to +7.8 (1)"
 
 
 def test_swing_is_the_deviation_within_the_last_rounds(make):

@@ -13,6 +13,8 @@ double braces stands what is to be shown:
     {{ devices_difference: PRESET/A, PRESET/B }}   the same of the models that devices
                                        get, recalibrated: from the least to the
                                        greatest over budgets, of means over seeds
+    {{ sent_devices_difference: PRESET/A, PRESET/B }}   the same with the statistics
+                                       that the server sent
     {{ swing: PRESET/GROUP }}          standard deviation of a run's last five rounds
     {{ pruned: PRESET/GROUP }}         rounds in which MSB pruning took bits off
     {{ full_planes: PRESET/GROUP }}    layers with nearly all weights in the outer half
@@ -48,6 +50,8 @@ from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
 RecordsByPreset = Mapping[str, Records]
 
 NUM_LATE_ROUNDS = 5
+# Keys of a device's accuracy, by where its BatchNorm statistics are from.
+_RECALIBRATED, _AS_SENT = "accuracy", "accuracy_aggregated_statistics"
 _FULL_DENSITY = 0.9  # Of a top plane; it is 1 where a layer has one bit.
 FIGURES = "figures"  # The folder beside the study.
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*:\s*(.*?)\s*\}\}", re.DOTALL)
@@ -182,7 +186,7 @@ def _show_tier(tiers: Sequence[Mapping[str, Any]], budget: str) -> str:
         return ""
     estimated, as_sent = (
         100 * np.mean([tier[budget][key] for tier in tiers])
-        for key in ("accuracy", "accuracy_aggregated_statistics")
+        for key in (_RECALIBRATED, _AS_SENT)
     )
     return f"{estimated:.1f} / {as_sent:.1f}"
 
@@ -239,13 +243,15 @@ def _difference(names: str, records: RecordsByPreset) -> str:
     return format_difference(_accuracies_of(a, records), _accuracies_of(b, records))
 
 
-def _devices_difference(names: str, records: RecordsByPreset) -> str:
+def _devices_difference(
+    names: str, records: RecordsByPreset, *, key: str = _RECALIBRATED
+) -> str:
     a, b = (_tiers_of(name.strip(), records) for name in names.split(",", 1))
     seeds = sorted(set(a) & set(b))
     if not seeds:
         return "not run"
     by_budget = [
-        100 * np.mean([a[s][bits]["accuracy"] - b[s][bits]["accuracy"] for s in seeds])
+        100 * np.mean([a[s][bits][key] - b[s][bits][key] for s in seeds])
         for bits in a[seeds[0]]
     ]
     bounds = dict.fromkeys((f"{min(by_budget):+.1f}", f"{max(by_budget):+.1f}"))
@@ -351,6 +357,7 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "mean": _mean,
     "difference": _difference,
     "devices_difference": _devices_difference,
+    "sent_devices_difference": functools.partial(_devices_difference, key=_AS_SENT),
     "swing": _swing,
     "pruned": functools.partial(_of_each_run, describe=_count_pruned),
     "full_planes": functools.partial(_of_each_run, describe=_count_full_planes),
