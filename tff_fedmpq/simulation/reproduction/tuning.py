@@ -6,7 +6,7 @@ out how codes learn and who decides bits: rows mean the same when a default chan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tff_fedmpq.simulation.reproduction import paper
@@ -244,27 +244,58 @@ def finalists() -> Grid:
 
 # --- question 7: which learning rates of quantized kernels? --------------------
 
-WEIGHT_RATES_TRIED = (0.03, 0.1, 0.3)  # Of our defaults, at the first round.
-CODE_RATES_TRIED = (0.03, 0.1, 0.3, 1.0)  # Of the literal reading.
+
+class RatesTried(NamedTuple):
+    """Settings, and the learning rates that are tried with them.
+
+    Attributes:
+      title: of a row, with a place for the rate.
+      reading: "" for our defaults, or "_literal".
+      options: of the schemes.
+      rates: of codes in the literal reading; else of weights, at the first round.
+    """
+
+    title: str
+    reading: str
+    options: Mapping[str, Any]
+    rates: Sequence[float]
+
+
+RATES_TRIED: Mapping[str, RatesTried] = {
+    "eta": RatesTried("eta {:g} to 0", "", {}, (0.03, 0.1, 0.3)),
+    "literal-eta": RatesTried(
+        "literal, eta {:g}", "_literal", {}, (0.03, 0.1, 0.3, 1.0)
+    ),
+    "literal-signed-eta": RatesTried(
+        "literal, sign and magnitude planes, both weigh clients by v_n |D_n|, eta {:g}",
+        "_literal",
+        {
+            "representation": "sign_magnitude",
+            "aggregation_weight": "budget_and_examples",
+        },
+        (0.1, 1.0),
+    ),
+}
 
 
 def learning_rates() -> Grid:
-    """Returns rates for our defaults and for the literal reading."""
-    slots = {}
-    for kind, rates in (("", WEIGHT_RATES_TRIED), ("literal-", CODE_RATES_TRIED)):
-        for rate in rates:
-            for scheme in _BOTH:
-                title = f"literal, eta {rate:g}" if kind else f"eta {rate:g} to 0"
-                slots[title, paper.SCHEME_TITLES[scheme]] = Slot(
-                    f"study/rates/{kind}eta{rate:g}/{scheme}",
-                    {
-                        "dataset": "cifar10",
-                        "alpha": 0.5,
-                        "scheme": f"{scheme}_literal" if kind else scheme,
-                        "learning_rate": rate,
-                    },
-                    only_preset=PRESET,
-                )
+    """Returns rates for our defaults and for two literal readings."""
+    slots = {
+        (tried.title.format(rate), paper.SCHEME_TITLES[scheme]): Slot(
+            f"study/rates/{name}{rate:g}/{scheme}",
+            {
+                "dataset": "cifar10",
+                "alpha": 0.5,
+                "scheme": f"{scheme}{tried.reading}",
+                "scheme_options": tried.options,
+                "learning_rate": rate,
+            },
+            only_preset=PRESET,
+        )
+        for name, tried in RATES_TRIED.items()
+        for rate in tried.rates
+        for scheme in _BOTH
+    }
     title = "Question 7: learning rates"
     return make_grid(title, "rate", slots, with_paper=False)
 
