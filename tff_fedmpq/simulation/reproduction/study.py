@@ -45,14 +45,12 @@ SEEDS = (0, 1)
 _PAIR = ("aqfl", "fedmpq")
 _COMMON = {"dataset": "cifar10", "alpha": 0.5}
 _PAPERS_BUDGETS, _TWO_BITS = "the paper's budgets", "2 bits for all"  # Columns.
-_SIGNED = {"representation": "sign_magnitude"}
-_BY_BITS = {"aggregation_weight": "budget_and_examples"}
 
 # The literal reading, with a change.
 READINGS: Mapping[str, Variant] = {
     "literal": Variant("the paper, literally, but within budgets", _PAIR),
     "literal+representation": Variant(
-        "sign and magnitude planes", _PAIR, options=_SIGNED
+        "sign and magnitude planes", _PAIR, options=tuning.SIGNED
     ),
     "literal+scales": Variant(
         "least-squares scales", _PAIR, options={"scale_rule": "least_squares"}
@@ -61,17 +59,17 @@ READINGS: Mapping[str, Variant] = {
     "literal+representation+saturation": Variant(
         "sign and magnitude planes, saturating pruning",
         ["fedmpq"],
-        options={**_SIGNED, "saturate": True},
+        options={**tuning.SIGNED, "saturate": True},
     ),
     "literal+weights": Variant(
         "both weigh clients by v_n |D_n|",
         _PAIR,
-        options=_BY_BITS,
+        options=tuning.BY_BITS,
     ),
     "literal+representation+weights": Variant(
         "sign and magnitude planes, both weigh clients by v_n |D_n|",
         _PAIR,
-        options={**_SIGNED, **_BY_BITS},
+        options={**tuning.SIGNED, **tuning.BY_BITS},
     ),
     "literal+examples": Variant(
         "both weigh clients by |D_n|",
@@ -138,7 +136,7 @@ def _reading_slot(name: str, scheme: str) -> Slot:
 
 def _literal_parts() -> Grid:
     """The rows of Table 4, and AQFL with the weights that the others have."""
-    weighed = {"scheme": "aqfl", "scheme_options": _BY_BITS}
+    weighed = {"scheme": "aqfl", "scheme_options": tuning.BY_BITS}
     parts: Mapping[str, Mapping[str, Any]] = {"aqfl-weights": weighed, **ABLATION}
     titles = {"aqfl-weights": "AQFL, clients weigh v_n |D_n|", **ABLATION_TITLES}
     slots = {
@@ -147,7 +145,10 @@ def _literal_parts() -> Grid:
             {
                 **_COMMON,
                 "scheme": f"{settings['scheme']}_literal",
-                "scheme_options": {**_SIGNED, **settings.get("scheme_options", {})},
+                "scheme_options": {
+                    **tuning.SIGNED,
+                    **settings.get("scheme_options", {}),
+                },
             },
         )
         for row, settings in parts.items()

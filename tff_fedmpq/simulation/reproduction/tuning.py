@@ -24,6 +24,9 @@ _SGD = {"learning_rate": 0.1, "learning_rate_decay": "none"}
 SGD_DECAY: Mapping[str, Any] = {"learning_rate": 0.1, "learning_rate_decay": "cosine"}
 _ALL_FALL = {**SGD_DECAY, "float_learning_rate_decay": "cosine"}
 
+SIGNED: Mapping[str, Any] = {"representation": "sign_magnitude"}
+# Clients weigh v_n |D_n|.
+BY_BITS: Mapping[str, Any] = {"aggregation_weight": "budget_and_examples"}
 FEEDBACK: Mapping[str, Any] = {"error_feedback": True}
 _BY_DISTORTION = {"allocation": "rate_distortion"}
 _FEEDBACK_BY_DISTORTION = {**FEEDBACK, **_BY_DISTORTION}
@@ -269,10 +272,7 @@ RATES_TRIED: Mapping[str, RatesTried] = {
     "literal-signed-eta": RatesTried(
         "literal, sign and magnitude planes, both weigh clients by v_n |D_n|, eta {:g}",
         "_literal",
-        {
-            "representation": "sign_magnitude",
-            "aggregation_weight": "budget_and_examples",
-        },
+        {**SIGNED, **BY_BITS},
         (0.1, 1.0),
     ),
 }
