@@ -141,7 +141,7 @@ def environment() -> dict[str, Any]:
         "commit": provenance.find_commit(),
         "processor": _processor(),
         "bfloat16_instructions": sorted(_flags() & {"avx512_bf16", "amx_bf16"}),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "load_average_before": round(os.getloadavg()[0], 2),
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
         "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),

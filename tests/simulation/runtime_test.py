@@ -309,7 +309,7 @@ def test_refuses_no_threads():
 
 @pytest.mark.parametrize(("clients", "threads"), [(1, 8), (3, 2), (8, 1), (100, 1)])
 def test_threads_per_client_share_the_cores(clients, threads, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert runtime.threads_per_client(clients) == threads
 
 

@@ -18,7 +18,10 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def describe() -> dict[str, Any]:
-    """Returns versions of libraries, and the hardware, ready for JSON."""
+    """Returns versions of libraries, and the hardware, ready for JSON.
+
+    Cores are those that this process may use, which may be fewer than there are.
+    """
     return {
         "versions": {
             "tff_fedmpq": __version__,
@@ -27,7 +30,10 @@ def describe() -> dict[str, Any]:
             "tensorflow_federated": tff.__version__,
             "numpy": np.__version__,
         },
-        "hardware": {"processor": _processor(), "cores": os.cpu_count()},
+        "hardware": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+        },
     }
 
 

@@ -121,9 +121,10 @@ def threads_per_client(num_clients: int) -> int:
     """Returns the `intra_op_threads` that serve rounds of so many clients best.
 
     TFF trains the clients of a round at the same time. Where they are no fewer than
-    the cores, each operation is quickest on one thread: none waits for another.
+    the cores that the process may use, each operation is quickest on one thread: none
+    waits for another.
     """
-    return max(1, (os.cpu_count() or 1) // num_clients)
+    return max(1, len(os.sched_getaffinity(0)) // num_clients)
 
 
 @contextlib.contextmanager
