@@ -61,6 +61,7 @@ def test_result_file_says_everything(finished_run):
         assert 1 <= record["mean_bit_width"] <= 8
         assert record["seconds"] >= record["seconds_training"] > 0
         assert record["commit"] == provenance.find_commit()
+    assert set(result["recalibrated"]) == {"accuracy", "loss"}
     assert set(result["tier_accuracy"]) == {"2", "4", "6.5", "8"}
     for name in ("curves.png", "metrics.csv", "partition.json", "config.json"):
         assert (output_dir / name).stat().st_size > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_fedmpq.federated.fedavg import fedavg_scheme
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
@@ -13,6 +14,7 @@ from tff_fedmpq.keras import quantize_model
 from tff_fedmpq.simulation.evaluation import (
     Evaluator,
     estimate_batch_statistics,
+    evaluate_recalibrated,
     evaluate_tiers,
 )
 
@@ -66,6 +68,22 @@ def test_statistics_are_the_means_over_whole_batches():
     np.testing.assert_allclose(norm.moving_mean, means.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, variances.mean(axis=0), rtol=1e-4)
     assert norm.momentum == 0.9
+
+
+def test_a_recalibrated_model_has_its_own_statistics():
+    """And the weights that are given, whatever the evaluator's model held before."""
+    weights_of, stale = make_model(), make_model()
+    x, calibration = images(200, 4), images(64, 5)
+    labels = np.random.default_rng(6).integers(0, CLASSES, 200)
+    for variable in stale.variables:
+        variable.assign(tf.ones_like(variable))
+    weights = tff.learning.models.ModelWeights.from_model(weights_of)
+    evaluator = Evaluator(stale, x, labels)
+    before = Evaluator(weights_of, x, labels).evaluate()
+    found = evaluate_recalibrated(evaluator, weights, calibration)
+    estimate_batch_statistics(weights_of, calibration)
+    assert found == Evaluator(weights_of, x, labels).evaluate()
+    assert found.loss != before.loss  # Else this could not tell the two apart.
 
 
 def test_each_tier_is_the_model_of_its_first_client():

@@ -1,10 +1,10 @@
 """How good the global model is, and the models that devices really get.
 
 The global model has float weights and quantized activations. A device of budget v gets
-it quantized to its own bit-widths, and BatchNorm's aggregated statistics, which are
-averages over devices of all precisions, then describe activations that this device does
-not have. `evaluate_tiers` reports its accuracy with these statistics, and with
-statistics estimated anew from training images (labels are not used).
+it quantized to its own bit-widths. BatchNorm's aggregated statistics, averages over
+devices of all precisions, then describe activations that neither has. So accuracy is
+reported with these statistics, and with statistics estimated anew from training images
+(labels are not used): `evaluate_recalibrated`, and `evaluate_tiers` for devices.
 """
 
 from __future__ import annotations
@@ -133,6 +133,24 @@ def _whole_batches(images: np.ndarray, batch_size: int) -> Iterator[tf.Tensor]:
     batch_size = min(batch_size, len(images))
     for begin in range(0, len(images) - batch_size + 1, batch_size):
         yield tf.constant(images[begin : begin + batch_size])
+
+
+def evaluate_recalibrated(
+    evaluator: Evaluator, weights: Any, calibration_images: np.ndarray
+) -> Evaluation:
+    """Evaluates a global model with BatchNorm statistics estimated anew.
+
+    Args:
+      evaluator: of global models; its model keeps the weights and the new statistics.
+      weights: `tff.learning.models.ModelWeights` of the global model.
+      calibration_images: training images, float[n, h, w, c].
+
+    Returns:
+      Accuracy and loss.
+    """
+    assign_global_weights(evaluator.model, weights)
+    estimate_batch_statistics(evaluator.model, calibration_images)
+    return evaluator.evaluate()
 
 
 def evaluate_tiers(

@@ -218,7 +218,7 @@ class _Run:
                     records.append(record)
                     progress.write(report.describe_round(record, config.rounds))
             weights = process.get_model_weights(state)
-        return self._result(records, state, weights)
+        return self._result(records, state, weights, evaluator)
 
     def _build_process(self, progress: BatchProgress):
         config, dataset = self._config, self._dataset
@@ -297,8 +297,14 @@ class _Run:
         return float(bit_widths @ sizes / sizes.sum())
 
     def _result(
-        self, records: list[dict[str, Any]], state: Any, weights: Any
+        self,
+        records: list[dict[str, Any]],
+        state: Any,
+        weights: Any,
+        evaluator: evaluation.Evaluator,
     ) -> Mapping[str, Any]:
+        calibration = self._calibration_images()
+        recalibrated = evaluation.evaluate_recalibrated(evaluator, weights, calibration)
         return {
             "scheme": self._scheme.name,
             "precision": self._scheme.precision,
@@ -314,16 +320,21 @@ class _Run:
             "model_weights": self._spec.num_weights,
             "client_examples": self._partition.sizes.tolist(),
             "rounds": records,
-            "tier_accuracy": self._evaluate_tiers(state, weights),
+            "recalibrated": recalibrated._asdict(),
+            "tier_accuracy": self._evaluate_tiers(state, weights, calibration),
         }
 
-    def _evaluate_tiers(self, state: Any, weights: Any) -> Mapping[str, Any] | None:
-        if self._scheme.weights is None:
-            return None
+    def _calibration_images(self) -> np.ndarray:
         rng = np.random.default_rng(self._config.seed)
         train_images = self._dataset.train_images
         count = min(_CALIBRATION_IMAGES, len(train_images))
-        calibration = train_images[rng.permutation(len(train_images))[:count]]
+        return train_images[rng.permutation(len(train_images))[:count]]
+
+    def _evaluate_tiers(
+        self, state: Any, weights: Any, calibration: np.ndarray
+    ) -> Mapping[str, Any] | None:
+        if self._scheme.weights is None:
+            return None
         return evaluation.evaluate_tiers(
             self._scheme,
             self._model_fn,

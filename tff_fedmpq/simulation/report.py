@@ -109,6 +109,9 @@ def describe_result(result: Mapping[str, Any]) -> str:
         f"{result['scheme']} on {result['dataset']} ({result['dataset_source']}): "
         f"{100 * last['test_accuracy']:.2f} % after {last['round']} rounds."
     ]
+    if "recalibrated" in result:  # Results of former versions are without it.
+        accuracy = 100 * result["recalibrated"]["accuracy"]
+        lines.append(f"  the global model, BatchNorm recalibrated: {accuracy:.2f} %")
     for budget, tier in (result.get("tier_accuracy") or {}).items():
         lines.append(
             f"  what a device of {budget} bits gets: {100 * tier['accuracy']:.2f} % "

@@ -74,8 +74,16 @@ def test_devices_are_by_budget(records):
         records["reduced"][f"{AQFL}/seed{seed}"]["rounds"][-1]["test_accuracy"]
         for seed in (0, 1)
     )
-    expected = f"| AQFL | {last:.1f} (2) | 50.0 / 12.5 | 75.0 / 50.0 |"
-    assert line == f"| all repairs: our defaults {expected}"
+    row, tiers = "| all repairs: our defaults | AQFL", "50.0 / 12.5 | 75.0 / 50.0 |"
+    assert line == f"{row} | - / {last:.1f} (2) | {tiers}"
+    for seed, accuracy in enumerate((0.25, 0.625)):
+        # Not the mean of those alone that recorded it.
+        assert "| - /" in build("{{ devices: repairs }}", records)
+        records["reduced"][f"{AQFL}/seed{seed}"]["recalibrated"] = {
+            "accuracy": accuracy
+        }
+    line = build("{{ devices: repairs }}", records).splitlines()[-1]
+    assert line == f"{row} | 43.8 / {last:.1f} (2) | {tiers}"
 
 
 def test_a_run_that_two_places_ask_for_has_one_line_of_devices(make):
@@ -116,6 +124,22 @@ def test_difference_of_devices_is_from_least_to_greatest(make):
     # 0.375^2 - 0.25^2 = 0.078125, 0.4375^2 - 0.5^2 = -0.05859375.
     placeholder = f"{{{{ sent_devices_difference: {names} }}}}"
     assert build(placeholder, records) == "-5.9 to +7.8 (1)"
+
+
+def test_recalibrated_difference_is_of_seeds_that_recorded_it(make):
+    records = {"reduced": {}}
+    for scheme, accuracies in (("aqfl", (0.25, 0.5)), ("fedmpq", (0.375, 0.75))):
+        for seed, accuracy in enumerate(accuracies):
+            name = f"study/literal/{scheme}/seed{seed}"
+            record = make.finished(name, [0.5], "reduced")
+            record["recalibrated"] = {"accuracy": accuracy}
+            records["reduced"][record["id"]] = record
+    names = "reduced/study/literal/fedmpq, reduced/study/literal/aqfl"
+    placeholder = f"{{{{ recalibrated_difference: {names} }}}}"
+    assert build(placeholder, records) == "+18.8 ± 8.8 (2)"  # +12.5 and +25.
+    del records["reduced"]["study/literal/aqfl/seed0"]["recalibrated"]
+    assert build(placeholder, records) == "+25.0 (1)"
+    assert build(placeholder, {}) == "not run"
 
 
 def test_swing_is_the_deviation_within_the_last_rounds(make):

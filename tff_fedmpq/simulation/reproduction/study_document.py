@@ -10,6 +10,8 @@ double braces stands what is to be shown:
     {{ protocol: reduced }}            a preset of `cells.PRESETS`, in words
     {{ mean: PRESET/GROUP }}           over seeds, of a group such as table1/.../aqfl
     {{ difference: PRESET/A, PRESET/B }}   A - B, paired by seed
+    {{ recalibrated_difference: PRESET/A, PRESET/B }}   the same of the global model
+                                       after the last round, recalibrated
     {{ devices_difference: PRESET/A, PRESET/B }}   the same of the models that devices
                                        get, recalibrated: from the least to the
                                        greatest over budgets, of means over seeds
@@ -30,7 +32,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -151,8 +153,9 @@ def format_devices(grid: Grid, preset: str, records: Records) -> str:
     """Returns the accuracy of what devices get, as a Markdown table.
 
     A line for each place of the grid that has results. In it, all after the last round
-    and means over seeds: the global model; and for each budget, with BatchNorm
-    statistics estimated for that model, and as the server sent them.
+    and means over seeds: the global model, and that of each budget, with BatchNorm
+    statistics estimated for that model ("-" for the global model of runs that did not
+    record it), and with those of the server.
     """
     runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     shown: set[str] = set()  # Several places may ask for the same runs.
@@ -169,16 +172,35 @@ def format_devices(grid: Grid, preset: str, records: Records) -> str:
     heads = [grid.corner, "", "global", *(f"{budget} bits" for budget in budgets)]
     rows = [heads, ["---"] * len(heads)]
     for place, of_place in runs.items():
-        last = np.mean([r["rounds"][-1]["test_accuracy"] for r in of_place])
         tiers = [r["tier_accuracy"] for r in of_place]
         rows.append(
             [
                 *place,
-                f"{100 * last:.1f} ({len(tiers)})",
+                f"{_show_global(of_place)} ({len(tiers)})",
                 *(_show_tier(tiers, budget) for budget in budgets),
             ]
         )
     return "\n".join(document.format_row(row) for row in rows)
+
+
+def _show_global(of_place: Sequence[Mapping[str, Any]]) -> str:
+    last = [100 * r["rounds"][-1]["test_accuracy"] for r in of_place]
+    recalibrated = _recalibrated_accuracies(of_place)
+    is_recorded = len(recalibrated) == len(of_place)
+    shown = f"{np.mean(list(recalibrated.values())):.1f}" if is_recorded else "-"
+    return f"{shown} / {np.mean(last):.1f}"
+
+
+def _recalibrated_accuracies(found: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Returns the recalibrated global model's accuracy in %, by seed, of finished runs.
+
+    Of those that recorded it: results of former versions are without it.
+    """
+    return {
+        r["seed"]: 100 * r["recalibrated"]["accuracy"]
+        for r in found
+        if r["finished"] and "recalibrated" in r
+    }
 
 
 def _show_tier(tiers: Sequence[Mapping[str, Any]], budget: str) -> str:
@@ -241,6 +263,15 @@ def _mean(name: str, records: RecordsByPreset) -> str:
 def _difference(names: str, records: RecordsByPreset) -> str:
     a, _, b = (part.strip() for part in names.partition(","))
     return format_difference(_accuracies_of(a, records), _accuracies_of(b, records))
+
+
+def _recalibrated_difference(names: str, records: RecordsByPreset) -> str:
+    by_seed = []
+    for name in names.split(",", 1):
+        slot, preset = _find_group(name.strip())
+        found = document.find_records(slot, preset, records.get(preset, {}))
+        by_seed.append(_recalibrated_accuracies(found.values()))
+    return format_difference(*by_seed)
 
 
 def _devices_difference(
@@ -356,6 +387,7 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "protocol": _protocol,
     "mean": _mean,
     "difference": _difference,
+    "recalibrated_difference": _recalibrated_difference,
     "devices_difference": _devices_difference,
     "sent_devices_difference": functools.partial(_devices_difference, key=_AS_SENT),
     "swing": _swing,
