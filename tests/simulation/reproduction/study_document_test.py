@@ -126,20 +126,23 @@ def test_difference_of_devices_is_from_least_to_greatest(make):
     assert build(placeholder, records) == "-5.9 to +7.8 (1)"
 
 
-def test_recalibrated_difference_is_of_seeds_that_recorded_it(make):
+def test_recalibrated_accuracy_is_of_seeds_that_recorded_it(make):
     records = {"reduced": {}}
     for scheme, accuracies in (("aqfl", (0.25, 0.5)), ("fedmpq", (0.375, 0.75))):
         for seed, accuracy in enumerate(accuracies):
             name = f"study/literal/{scheme}/seed{seed}"
-            record = make.finished(name, [0.5], "reduced")
+            record = make.finished(name, [0.875, 0.5], "reduced")
             record["recalibrated"] = {"accuracy": accuracy}
             records["reduced"][record["id"]] = record
     names = "reduced/study/literal/fedmpq, reduced/study/literal/aqfl"
     placeholder = f"{{{{ recalibrated_difference: {names} }}}}"
     assert build(placeholder, records) == "+18.8 ± 8.8 (2)"  # +12.5 and +25.
+    recalibration = "{{ recalibration: reduced/study/literal/aqfl }}"
+    assert build(recalibration, records) == "-12.5 ± 17.7 (2)"  # -25 and 0.
     del records["reduced"]["study/literal/aqfl/seed0"]["recalibrated"]
     assert build(placeholder, records) == "+25.0 (1)"
-    assert build(placeholder, {}) == "not run"
+    assert build(recalibration, records) == "+0.0 (1)"
+    assert build(placeholder, {}) == build(recalibration, {}) == "not run"
 
 
 def test_swing_is_the_deviation_within_the_last_rounds(make):

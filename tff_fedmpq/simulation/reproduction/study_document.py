@@ -12,6 +12,8 @@ double braces stands what is to be shown:
     {{ difference: PRESET/A, PRESET/B }}   A - B, paired by seed
     {{ recalibrated_difference: PRESET/A, PRESET/B }}   the same of the global model
                                        after the last round, recalibrated
+    {{ recalibration: PRESET/GROUP }}  what recalibrating adds to the global model after
+                                       the last round
     {{ devices_difference: PRESET/A, PRESET/B }}   the same of the models that devices
                                        get, recalibrated: from the least to the
                                        greatest over budgets, of means over seeds
@@ -266,12 +268,22 @@ def _difference(names: str, records: RecordsByPreset) -> str:
 
 
 def _recalibrated_difference(names: str, records: RecordsByPreset) -> str:
-    by_seed = []
-    for name in names.split(",", 1):
-        slot, preset = _find_group(name.strip())
-        found = document.find_records(slot, preset, records.get(preset, {}))
-        by_seed.append(_recalibrated_accuracies(found.values()))
-    return format_difference(*by_seed)
+    a, b = (name.strip() for name in names.split(",", 1))
+    return format_difference(_recalibrated_of(a, records), _recalibrated_of(b, records))
+
+
+def _recalibration(name: str, records: RecordsByPreset) -> str:
+    slot, preset = _find_group(name)
+    by_round = _accuracies_by_round(slot, preset, records.get(preset, {}))
+    last = {seed: accuracies[-1] for seed, accuracies in by_round.items()}
+    return format_difference(_recalibrated_of(name, records), last)
+
+
+def _recalibrated_of(name: str, records: RecordsByPreset) -> dict[int, float]:
+    """Returns `_recalibrated_accuracies` of PRESET/GROUP."""
+    slot, preset = _find_group(name)
+    found = document.find_records(slot, preset, records.get(preset, {}))
+    return _recalibrated_accuracies(found.values())
 
 
 def _devices_difference(
@@ -388,6 +400,7 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "mean": _mean,
     "difference": _difference,
     "recalibrated_difference": _recalibrated_difference,
+    "recalibration": _recalibration,
     "devices_difference": _devices_difference,
     "sent_devices_difference": functools.partial(_devices_difference, key=_AS_SENT),
     "swing": _swing,
