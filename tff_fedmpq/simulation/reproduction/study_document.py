@@ -34,7 +34,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -193,15 +193,17 @@ def _show_global(of_place: Sequence[Mapping[str, Any]]) -> str:
     return f"{shown} / {np.mean(last):.1f}"
 
 
-def _recalibrated_accuracies(found: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """Returns the recalibrated global model's accuracy in %, by seed, of finished runs.
+def _recalibrated_accuracies(
+    finished: Sequence[document.Record],
+) -> dict[int, float]:
+    """Returns the recalibrated global model's accuracy in %, by seed.
 
-    Of those that recorded it: results of former versions are without it.
+    Of the runs that recorded it: results of former versions are without it.
     """
     return {
-        r["seed"]: 100 * r["recalibrated"]["accuracy"]
-        for r in found
-        if r["finished"] and "recalibrated" in r
+        record["seed"]: 100 * record["recalibrated"]["accuracy"]
+        for record in finished
+        if "recalibrated" in record
     }
 
 
@@ -262,28 +264,28 @@ def _mean(name: str, records: RecordsByPreset) -> str:
     return format_mean(list(_accuracies_of(name, records).values()))
 
 
-def _difference(names: str, records: RecordsByPreset) -> str:
-    a, _, b = (part.strip() for part in names.partition(","))
-    return format_difference(_accuracies_of(a, records), _accuracies_of(b, records))
-
-
-def _recalibrated_difference(names: str, records: RecordsByPreset) -> str:
-    a, b = (name.strip() for name in names.split(",", 1))
-    return format_difference(_recalibrated_of(a, records), _recalibrated_of(b, records))
+def _difference(
+    names: str,
+    records: RecordsByPreset,
+    *,
+    measure: Callable[[str, RecordsByPreset], dict[int, float]],
+) -> str:
+    """Returns A - B of what `measure` says of each, by seed."""
+    a, b = (measure(name.strip(), records) for name in names.split(",", 1))
+    return format_difference(a, b)
 
 
 def _recalibration(name: str, records: RecordsByPreset) -> str:
-    slot, preset = _find_group(name)
-    by_round = _accuracies_by_round(slot, preset, records.get(preset, {}))
-    last = {seed: accuracies[-1] for seed, accuracies in by_round.items()}
+    last = {
+        record["seed"]: 100 * record["rounds"][-1]["test_accuracy"]
+        for record in _finished(name, records)
+    }
     return format_difference(_recalibrated_of(name, records), last)
 
 
 def _recalibrated_of(name: str, records: RecordsByPreset) -> dict[int, float]:
     """Returns `_recalibrated_accuracies` of PRESET/GROUP."""
-    slot, preset = _find_group(name)
-    found = document.find_records(slot, preset, records.get(preset, {}))
-    return _recalibrated_accuracies(found.values())
+    return _recalibrated_accuracies(_finished(name, records))
 
 
 def _devices_difference(
@@ -303,12 +305,10 @@ def _devices_difference(
 
 def _tiers_of(name: str, records: RecordsByPreset) -> dict[int, Mapping[str, Any]]:
     """Returns what devices get after the last round of finished runs, by seed."""
-    slot, preset = _find_group(name)
-    found = document.find_records(slot, preset, records.get(preset, {})).values()
-    finished = {r["seed"]: r["tier_accuracy"] for r in found if r["finished"]}
-    if None in finished.values():
+    tiers = {r["seed"]: r["tier_accuracy"] for r in _finished(name, records)}
+    if None in tiers.values():
         raise ValueError(f"{name} sends float weights: its devices have no budgets.")
-    return finished
+    return tiers
 
 
 def _accuracies_of(name: str, records: RecordsByPreset) -> dict[int, float]:
@@ -330,9 +330,7 @@ def _of_each_run(
     name: str, records: RecordsByPreset, *, describe: Callable[[document.Record], str]
 ) -> str:
     """Returns what `describe` says of each finished run of PRESET/GROUP."""
-    slot, preset = _find_group(name)
-    found = document.find_records(slot, preset, records.get(preset, {}))
-    texts = [describe(record) for record in found.values() if record["finished"]]
+    texts = [describe(record) for record in _finished(name, records)]
     return " and ".join(texts) or "not run"
 
 
@@ -356,6 +354,13 @@ def _count_full_planes(record: document.Record) -> str:
     full = densities >= _FULL_DENSITY
     share = 100 * sizes[full].sum() / sizes.sum()
     return f"{full.sum()} of {len(sizes)} layers ({share:.0f} % of the weights)"
+
+
+def _finished(name: str, records: RecordsByPreset) -> list[document.Record]:
+    """Returns the results of the finished runs of PRESET/GROUP."""
+    slot, preset = _find_group(name)
+    found = document.find_records(slot, preset, records.get(preset, {}))
+    return [record for record in found.values() if record["finished"]]
 
 
 def _find_group(name: str) -> tuple[Slot, str]:
@@ -398,8 +403,8 @@ _KINDS: Mapping[str, Callable[[str, RecordsByPreset], str]] = {
     "devices": functools.partial(_question, form=format_devices),
     "protocol": _protocol,
     "mean": _mean,
-    "difference": _difference,
-    "recalibrated_difference": _recalibrated_difference,
+    "difference": functools.partial(_difference, measure=_accuracies_of),
+    "recalibrated_difference": functools.partial(_difference, measure=_recalibrated_of),
     "recalibration": _recalibration,
     "devices_difference": _devices_difference,
     "sent_devices_difference": functools.partial(_devices_difference, key=_AS_SENT),
