@@ -15,16 +15,20 @@ from typing import Any
 import experiment_flags
 from absl import app, flags, logging
 
-from tff_fedmpq.federated.schemes import ALL_SCHEMES
+from tff_fedmpq.federated.schemes import ALL_SCHEMES, explicit_options
 from tff_fedmpq.simulation import report
 from tff_fedmpq.simulation.experiment import run_experiment
 
 _SCHEME = flags.DEFINE_enum("scheme", "fedmpq", list(ALL_SCHEMES), "What to train.")
+_FEDMPQ_DEFAULTS = ", ".join(
+    f"{name}={value}" for name, value in explicit_options("fedmpq", {}).items()
+)
 _SCHEME_OPTIONS = flags.DEFINE_list(
     "scheme_options",
     [],
     "Any other settings of the scheme, as name=value: allocation=pruning_growing,"
-    "error_feedback=false. A wrong name is answered with all there are.",
+    f"error_feedback=false. FedMPQ's, by default: {_FEDMPQ_DEFAULTS}. A wrong name or "
+    "value is answered with those there are.",
 )
 _CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 _SEED = flags.DEFINE_integer("seed", None, "Fixes everything random. By default 0.")

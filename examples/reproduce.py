@@ -9,7 +9,8 @@ A table is table1, table2, table3, table4, figure2, or study (questions of our o
 What is finished is not redone; what was interrupted goes on. Says how long all will
 take before it starts. After each cell, its result is in --results_dir, and --document
 and --study are written anew from the results there. The results that come with the
-project are in the default one: with --results_dir=runs/results a cell runs again.
+project are in the default one: --results_dir=runs/results --output_dir=runs/again runs
+a cell again, and leaves them as they are.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ _RESULTS_DIR = flags.DEFINE_string(
     "results_dir",
     None,
     "Where a small file per result goes; by default docs/results/reproduction of the "
-    "project. Name another folder to run again what is finished there.",
+    "project. With another folder, and another --output_dir, a cell runs again.",
 )
 _DOCUMENT = flags.DEFINE_string(
     "document",
@@ -162,7 +163,7 @@ def _run(table: str, results_dir: pathlib.Path) -> None:
     print(runner.format_plan(planned))
     print(
         f"Results: {results_dir / _PRESET.value}. What is finished there runs "
-        "again under another --results_dir.",
+        "again under another --results_dir and --output_dir.",
         flush=True,
     )
     if not _LIST.value:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tff_fedmpq.lookup import check_bool, check_name, lookup
+from tff_fedmpq.lookup import check_bool, check_count, check_name, lookup
 
 KNOWN = {"sum": sum, "max": max}
 
@@ -32,3 +33,10 @@ def test_what_is_neither_true_nor_false_is_refused(wrong):
     check_bool(False, "saturate")
     with pytest.raises(ValueError, match="saturate has to be true or false"):
         check_bool(wrong, "saturate")
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, 2.0, "2", None, float("nan")])
+def test_what_is_no_count_is_refused(wrong):
+    check_count(np.int64(1), "epochs")
+    with pytest.raises(ValueError, match="epochs has to be a whole number of at least"):
+        check_count(wrong, "epochs")

@@ -1,7 +1,8 @@
-"""Checks of arguments: an object, or the name of a known one; true or false."""
+"""Checks of arguments: the name of a known object; a count; true or false."""
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -33,6 +34,18 @@ def lookup(identifier: str | T, known: Mapping[str, T], what: str) -> T:
         check_name(identifier, known, what)
         return known[str(identifier)]
     return identifier
+
+
+def check_count(value: int, what: str) -> None:
+    """Checks that an argument is a whole number of at least 1.
+
+    Raises:
+      ValueError: naming the argument, if it is not.
+    """
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(
+            f"{what} has to be a whole number of at least 1; found {value!r}."
+        )
 
 
 def check_bool(value: bool, what: str) -> None:

@@ -120,6 +120,12 @@ def test_clients_do_not_disturb_each_other():
         np.testing.assert_array_equal(row, allocate([reduction], sizes, [budget])[0])
 
 
+@pytest.mark.parametrize("sizes", [[7, 30], [7, 30, 0], [[7, 30, 11]]])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(ValueError, match="layer"):
+        allocate([[0, 1, 0]], sizes, [2.5])
+
+
 def test_is_a_policy_that_traces():
     policy = get_allocation_policy("rate_distortion")
     table = tf.fill([2, 3], 2)

@@ -17,7 +17,11 @@ from tff_fedmpq.keras import (
     quantize_model,
     quantized_kernels,
 )
-from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
+from tff_fedmpq.quantization.representation import (
+    OFFSET_BINARY,
+    SIGN_MAGNITUDE,
+    SignMagnitude,
+)
 from tff_fedmpq.quantization.scales import (
     get_scale_rule,
     least_squares_scale,
@@ -120,6 +124,15 @@ def test_both_readings_of_algorithm_2_can_be_named(allocation, expected):
         np.array([10, 1]), np.array([8.0]),
     )  # fmt: skip
     assert np.asarray(rows).tolist() == expected
+
+
+def test_a_representation_that_layers_do_not_know_is_refused():
+    class Mine(SignMagnitude):
+        """Has the name of another."""
+
+    assert fedmpq_scheme(representation=OFFSET_BINARY).weights is not None
+    with pytest.raises(ValueError, match="representation has to be one of"):
+        fedmpq_scheme(representation=Mine())
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def test_help_lists_the_settings_of_a_run_and_their_defaults(tmp_path):
     ).stdout
     for flag in ("--alpha", "--budgets", "--scheme_options", "--seed"):
         assert flag in help_text
-    assert "By default 50 (paper), 8 (quick)" in " ".join(help_text.split())
+    text = " ".join(help_text.split())
+    assert "By default 50 (paper), 8 (quick)" in text
+    assert "allocation=rate_distortion" in text
 
 
 @pytest.mark.parametrize(

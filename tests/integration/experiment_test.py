@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from tff_fedmpq.simulation import evaluation, experiment, provenance
@@ -122,8 +123,16 @@ def test_an_error_in_a_round_is_not_taken_for_a_users(tmp_path, monkeypatch):
     assert "shapes" in str(error.value.__cause__)
 
 
-def test_a_run_that_diverges_says_so_and_leaves_no_result(tmp_path):
-    config = ExperimentConfig(**{**SMALL, "float_learning_rate": 1e30})
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"float_learning_rate": 1e30},
+        # By its only step, before which the clients' loss is taken.
+        {"float_learning_rate": 1e38, "rounds": 1, "batch_size": 300},
+    ],
+)
+def test_a_run_that_diverges_says_so_and_leaves_no_result(tmp_path, settings):
+    config = ExperimentConfig(**{**SMALL, "scheme": "fedavg", **settings})
     with pytest.raises(DivergenceError, match="diverged in round .*float_learning_"):
         run_experiment(config, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
@@ -194,7 +203,10 @@ def test_clients_without_examples_take_part(tmp_path):
         ("alpha", 0.0, "alpha has to be above 0"),
         ("alpha", float("nan"), "alpha has to be above 0"),
         ("clients_per_round", 5, "at most the number of clients, 4"),
-        ("rounds", 0, "rounds has to be at least 1"),
+        ("rounds", 0, "rounds has to be a whole number of at least 1"),
+        ("local_epochs", 2.5, "local_epochs has to be a whole number"),
+        ("train_examples", 0, "train_examples has to be a whole number"),
+        ("augment", "no", "augment has to be true or false"),
         ("model", "vgg", "model has to be one of"),
         ("compute", "float8", "compute has to be one of"),
         ("seed", -1, "seed has to be 0 or more"),
@@ -206,6 +218,12 @@ def test_bad_settings_are_refused(setting, value, message):
     with pytest.raises(ValueError, match=message) as error:
         ExperimentConfig(**{**SMALL, setting: value})
     assert "\n" not in str(error.value)
+
+
+def test_budgets_are_any_sequence_of_numbers():
+    budgets = np.array(SMALL["budgets"])
+    of_array = ExperimentConfig(**{**SMALL, "budgets": budgets})
+    assert of_array == ExperimentConfig(**SMALL)
 
 
 def test_presets_take_overrides():

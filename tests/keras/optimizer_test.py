@@ -15,6 +15,7 @@ from oracles import quantization as oracle
 from oracles.strategies import BIT_WIDTHS
 
 from tff_fedmpq.keras import IntegerSGD, QuantDense, quantized_kernels
+from tff_fedmpq.keras.optimizer import CompensatedSGD, StraightThroughSGD
 
 ORACLES = {
     "offset_binary": oracle.OFFSET_BINARY,
@@ -476,6 +477,14 @@ def test_fit_repeats_itself():
 
 
 # --- what is refused ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [IntegerSGD, CompensatedSGD, StraightThroughSGD])
+def test_an_optimizer_goes_by_its_own_name(optimizer):
+    assert optimizer().name == optimizer.__name__
+    assert optimizer(0.5, name="mine").get_config()["name"] == "mine"
+    with pytest.raises(ValueError, match=f"{optimizer.__name__}: clipnorm"):
+        optimizer(clipnorm=1.0).build([make_kernel(4).codes])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import json
 
@@ -89,6 +90,12 @@ def test_the_table_has_a_line_per_scheme(rows):
     assert "+-" not in lines[2]  # Of one seed nothing is known.
     assert lines[3].startswith("fedmpq") and "25.00 +- 0.00" in lines[3]
     assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_the_table_is_aligned_for_long_names_too(rows):
+    long = dataclasses.replace(rows[0], scheme="fedmpq_literal")
+    lines = comparison.format_table([long, *rows]).splitlines()
+    assert len({len(line) for line in lines[:5]}) == 1
 
 
 def test_tables_are_written_in_every_form(rows, tmp_path):

@@ -70,6 +70,15 @@ def test_statistics_are_the_means_over_whole_batches():
     assert norm.momentum == 0.9
 
 
+def test_statistics_of_a_model_within_a_model_are_estimated_too():
+    flat, x = make_model(), images(37, 2)
+    nested = tf.keras.Sequential([tf.keras.Input([SIDE, SIDE, 2]), make_model()])
+    for model in (flat, nested):
+        estimate_batch_statistics(model, x, batch_size=8)
+    for expected, found in zip(flat.get_weights(), nested.get_weights()):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_recalibrated_model_has_its_own_statistics():
     """And the weights that are given, whatever the evaluator's model held before."""
     weights_of, stale = make_model(), make_model()

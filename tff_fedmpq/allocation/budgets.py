@@ -33,6 +33,23 @@ def check_budgets(budgets: npt.ArrayLike) -> np.ndarray:
     return checked
 
 
+def check_layer_sizes(layer_sizes: npt.ArrayLike, num_layers: int) -> np.ndarray:
+    """Returns weights per layer as int64[L], checked to be L numbers from 1.
+
+    Raises:
+      ValueError: if there is another number of them, none, or one below 1.
+    """
+    sizes = np.asarray(layer_sizes, np.int64)
+    if sizes.shape != (num_layers,) or not num_layers:
+        raise ValueError(
+            f"Expected the sizes of {num_layers} layers, at least one; found an array "
+            f"of shape {sizes.shape}."
+        )
+    if (sizes < 1).any():
+        raise ValueError("Every layer has at least one weight; found a smaller size.")
+    return sizes
+
+
 def tiered_budgets(
     num_clients: int, tiers: Mapping[float, float] = PAPER_TIERS
 ) -> np.ndarray:

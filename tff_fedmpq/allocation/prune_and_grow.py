@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.allocation.budgets import check_budgets
+from tff_fedmpq.allocation.budgets import check_budgets, check_layer_sizes
 from tff_fedmpq.quantization.representation import MAX_BIT_WIDTH, MIN_BIT_WIDTH
 
 
@@ -59,7 +59,7 @@ def prune_and_grow(
     means, reductions = np.asarray(mean_bit_widths), np.asarray(bit_reductions)
     _check_shapes(means, reductions)
     rows = np.atleast_2d(means).astype(np.float32)
-    budgets = check_budgets(np.asarray(budget, np.float64))
+    budgets = check_budgets(budget)
     if budgets.ndim > 1 or budgets.size not in (1, len(rows)):
         raise ValueError(
             f"Expected one budget, or one for each of {len(rows)} clients; found an "
@@ -105,7 +105,7 @@ def prune_and_grow_graph(
                 "layer_sizes and budgets have to be known when the graph is built; "
                 f"found {known}."
             )
-    sizes = _check_sizes(layer_sizes, mean_bit_widths.shape[-1])
+    sizes = check_layer_sizes(layer_sizes, mean_bit_widths.shape[-1])
     # Whole bits: the average exceeds the budget when the sum exceeds the floor of their
     # product, and falls short of it when it falls short of the ceiling.
     total = check_budgets(budgets) * sizes.sum()
@@ -200,15 +200,3 @@ def _check_shapes(means: np.ndarray, reductions: np.ndarray) -> None:
         raise ValueError("mean_bit_widths holds values that are not finite.")
     if not (np.equal(reductions, np.floor(reductions)) & (reductions >= 0)).all():
         raise ValueError("bit_reductions are numbers of bits: integers, 0 or more.")
-
-
-def _check_sizes(layer_sizes: np.ndarray, num_layers: int) -> np.ndarray:
-    sizes = np.asarray(layer_sizes, np.int64)
-    if sizes.shape != (num_layers,) or not num_layers:
-        raise ValueError(
-            f"Expected the sizes of {num_layers} layers, at least one; found an array "
-            f"of shape {sizes.shape}."
-        )
-    if (sizes < 1).any():
-        raise ValueError("Every layer has at least one weight; found a smaller size.")
-    return sizes

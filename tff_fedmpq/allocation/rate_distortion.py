@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.allocation.budgets import check_budgets
+from tff_fedmpq.allocation.budgets import check_budgets, check_layer_sizes
 from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization.representation import MIN_BIT_WIDTH
 
@@ -44,8 +44,11 @@ def minimize_distortion_graph(
       bit_reductions: int[N, L], bits that clients took off.
       layer_sizes: int[L], known when the graph is built.
       budgets: float[N], known when the graph is built.
+
+    Raises:
+      ValueError: if layer sizes or budgets are out of range, or sizes of other layers.
     """
-    sizes = np.asarray(layer_sizes, np.int64)
+    sizes = check_layer_sizes(layer_sizes, bit_reductions.shape[-1])
     gains = -np.diff(gaussian.DISTORTIONS)[:, np.newaxis] / sizes  # [7, L]
     weights = 1.0 / tf.cast(bit_reductions + 1, tf.float64)
     candidates = tf.reshape(gains * weights[:, tf.newaxis, :], [len(budgets), -1])

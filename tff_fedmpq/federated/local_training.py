@@ -16,7 +16,10 @@ from typing import Callable, NamedTuple
 
 import tensorflow as tf
 
-from tff_fedmpq.federated.messages import QuantizedWeights
+from tff_fedmpq.federated.messages import (
+    QuantizedWeights,
+    assign_quantized_weights,
+)
 from tff_fedmpq.federated.model_spec import float_rest_variables
 from tff_fedmpq.keras.optimizer import (
     CODE_UPDATES,
@@ -27,7 +30,7 @@ from tff_fedmpq.keras.optimizer import (
     check_learning_rate_unit,
 )
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
-from tff_fedmpq.lookup import check_bool, check_name
+from tff_fedmpq.lookup import check_bool, check_count, check_name
 from tff_fedmpq.quantization import bit_planes
 
 # (batch of images, stateless seed int32[2]) -> batch of images
@@ -109,11 +112,8 @@ class LocalTrainingConfig:
     rounds: int | None = None
 
     def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                "epochs and batch_size have to be at least 1, found "
-                f"{self.epochs} and {self.batch_size}."
-            )
+        for name in ("epochs", "batch_size"):
+            check_count(getattr(self, name), name)
         for name in ("learning_rate", "float_learning_rate", "weight_decay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -136,10 +136,8 @@ class LocalTrainingConfig:
             )
         for name in ("learning_rate_decay", "float_learning_rate_decay"):
             check_name(getattr(self, name), DECAYS, name)
-        if self.rounds is not None and self.rounds < 1:
-            raise ValueError(
-                f"rounds has to be None or at least 1, found {self.rounds}."
-            )
+        if self.rounds is not None:
+            check_count(self.rounds, "rounds")
 
     def learning_rates_at(self, round_number: tf.Tensor) -> tf.Tensor:
         """Returns the rates of a round: of kernels, and of the float rest; float32[2].
@@ -244,7 +242,7 @@ class LocalTrainer:
           The trained weights; sums of the training's metrics; and each layer's
           top-plane density before pruning, float32[L].
         """
-        self._assign(weights)
+        assign_quantized_weights(self._model, weights)
         seeds = tf.random.split(seed, 2)
         self._optimizer.reset(seeds[0])
         if learning_rates is None:
@@ -310,14 +308,6 @@ class LocalTrainer:
         return TrainingSums(
             task_loss * count, tf.reduce_sum(tf.cast(correct, tf.float32)), count
         )
-
-    def _assign(self, weights: QuantizedWeights) -> None:
-        for i, kernel in enumerate(self._kernels):
-            kernel.codes.assign(weights.codes[i])
-            kernel.scale.assign(weights.scales[i])
-            kernel.bit_width.assign(weights.bit_widths[i])
-        for variable, value in zip(self._rest, weights.rest):
-            variable.assign(value)
 
     def _pruned_weights(self) -> QuantizedWeights:
         """Returns the model's weights, nearly empty top planes removed (Eq. 13)."""

@@ -19,7 +19,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
+from tff_fedmpq.federated.model_spec import (
+    FloatWeights,
+    ModelSpec,
+    float_rest_variables,
+)
+from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.quantization import packing
 from tff_fedmpq.quantization.representation import Representation
 from tff_fedmpq.quantization.scales import ScaleRule
@@ -67,6 +72,16 @@ def quantize_weights(
         scales.append(scale)
     scales = tf.stack(scales) if scales else tf.zeros([0], tf.float32)
     return QuantizedWeights(tuple(codes), scales, bit_widths, tuple(weights.rest))
+
+
+def assign_quantized_weights(model: tf.keras.Model, weights: QuantizedWeights) -> None:
+    """Sets a client model's codes, scales, bit-widths and float rest."""
+    for i, kernel in enumerate(quantized_kernels(model)):
+        kernel.codes.assign(weights.codes[i])
+        kernel.scale.assign(weights.scales[i])
+        kernel.bit_width.assign(weights.bit_widths[i])
+    for variable, value in zip(float_rest_variables(model), weights.rest):
+        variable.assign(value)
 
 
 def dequantize_weights(

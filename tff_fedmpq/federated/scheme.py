@@ -30,8 +30,10 @@ from tff_fedmpq.keras.conversion import quantize_model
 from tff_fedmpq.lookup import check_bool, lookup
 from tff_fedmpq.quantization.representation import (
     MAX_BIT_WIDTH,
+    REPRESENTATIONS,
     Representation,
     check_bit_width,
+    get_representation,
 )
 from tff_fedmpq.quantization.scales import ScaleRule
 
@@ -70,10 +72,21 @@ class WeightQuantization:
     Attributes:
       representation: what codes stand for.
       scale_rule: how the server chooses scales.
+
+    Raises:
+      ValueError: for a representation that layers do not know.
     """
 
     representation: Representation
     scale_rule: ScaleRule
+
+    def __post_init__(self):
+        # Layers on clients find it by its name.
+        if get_representation(self.representation.name) is not self.representation:
+            raise ValueError(
+                f"representation has to be one of {list(REPRESENTATIONS)}; found "
+                f"{self.representation!r}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

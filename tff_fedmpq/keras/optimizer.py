@@ -339,6 +339,9 @@ class StraightThroughSGD(IntegerSGD):
         `code_update` are not used.
     """
 
+    def __init__(self, learning_rate: float = 0.1, **kwargs: Any):
+        super().__init__(learning_rate, **{"name": "StraightThroughSGD", **kwargs})
+
     def build(self, var_list: list[tf.Variable]) -> None:
         """Creates the masters too, float32, in code units; None for float variables."""
         built_before = getattr(self, "_built", False)

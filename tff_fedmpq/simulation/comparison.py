@@ -202,8 +202,9 @@ def _float_megabytes(runs: Sequence[Mapping[str, Any]]) -> float:
 
 def format_table(rows: Sequence[ComparisonRow]) -> str:
     """Returns rows as an aligned table of text."""
+    width = max(len("scheme"), *(len(row.scheme) for row in rows))
     header = (
-        f"{'scheme':<9} {'bits u/w/a':>10} {'accuracy, %':>15} {'up MB':>9} "
+        f"{'scheme':<{width}} {'bits u/w/a':>10} {'accuracy, %':>15} {'up MB':>9} "
         f"{'per round':>9} {'down MB':>9} {'per round':>9} {'ratio':>6} {'seconds':>8}"
     )
     lines = [header, "-" * len(header)]
@@ -212,7 +213,7 @@ def format_table(rows: Sequence[ComparisonRow]) -> str:
         if row.seeds > 1:
             accuracy += f" +- {row.accuracy_deviation:.2f}"
         lines.append(
-            f"{row.scheme:<9} {row.precision:>10} {accuracy:>15} "
+            f"{row.scheme:<{width}} {row.precision:>10} {accuracy:>15} "
             f"{row.uplink_megabytes:>9.3f} {row.uplink_megabytes_per_round:>9.3f} "
             f"{row.downlink_megabytes:>9.3f} {row.downlink_megabytes_per_round:>9.3f} "
             f"{row.compression:>6.2f} {row.seconds:>8.0f}"

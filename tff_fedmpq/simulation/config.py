@@ -15,6 +15,7 @@ from typing import Any
 from tff_fedmpq.allocation.budgets import check_budgets, tiered_budgets
 from tff_fedmpq.federated.local_training import DECAYS
 from tff_fedmpq.federated.schemes import build_scheme, explicit_options
+from tff_fedmpq.lookup import check_bool, check_count
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
 
@@ -33,7 +34,8 @@ class ExperimentConfig:
         here; those left at their defaults are added, so that a run says what it did
         when a default has changed.
       dataset: name of the data set, or "auto".
-      train_examples: how many training images are used, drawn by the seed; None = all.
+      train_examples: how many training images are used, at most, drawn by the seed;
+        None = all.
       validation_examples: how many other training images, drawn by the seed, take the
         place of the test images: for choosing settings. None = the test images.
       model: name in `models.MODEL_DEPTHS`.
@@ -89,7 +91,8 @@ class ExperimentConfig:
           ValueError: naming the setting, what it may be and what was found.
         """
         for name in _COUNTS:
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            check_count(getattr(self, name), name)
+        check_bool(self.augment, "augment")
         settings = {field.name for field in dataclasses.fields(self)} | {"epochs"}
         shared = sorted(settings & set(self.scheme_options))
         _require(not shared, "scheme_options", "without settings of a run", shared)
@@ -110,7 +113,8 @@ class ExperimentConfig:
         )
         for name in ("train_examples", "validation_examples"):
             count = getattr(self, name)
-            _require(count is None or count >= 1, name, "1 or more", count)
+            if count is not None:
+                check_count(count, name)
         for name in ("learning_rate_decay", "float_learning_rate_decay"):
             decay = getattr(self, name)
             _require(decay in DECAYS, name, _one_of(DECAYS), decay)
@@ -121,7 +125,7 @@ class ExperimentConfig:
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         budgets: Sequence[float] = self.budgets
-        if not budgets:
+        if len(budgets) == 0:
             budgets = tiered_budgets(self.num_clients).tolist()
         _require(
             len(budgets) == self.num_clients,

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.federated.messages import QuantizedWeights, quantize_weights
+from tff_fedmpq.federated.messages import assign_quantized_weights, quantize_weights
 from tff_fedmpq.federated.model_spec import (
     FloatWeights,
     ModelFn,
     float_non_trainable_variables,
-    float_rest_variables,
 )
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
@@ -94,29 +93,19 @@ def assign_global_weights(model: tf.keras.Model, weights: Any) -> None:
         variable.assign(value)
 
 
-def assign_quantized_weights(model: tf.keras.Model, weights: QuantizedWeights) -> None:
-    """Sets a client model's codes, scales, bit-widths and float rest."""
-    for i, kernel in enumerate(quantized_kernels(model)):
-        kernel.codes.assign(weights.codes[i])
-        kernel.scale.assign(weights.scales[i])
-        kernel.bit_width.assign(weights.bit_widths[i])
-    for variable, value in zip(float_rest_variables(model), weights.rest):
-        variable.assign(value)
-
-
 def estimate_batch_statistics(
     model: tf.keras.Model, images: np.ndarray, batch_size: int = 256
 ) -> None:
     """Sets BatchNorm's moving statistics to their means over batches of `images`.
 
     Args:
-      model: with any number of BatchNormalization layers.
+      model: with any number of BatchNormalization layers, of models inside it too.
       images: [n, h, w, c]; the rest after whole batches is left out.
       batch_size: images per batch.
     """
     layers = [
         layer
-        for layer in model.layers
+        for layer in model.submodules
         if isinstance(layer, tf.keras.layers.BatchNormalization)
     ]
     momenta = [layer.momentum for layer in layers]

@@ -90,8 +90,8 @@ def run_experiment(
       CheckpointError: if what was saved of the run cannot be read.
       ValueError: for settings that the scheme refuses.
       datasets.DatasetError: if the data set is missing or damaged.
-      DivergenceError: if the clients' loss is infinite or NaN. The rounds before are
-        kept, and the run would diverge again.
+      DivergenceError: if the loss of the clients, or of the global model, is infinite
+        or NaN. The rounds before are kept, and the run would diverge again.
       RoundError: if a round raises a ValueError, which is no user's by then; others
         (TensorFlow's, the worker's) come as they are.
     """
@@ -107,10 +107,10 @@ def run_experiment(
     _make_directory(output_dir)
     _write_json(output_dir / "config.json", config.as_dict())
     result = _Run(config, scheme, dataset, output_dir).execute()
-    # The result last: while there is none, the run goes on from here.
     report.plot_curves(result, output_dir / "curves.png")
-    _write_json(result_path, result)
     shutil.rmtree(output_dir / _CLIENTS)
+    # The result last: while there is none, the run goes on from here.
+    _write_json(result_path, result)
     return result
 
 
@@ -348,13 +348,16 @@ class _Run:
 
 
 def _check_loss(record: Mapping[str, Any]) -> None:
-    """Codes cannot show that training diverged: any byte is a valid one."""
-    loss = record["train_loss"]
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"Training diverged in round {record['round']}: its loss is {loss}. Lower "
-            "learning_rate or float_learning_rate."
-        )
+    """Codes cannot show that training diverged: any byte is a valid one.
+
+    Nor can the clients' loss, which is of before each step, show what the last did.
+    """
+    for name in ("train_loss", "test_loss"):
+        if not math.isfinite(record[name]):
+            raise DivergenceError(
+                f"Training diverged in round {record['round']}: {name} is "
+                f"{record[name]}. Lower learning_rate or float_learning_rate."
+            )
 
 
 def _save_partition(partition: Partition, path: pathlib.Path) -> None:

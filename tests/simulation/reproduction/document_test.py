@@ -84,6 +84,7 @@ def test_reduced_runs_stand_apart_and_say_so(text):
     assert "Not the paper's protocol" in section
     assert "Training images: 20,000" in section and "30 rounds of 2 " in section
     assert "Not run: Table 1, CIFAR-100" in section
+    assert "Tiny-ImageNet" not in section  # Has no network there.
 
 
 def test_every_run_has_its_command_hardware_and_time(text):

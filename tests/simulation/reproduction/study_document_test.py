@@ -124,6 +124,9 @@ def test_difference_of_devices_is_from_least_to_greatest(make):
     # 0.375^2 - 0.25^2 = 0.078125, 0.4375^2 - 0.5^2 = -0.05859375.
     placeholder = f"{{{{ sent_devices_difference: {names} }}}}"
     assert build(placeholder, records) == "-5.9 to +7.8 (1)"
+    del record["tier_accuracy"]["2"]
+    with pytest.raises(ValueError, match="literal/fedmpq.*other budgets"):
+        build(placeholder, records)
 
 
 def test_recalibrated_accuracy_is_of_seeds_that_recorded_it(make):

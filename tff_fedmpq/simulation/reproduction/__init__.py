@@ -1,7 +1,8 @@
 """The paper's tables, and a study of our own, as runs that can be done again.
 
 paper.py             the paper's numbers
-tables.py, study.py  what is run, as tables of slots
+tables.py, study.py, tuning.py
+                     what is run, as tables of slots
 cells.py             slots x preset x seeds -> cells, each one run
 cost.py              how long a cell will take, before it starts
 results.py           the small result file of a cell, which is committed

@@ -69,13 +69,14 @@ def count_evaluated_images(
 ) -> int:
     """Returns the test images that are evaluated in what is left of a run.
 
-    After each round the global model; at the end each tier of devices twice.
+    After each round the global model; at the end it once more, recalibrated, and each
+    tier of devices twice.
     """
     scheme = experiment.build_config_scheme(config)
     tiers = 0
     if scheme.weights is not None:
         tiers = len(np.unique(scheme.effective_budgets(config.budgets)))
-    return num_test * (config.rounds - rounds_done + 2 * tiers)
+    return num_test * (config.rounds - rounds_done + 1 + 2 * tiers)
 
 
 class CostEstimator:

@@ -33,8 +33,9 @@ DEVIATIONS = (
     ),
     Deviation(
         "Scales have the least squared error instead of s = 2 max|W|.",
-        "At 1 and 2 bits the largest weight is a poor guide. With these scales few top "
-        "planes get as empty as epsilon = 0.03: MSB pruning rarely fires.",
+        "At 1 and 2 bits the largest weight is a poor guide. With either scale few top "
+        "planes get as empty as epsilon = 0.03: MSB pruning fires in few rounds, or in "
+        "none (docs/study.md, questions 2 and 6).",
         '`quantization/scales.py`; `scale_rule="max"`',
     ),
     Deviation(

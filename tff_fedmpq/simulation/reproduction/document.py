@@ -66,7 +66,10 @@ def write_document(results_dir: PathLike, path: PathLike) -> None:
 
 
 def _preset_section(preset: str, records: Records) -> Iterator[str]:
-    """Yields all tables at one preset; of a reduced one, those that were begun."""
+    """Yields all tables at one preset; of a reduced one, those that were begun.
+
+    What has not begun is named, unless the preset cannot express it.
+    """
     label = "" if preset == "paper" else f" - {preset.upper()}"
     yield f"## {_capitalised(cells.PRESETS[preset].title)}{label}"
     yield describe_protocol(preset)
@@ -89,7 +92,7 @@ def _preset_section(preset: str, records: Records) -> Iterator[str]:
         if is_begun or (preset == "paper" and grid.with_paper):
             yield f"### {grid.title}{label}"
             yield format_grid(grid, preset, records)
-        else:
+        elif not all(cells.find_obstacle(slot, preset) for slot in _slots(grid)):
             left_out.append(grid.title)
     if left_out:
         yield "Not run: " + "; ".join(left_out) + "."

@@ -295,6 +295,8 @@ def _devices_difference(
     seeds = sorted(set(a) & set(b))
     if not seeds:
         return "not run"
+    if set(a[seeds[0]]) != set(b[seeds[0]]):
+        raise ValueError(f"{names}: their devices have other budgets.")
     by_budget = [
         100 * np.mean([a[s][bits][key] - b[s][bits][key] for s in seeds])
         for bits in a[seeds[0]]
