@@ -31,9 +31,8 @@ from tff_fedmpq.simulation.experiment import (
     check_output_dir,
     run_experiment,
 )
+from tff_fedmpq.simulation.ledger import BITS_PER_MEGABYTE
 from tff_fedmpq.simulation.partition import Partition
-
-_BITS_PER_MEGABYTE = 8e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +190,13 @@ def _total(run: Mapping[str, Any], key: str) -> float:
 
 
 def _mean_megabytes(runs: Sequence[Mapping[str, Any]], key: str) -> float:
-    return float(np.mean([_total(run, key) for run in runs])) / _BITS_PER_MEGABYTE
+    return float(np.mean([_total(run, key) for run in runs])) / BITS_PER_MEGABYTE
 
 
 def _float_megabytes(runs: Sequence[Mapping[str, Any]]) -> float:
     """Returns what the same messages of float32 models would have taken."""
     messages = np.mean([sum(len(r["clients"]) for r in run["rounds"]) for run in runs])
-    return float(messages) * 32 * runs[0]["model_weights"] / _BITS_PER_MEGABYTE
+    return float(messages) * 32 * runs[0]["model_weights"] / BITS_PER_MEGABYTE
 
 
 def format_table(rows: Sequence[ComparisonRow]) -> str:
@@ -261,7 +260,7 @@ def plot_comparison(
         )
         rounds = np.arange(1, accuracy.shape[1] + 1)
         by_round.plot(rounds, accuracy.mean(axis=0), marker=".", label=scheme)
-        megabytes = sent.mean(axis=0) / _BITS_PER_MEGABYTE
+        megabytes = sent.mean(axis=0) / BITS_PER_MEGABYTE
         by_size.plot(megabytes, accuracy.mean(axis=0), marker=".", label=scheme)
     by_round.set(xlabel="round", ylabel="test accuracy, %")
     by_size.set(xlabel="MB sent, both directions, all clients", xscale="log")

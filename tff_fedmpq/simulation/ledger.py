@@ -15,6 +15,8 @@ import numpy as np
 from tff_fedmpq.federated.messages import BIT_ITEMS
 from tff_fedmpq.quantization import entropy_coding
 
+BITS_PER_MEGABYTE = 8e6
+
 
 def client_records(
     measurements: Mapping[str, Any], client_ids: Sequence[str]

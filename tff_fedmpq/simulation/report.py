@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-_BITS_PER_MEGABYTE = 8e6
+from tff_fedmpq.simulation.ledger import BITS_PER_MEGABYTE
 
 
 def plot_curves(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -61,7 +61,7 @@ def _plot_loss(axes, rounds: list[Mapping[str, Any]], numbers: list[int]) -> Non
 
 def _plot_bits(axes, rounds: list[Mapping[str, Any]], numbers: list[int]) -> None:
     for key, label in (("uplink_bits", "up"), ("downlink_bits", "down")):
-        megabytes = [r[key] / _BITS_PER_MEGABYTE for r in rounds]
+        megabytes = [r[key] / BITS_PER_MEGABYTE for r in rounds]
         axes.plot(numbers, megabytes, marker=".", label=label)
     axes.set(xlabel="round", ylabel="MB, all clients", title="Sent per round")
     axes.set_ylim(bottom=0)
@@ -95,8 +95,8 @@ def describe_round(record: Mapping[str, Any], rounds: int) -> str:
         f"test accuracy {100 * record['test_accuracy']:5.2f} %  "
         f"test loss {record['test_loss']:.3f}  "
         f"train loss {record['train_loss']:.3f}  "
-        f"up {record['uplink_bits'] / _BITS_PER_MEGABYTE:.3f} MB  "
-        f"down {record['downlink_bits'] / _BITS_PER_MEGABYTE:.3f} MB  "
+        f"up {record['uplink_bits'] / BITS_PER_MEGABYTE:.3f} MB  "
+        f"down {record['downlink_bits'] / BITS_PER_MEGABYTE:.3f} MB  "
         f"bits {record['mean_bit_width']:.2f}  "
         f"{record['seconds']:.1f} s"
     )

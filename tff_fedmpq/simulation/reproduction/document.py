@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tff_fedmpq.simulation.files import PathLike, write_atomically
+from tff_fedmpq.simulation.ledger import BITS_PER_MEGABYTE
 from tff_fedmpq.simulation.reproduction import cells, results
 from tff_fedmpq.simulation.reproduction.deviations import DEVIATIONS
 from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
@@ -20,7 +21,6 @@ from tff_fedmpq.simulation.reproduction.tables import Grid, Slot
 Record = Mapping[str, Any]
 Records = Mapping[str, Record]
 
-_BITS_PER_MEGABYTE = 8e6
 _NOT_RUN = "not run"
 
 _HEAD = """# Reproduction of the paper's tables
@@ -241,8 +241,8 @@ def _run_entries(record: Record) -> list[str]:
         name,
         f"{_accuracy(record):.2f}",
         devices,
-        f"{_total(record, 'uplink_bits') / _BITS_PER_MEGABYTE:.1f}",
-        f"{_total(record, 'downlink_bits') / _BITS_PER_MEGABYTE:.1f}",
+        f"{_total(record, 'uplink_bits') / BITS_PER_MEGABYTE:.1f}",
+        f"{_total(record, 'downlink_bits') / BITS_PER_MEGABYTE:.1f}",
         f"{hours:.2f} h",
         record["protocol"]["compute"],
         f"{record['hardware']['cores']} cores, {record['hardware']['processor']}",
