@@ -252,6 +252,6 @@ def test_a_real_cell(tmp_path):
     passes = sum(
         result["client_examples"][int(c)] for c in result["rounds"][0]["participants"]
     )
-    evaluated = 360 * (1 + 2 * len(set(config.budgets)))
+    evaluated = 360 * (1 + 1 + 2 * len(set(config.budgets)))
     assert planned[0].seconds == pytest.approx((passes + evaluated) / 100)
     assert name in document.build_document({"reduced": {name: record}})
