@@ -128,11 +128,16 @@ def test_an_error_in_a_round_is_not_taken_for_a_users(tmp_path, monkeypatch):
     [
         {"float_learning_rate": 1e30},
         # By its only step, before which the clients' loss is taken.
-        {"float_learning_rate": 1e38, "rounds": 1, "batch_size": 300},
+        {
+            "scheme": "fedavg",
+            "float_learning_rate": 1e38,
+            "rounds": 1,
+            "batch_size": 300,
+        },
     ],
 )
 def test_a_run_that_diverges_says_so_and_leaves_no_result(tmp_path, settings):
-    config = ExperimentConfig(**{**SMALL, "scheme": "fedavg", **settings})
+    config = ExperimentConfig(**{**SMALL, **settings})
     with pytest.raises(DivergenceError, match="diverged in round .*float_learning_"):
         run_experiment(config, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()

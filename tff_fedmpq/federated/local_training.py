@@ -16,10 +16,7 @@ from typing import Callable, NamedTuple
 
 import tensorflow as tf
 
-from tff_fedmpq.federated.messages import (
-    QuantizedWeights,
-    assign_quantized_weights,
-)
+from tff_fedmpq.federated.messages import QuantizedWeights, assign_quantized_weights
 from tff_fedmpq.federated.model_spec import float_rest_variables
 from tff_fedmpq.keras.optimizer import (
     CODE_UPDATES,

@@ -63,6 +63,8 @@ def build_scheme(name: str, options: Mapping[str, Any]) -> Scheme:
 def explicit_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all options of a scheme by name, those left at their defaults too.
 
+    But `outer_bit_width`, which is for experiments: it is there only where it is given.
+
     Args:
       name: of the scheme.
       options: those that are given.

@@ -201,7 +201,7 @@ def _float_megabytes(runs: Sequence[Mapping[str, Any]]) -> float:
 
 def format_table(rows: Sequence[ComparisonRow]) -> str:
     """Returns rows as an aligned table of text."""
-    width = max(len("scheme"), *(len(row.scheme) for row in rows))
+    width = max(len(name) for name in ("scheme", *(row.scheme for row in rows)))
     header = (
         f"{'scheme':<{width}} {'bits u/w/a':>10} {'accuracy, %':>15} {'up MB':>9} "
         f"{'per round':>9} {'down MB':>9} {'per round':>9} {'ratio':>6} {'seconds':>8}"

@@ -193,9 +193,7 @@ def _show_global(of_place: Sequence[Mapping[str, Any]]) -> str:
     return f"{shown} / {np.mean(last):.1f}"
 
 
-def _recalibrated_accuracies(
-    finished: Sequence[document.Record],
-) -> dict[int, float]:
+def _recalibrated_accuracies(finished: Sequence[document.Record]) -> dict[int, float]:
     """Returns the recalibrated global model's accuracy in %, by seed.
 
     Of the runs that recorded it: results of former versions are without it.
