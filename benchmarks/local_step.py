@@ -25,8 +25,8 @@ from benchmarks import bit_plane_layers, measure
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.scheme import Scheme
-from tff_fedmpq.keras.resnet import resnet20
-from tff_fedmpq.simulation import datasets
+from tff_fedmpq.keras.resnets import resnet20
+from tff_fedmpq.simulation import data as datasets
 
 BATCH_SIZE = 64
 # Memory that is new to the process makes the first steps slower.

@@ -5,7 +5,7 @@ A client of bit-widths ``b_l`` over layers of ``M_l`` weights is owed
 
 * packed: what `federated.messages.pack_model` really makes of the weights: the codes
   (every layer begins at a byte boundary), a float scale and a bit-width per layer.
-  BatchNorm and biases, the float rest, travel beside it and are not counted;
+  BatchNorm and biases, the float parameters, travel beside it and are not counted;
 * coded: the same codes, each layer range-coded by `entropy_coding.encode_codes` with a
   model of its own histogram. This is an option that the process does not use. All that
   the decoder needs is counted: scales and bit-widths as above, the length of each block
@@ -35,11 +35,11 @@ from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import QuantizedWeights
-from tff_fedmpq.federated.model_spec import ModelSpec
+from tff_fedmpq.keras.variables import ModelSpec
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.quantization import entropy_coding
-from tff_fedmpq.simulation import datasets
-from tff_fedmpq.simulation.augmentation import random_crop_and_flip
+from tff_fedmpq.simulation import data as datasets
+from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
 
 _BUDGETS = (2, 4, 6, 8)

@@ -2,61 +2,93 @@
 
     python examples/compare.py --schemes=fedavg,aqfl,fedmpq --alpha=0.5 --seeds=0,1
 
-Runs one after the other; started again, it goes on where it was interrupted. Writes a
+Runs one after the other; started again, it continues where it was interrupted. Writes a
 run per scheme and seed, table.txt, table.csv, table.json and comparison.png.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
-import experiment_flags
-from absl import app, flags, logging
+import run_flags
+from absl import app, flags
 
-from tff_fedmpq.federated.schemes import ALL_SCHEMES, SCHEMES
-from tff_fedmpq.simulation import comparison
-from tff_fedmpq.simulation.config import parse_seeds
+from tff_fedmpq.baselines.registry import SCHEMES
+from tff_fedmpq.simulation.config import (
+    ExperimentConfig,
+    field_names,
+    make_config,
+    parse_seeds,
+    read_flags,
+)
 
 _SCHEMES = flags.DEFINE_list(
-    "schemes", list(SCHEMES), f"Which of {', '.join(ALL_SCHEMES)} to compare."
+    "schemes",
+    [name for name in SCHEMES if not name.endswith("_literal")],
+    f"Schemes to compare, of {', '.join(SCHEMES)}.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "A run of every scheme for each seed.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds: a run of every scheme for each.")
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", "runs/compare", "Where runs and tables go."
+    "output_dir", "runs/compare", "Directory of runs and tables."
 )
-
-
-flags.adopt_module_key_flags(experiment_flags)  # So that --help shows them.
 
 
 def main(argv: list[str]) -> int:
-    """Runs what the flags say; user errors end in one line."""
+    """Runs the comparison that the flags describe."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        comparison.check_schemes(_SCHEMES.value)  # Before what depends on them.
-        experiment_flags.check_flags_act_on(_SCHEMES.value)
-        rows = comparison.run_comparison(
-            experiment_flags.read_config,
-            _SCHEMES.value,
-            parse_seeds(_SEEDS.value),
-            _OUTPUT_DIR.value,
-            scheme_options={
-                scheme: experiment_flags.read_fedmpq_options()
-                for scheme in experiment_flags.FEDMPQ_SCHEMES
-            },
-            data_dir=experiment_flags.DATA_DIR.value,
-            announce=lambda line: print(line, flush=True),
-        )
-    except ValueError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+    configs = make_configs(_SCHEMES.value, parse_seeds(_SEEDS.value))
+    dataset = run_flags.load_dataset()
+    run_flags.announce(next(iter(configs.values()))[0], dataset)
+
+    from tff_fedmpq.simulation import comparison
+
+    rows = comparison.run_comparison(
+        configs,
+        _OUTPUT_DIR.value,
+        data_dir=run_flags.DATA_DIR.value,
+        announce=lambda line: print(line, flush=True),
+    )
     print(comparison.format_table(rows))
-    print(f"Results: {os.path.abspath(os.path.expanduser(_OUTPUT_DIR.value))}")
+    print(f"Results: {_OUTPUT_DIR.value}")
     return 0
 
 
+def make_configs(
+    schemes: list[str], seeds: list[int]
+) -> dict[str, list[ExperimentConfig]]:
+    """Returns the configurations of all runs, by scheme.
+
+    A flag that only some schemes have a use for acts on these.
+
+    Raises:
+      ValueError: for an unknown scheme, or a flag that none of them has a use for.
+    """
+    unknown = [scheme for scheme in schemes if scheme not in SCHEMES]
+    if unknown or not schemes or len(set(schemes)) < len(schemes):
+        raise ValueError(f"schemes: expected some of {list(SCHEMES)}, found {schemes}.")
+    given = read_flags()
+    settings = {
+        scheme: field_names(SCHEMES[scheme]()) | field_names(ExperimentConfig)
+        for scheme in schemes
+    }
+    unused = set(given) - set().union(*settings.values())
+    if unused:
+        raise ValueError(f"None of {schemes} has the settings {sorted(unused)}.")
+    dataset = run_flags.load_dataset().name
+    return {
+        scheme: [
+            make_config(
+                run_flags.PRESET.value,
+                scheme,
+                dataset=dataset,
+                **{**{k: v for k, v in given.items() if k in names}, "seed": seed},
+            )
+            for seed in seeds
+        ]
+        for scheme, names in settings.items()
+    }
+
+
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(run_flags.run(main))

@@ -7,68 +7,67 @@
     tff_fedmpq.prune_and_grow(...)                    bit-widths for a budget (Alg. 2)
     tff_fedmpq.build_fedmpq(model_fn, budgets, data)  the federated process
 
-Subpackages, each using only those before it: `quantization`, `keras`,
-`allocation`, `federated`, `simulation`. The last two need TensorFlow Federated, so
-their names here are imported when they are first used.
+Subpackages, each using only those before it: `quantization`, `keras`, `allocation`,
+`federated`, `baselines`, `simulation`. The last three need TensorFlow Federated.
+
+Names are imported when they are first used, so that settings and `--help` do not wait
+for TensorFlow. Where TensorFlow is imported, before or after this package, the Keras
+layers register themselves at once: Keras can then load saved models.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
-# At once: Keras then knows these layers, and loads models that were saved with them.
-from tff_fedmpq.allocation import prune_and_grow
-from tff_fedmpq.keras import (
-    CompensatedSGD,
-    IntegerSGD,
-    QuantConv2D,
-    QuantDense,
-    QuantDepthwiseConv2D,
-    QuantReLU,
-    quantize_model,
-    quantized_kernels,
-    resnet20,
-    resnet44,
-    summary,
-)
+import wrapt
+
 from tff_fedmpq.version import __version__
 
-_LAZY = {
-    "build_aqfl": "tff_fedmpq.federated",
-    "build_aqfl_literal": "tff_fedmpq.federated",
-    "build_fedavg": "tff_fedmpq.federated",
-    "build_fedmpq": "tff_fedmpq.federated",
-    "build_fedmpq_literal": "tff_fedmpq.federated",
-    "build_fedpaq": "tff_fedmpq.federated",
-    "build_fpq8": "tff_fedmpq.federated",
-    "build_uveqfed": "tff_fedmpq.federated",
-    "local_runtime": "tff_fedmpq.simulation.runtime",
+_NAMES = {
+    "tff_fedmpq.allocation": ("prune_and_grow",),
+    "tff_fedmpq.baselines.aqfl": ("AQFLConfig", "build_aqfl"),
+    "tff_fedmpq.baselines.fedavg": ("FedAvgConfig", "build_fedavg"),
+    "tff_fedmpq.baselines.fedpaq": ("FedPAQConfig", "build_fedpaq"),
+    "tff_fedmpq.baselines.fpq8": ("FPQ8Config", "build_fpq8"),
+    "tff_fedmpq.baselines.uveqfed": ("UVeQFedConfig", "build_uveqfed"),
+    "tff_fedmpq.federated.fedmpq": ("FedMPQConfig", "build_fedmpq"),
+    "tff_fedmpq.federated.process": ("build_process",),
+    "tff_fedmpq.federated.runtime": ("local_async_runtime", "local_runtime"),
+    "tff_fedmpq.keras": (
+        "IntegerSGD",
+        "QuantConv2D",
+        "QuantDense",
+        "QuantDepthwiseConv2D",
+        "QuantReLU",
+        "quantize_model",
+        "quantized_kernels",
+        "resnet20",
+        "resnet44",
+        "summary",
+    ),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "CompensatedSGD",
-    "IntegerSGD",
-    "QuantConv2D",
-    "QuantDense",
-    "QuantDepthwiseConv2D",
-    "QuantReLU",
-    "__version__",
-    "prune_and_grow",
-    "quantize_model",
-    "quantized_kernels",
-    "resnet20",
-    "resnet44",
-    "summary",
-    *_LAZY,
-]
+__all__ = ["__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tff_fedmpq' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _register_keras_layers(tensorflow: Any) -> None:
+    del tensorflow
+    importlib.import_module("tff_fedmpq.keras")
+
+
+wrapt.register_post_import_hook(_register_keras_layers, "tensorflow")

@@ -1,9 +1,12 @@
-"""Checks for TensorFlow Federated before the layers that need it are imported.
+"""TensorFlow Federated, checked before it is imported.
 
-TFF is an optional dependency: quantization, Keras layers and allocation work
-without it.  TFF 0.87.0 pins `jaxlib==0.4.14`, which the package index no longer
-has, so `pip install tensorflow-federated` fails with a message about jaxlib.  The
-error raised here names the two routes that do work instead.
+    from tff_fedmpq._tff import tff
+
+is how all modules of this package import it. TFF is an optional dependency:
+quantization, Keras layers and allocation work without it. TFF 0.87.0 pins
+`jaxlib==0.4.14`, which the package index no longer has, so `pip install
+tensorflow-federated` fails with a message about jaxlib. The error raised here names the
+routes that work.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ _FIX = (
 
 
 def require_tff() -> None:
-    """Raises unless the release of TensorFlow Federated we are built on is there.
+    """Checks that the release of TensorFlow Federated in use is installed.
 
-    TFF itself is not imported (that takes seconds and can fail obscurely); only
-    its installed metadata is read.
+    Only installed metadata are read: importing TFF takes seconds and can fail with an
+    obscure message.
 
     Raises:
       ImportError: TFF is missing or is not of the 0.87 series.
@@ -49,3 +52,10 @@ def require_tff() -> None:
         f"tff_fedmpq expects TensorFlow Federated {_RELEASE}.x, but {problem}. {_FIX}",
         name=_MODULE,
     )
+
+
+require_tff()
+
+import tensorflow_federated as tff  # noqa: E402
+
+__all__ = ["tff"]

@@ -1,4 +1,4 @@
-"""Checks of arguments: the name of a known object; a count; true or false."""
+"""Checks of arguments: names of known objects, counts, and true or false."""
 
 from __future__ import annotations
 
@@ -10,25 +10,21 @@ T = TypeVar("T")
 
 
 def check_name(name: object, known: Mapping[str, object], what: str) -> None:
-    """Checks that an argument is one of the known names.
-
-    Raises:
-      ValueError: if it is not; it says which there are.
-    """
+    """Raises ValueError, listing the known names, unless `name` is one of them."""
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"Unknown {what} {name!r}; choose one of {sorted(known)}.")
 
 
 def lookup(identifier: str | T, known: Mapping[str, T], what: str) -> T:
-    """Returns the variation of that name, or the object itself.
+    """Returns the object of that name, or `identifier` itself if it is an object.
 
     Args:
-      identifier: a name, or an object, which is returned; a number or None is neither.
-      known: name -> variation.
-      what: is looked up, for the error.
+      identifier: Name or object. Numbers and None are refused.
+      known: Mapping of names to objects.
+      what: Kind of object, for the error message.
 
     Raises:
-      ValueError: if there is none of that name; it says which there are.
+      ValueError: If the name is unknown; the message lists the known names.
     """
     if identifier is None or isinstance(identifier, (str, int, float)):
         check_name(identifier, known, what)
@@ -37,11 +33,7 @@ def lookup(identifier: str | T, known: Mapping[str, T], what: str) -> T:
 
 
 def check_count(value: int, what: str) -> None:
-    """Checks that an argument is a whole number of at least 1.
-
-    Raises:
-      ValueError: naming the argument, if it is not.
-    """
+    """Raises ValueError unless the argument `what` is a whole number of at least 1."""
     if not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(
             f"{what} has to be a whole number of at least 1; found {value!r}."
@@ -49,10 +41,6 @@ def check_count(value: int, what: str) -> None:
 
 
 def check_bool(value: bool, what: str) -> None:
-    """Checks that an argument is true or false, not a word such as "no".
-
-    Raises:
-      ValueError: naming the argument, if it is not.
-    """
+    """Raises ValueError unless the argument `what` is a bool, not a word like "no"."""
     if not isinstance(value, bool):
         raise ValueError(f"{what} has to be true or false, found {value!r}.")

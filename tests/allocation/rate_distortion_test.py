@@ -1,6 +1,6 @@
 """Allocation of least quantization error, against exhaustive search and a NumPy oracle.
 
-Budgets are multiples of 1/16, as in `prune_and_grow_test`.
+Budgets are multiples of 1/16, as in `pruning_growing_test`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from oracles import quantization as oracle
 from tff_fedmpq.federated import aggregation, messages
 from tff_fedmpq.federated.aggregation import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums
-from tff_fedmpq.federated.model_spec import ModelSpec
+from tff_fedmpq.keras.variables import ModelSpec
 from tff_fedmpq.federated.uplink import ModelUplink
-from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
+from tff_fedmpq.quantization.representations import SIGN_MAGNITUDE
 
 KERNEL_SHAPES = ((3, 5), (7,))
 REST_SHAPES = ((2,), (1, 3))
@@ -48,7 +48,7 @@ def make_result(key, weight, bit_widths) -> ClientResult:
     message = {
         "bit_widths": np.array(bit_widths, np.uint8),
         "codes": np.concatenate(packed),
-        "rest": tuple(rng.normal(size=s).astype(np.float32) for s in REST_SHAPES),
+        "float_parameters": tuple(rng.normal(size=s).astype(np.float32) for s in REST_SHAPES),
         "scales": rng.random(2).astype(np.float32) + 0.5,
     }
     result = ClientResult(
@@ -57,7 +57,7 @@ def make_result(key, weight, bit_widths) -> ClientResult:
         message=message,
         bit_widths=np.array(bit_widths, np.int32),
         training=TrainingSums(*np.float32([10 + key, 2 + key, 20 + key])),
-        top_plane_densities=np.float32([0.1 * key, 0.5]),
+        msb_densities=np.float32([0.1 * key, 0.5]),
         uplink_bits=np.int64([1, 2, 3, 4]) * (key + 1),
         downlink_bits=np.int64([5, 6, 7, 8]) * (key + 1),
         symbols=np.full([2, 3], -key - 1, np.int16),
@@ -79,7 +79,7 @@ def model_by_oracle(result: ClientResult) -> list[np.ndarray]:
         kernels.append(oracle.levels(oracle.SIGN_MAGNITUDE, scale, bits)[codes])
         begin += num_bytes
     assert begin == len(message["codes"])
-    return [*kernels, *message["rest"]]
+    return [*kernels, *message["float_parameters"]]
 
 
 def add_up(results) -> aggregation.RoundSums:
@@ -105,14 +105,14 @@ def test_mean_is_numpys_weighted_mean(results):
     mean, mean_bit_widths = aggregation.weighted_mean(add_up(results))
     models = [model_by_oracle(result) for result in results]
     expected = [np.average(list(t), axis=0, weights=WEIGHTS) for t in zip(*models)]
-    assert_close([*mean.kernels, *mean.rest], expected)
+    assert_close([*mean.kernels, *mean.float_parameters], expected)
     expected_bits = np.average(BIT_WIDTHS, axis=0, weights=WEIGHTS)
     np.testing.assert_allclose(mean_bit_widths, expected_bits, rtol=1e-6)
 
 
 def test_mean_of_one_client_is_its_model(results):
     mean, mean_bit_widths = aggregation.weighted_mean(add_up(results[:1]))
-    assert_close([*mean.kernels, *mean.rest], model_by_oracle(results[0]))
+    assert_close([*mean.kernels, *mean.float_parameters], model_by_oracle(results[0]))
     np.testing.assert_allclose(mean_bit_widths, BIT_WIDTHS[0], rtol=1e-6)
 
 
@@ -137,7 +137,7 @@ def test_sums_are_over_all_clients(results):
     keys = np.array(KEYS)
     assert_close(list(sums.training), [np.sum(n + keys) for n in (10, 2, 20)])
     np.testing.assert_allclose(
-        sums.top_plane_densities, [0.1 * keys.sum(), 0.5 * len(KEYS)], rtol=1e-6
+        sums.msb_densities, [0.1 * keys.sum(), 0.5 * len(KEYS)], rtol=1e-6
     )
 
 
@@ -183,7 +183,7 @@ def test_no_weight_is_no_average(results, count):
     sums = add_up(weightless[:count])
     assert not aggregation.has_average(sums)
     mean, mean_bit_widths = aggregation.weighted_mean(sums)
-    for tensor in [*mean.kernels, *mean.rest, mean_bit_widths]:
+    for tensor in [*mean.kernels, *mean.float_parameters, mean_bit_widths]:
         np.testing.assert_array_equal(tensor, np.zeros(tensor.shape))
 
 
@@ -193,7 +193,7 @@ def test_any_weight_is_an_average(results):
     sums = add_up(few)
     assert aggregation.has_average(sums)
     mean, _ = aggregation.weighted_mean(sums)
-    assert_close([*mean.kernels, *mean.rest], model_by_oracle(results[1]))
+    assert_close([*mean.kernels, *mean.float_parameters], model_by_oracle(results[1]))
 
 
 def test_decoding_follows_the_uplinks_own_message(results):

@@ -122,13 +122,13 @@ def test_a_client_trains_as_the_trainer_does(recorded_round, problem, name):
     images, labels = map(tf.constant, problem.examples[name])
     trained, sums, densities = trainer.train(weights, images, labels, seed)
     np.testing.assert_allclose(list(result.training), list(sums), rtol=1e-3)
-    np.testing.assert_allclose(result.top_plane_densities, densities, atol=0.02)
+    np.testing.assert_allclose(result.msb_densities, densities, atol=0.02)
     np.testing.assert_array_equal(result.bit_widths, trained.bit_widths)
     packed = messages.pack_model(trained)
     same = result.message["codes"] == packed["codes"].numpy()
     assert same.mean() > 0.9
     np.testing.assert_allclose(result.message["scales"], packed["scales"], rtol=1e-6)
-    for mine, value in zip(result.message["rest"], packed["rest"]):
+    for mine, value in zip(result.message["float_parameters"], packed["float_parameters"]):
         np.testing.assert_allclose(mine, value, rtol=1e-2, atol=1e-2)
 
 
@@ -146,5 +146,5 @@ def test_a_client_without_examples_learns_nothing(recorded_round):
     sent, result = recorded_round.messages["anna"], recorded_round.results["anna"]
     assert result.weight == 0
     assert list(result.training) == [0, 0, 0]
-    for before, after in zip(sent["rest"], result.message["rest"]):
+    for before, after in zip(sent["float_parameters"], result.message["float_parameters"]):
         np.testing.assert_array_equal(before, after)

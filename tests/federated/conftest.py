@@ -18,8 +18,8 @@ from oracles import quantization as oracle
 from tff_fedmpq.federated import build_fedmpq
 from tff_fedmpq.federated.client_work import build_client_work
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
-from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
-from tff_fedmpq.simulation.runtime import local_runtime
+from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
+from tff_fedmpq.federated.runtime import local_runtime
 
 # The order is that of the tables' rows, and not the alphabet's.
 BUDGETS = {"dora": 2, "bert": 8, "cleo": 5.5, "anna": 4}
@@ -173,7 +173,7 @@ def _client_computation(problem: Problem) -> tff.Computation:
         collections.OrderedDict(
             bit_widths=tff.TensorType(np.uint8, [num_layers]),
             codes=tff.TensorType(np.uint8, [None]),
-            rest=tuple(tff.TensorType(np.float32, s) for s in problem.spec.rest_shapes),
+            float_parameters=tuple(tff.TensorType(np.float32, s) for s in problem.spec.float_parameter_shapes),
             scales=tff.TensorType(np.float32, [num_layers]),
             seed=tff.TensorType(np.int32, [2]),
             training_rates=tff.TensorType(np.float32, [2]),
@@ -204,7 +204,7 @@ def _message_by_oracle(problem: Problem, state: Any, key: int) -> Any:
     return collections.OrderedDict(
         bit_widths=bit_widths.astype(np.uint8),
         codes=np.concatenate(packed),
-        rest=tuple(weights.rest),
+        float_parameters=tuple(weights.float_parameters),
         scales=np.array(scales, np.float32),
         seed=tf.random.fold_in(round_seed, key).numpy(),
         training_rates=np.array(

@@ -17,7 +17,7 @@ from tff_fedmpq.keras import (
     quantize_model,
     quantized_kernels,
 )
-from tff_fedmpq.quantization.representation import (
+from tff_fedmpq.quantization.representations import (
     OFFSET_BINARY,
     SIGN_MAGNITUDE,
     SignMagnitude,

@@ -9,9 +9,9 @@ from oracles import quantization as oracle
 
 from tff_fedmpq.federated.local_training import LocalTrainer, LocalTrainingConfig
 from tff_fedmpq.federated.messages import QuantizedWeights, quantize_weights
-from tff_fedmpq.federated.model_spec import float_rest_variables
+from tff_fedmpq.keras.variables import float_parameter_variables
 from tff_fedmpq.keras import quantize_model
-from tff_fedmpq.quantization.representation import SIGN_MAGNITUDE
+from tff_fedmpq.quantization.representations import SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import least_squares_scale
 
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -31,12 +31,12 @@ def make_trainer(problem, *, augment=None, on_step=None, lasso=0.0, **config):
     defaults = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1, **PAPERS_UPDATE}
     config = LocalTrainingConfig(**{**defaults, **config})
     trainer = LocalTrainer(model, config, LOSS, augment, on_step)
-    kernel_shapes, rest_shapes = problem.spec.kernel_shapes, problem.spec.rest_shapes
+    kernel_shapes, float_parameter_shapes = problem.spec.kernel_shapes, problem.spec.float_parameter_shapes
     weights = QuantizedWeights(
         tuple(tf.TensorSpec(shape, tf.uint8) for shape in kernel_shapes),
         tf.TensorSpec([len(kernel_shapes)]),
         tf.TensorSpec([len(kernel_shapes)], tf.int32),
-        tuple(tf.TensorSpec(shape) for shape in rest_shapes),
+        tuple(tf.TensorSpec(shape) for shape in float_parameter_shapes),
     )
     images, labels = tf.TensorSpec([None, 8, 8, 3]), tf.TensorSpec([None], tf.int32)
     seed = tf.TensorSpec([2], tf.int32)
@@ -107,7 +107,7 @@ def test_training_moves_codes_and_rest_but_not_scales(trainer, initial, problem)
     weights = initial(2, 5)
     trained, _, _ = train(trainer, weights, problem.make_examples(12, 0))
     for before, after in zip(
-        (*weights.codes, *weights.rest), (*trained.codes, *trained.rest)
+        (*weights.codes, *weights.float_parameters), (*trained.codes, *trained.float_parameters)
     ):
         assert differ(before, after)
     np.testing.assert_array_equal(trained.scales, weights.scales)
@@ -159,11 +159,11 @@ def test_a_round_may_have_a_learning_rate_of_its_own(problem, initial):
     assert differ(before.codes, expected[0].codes)
     still, _, _ = trainer(weights, images, labels, SEED, tf.constant([0.0, 0.1]))
     assert_equal(still.codes, weights.codes)
-    assert differ(still.rest[0], weights.rest[0])
+    assert differ(still.float_parameters[0], weights.float_parameters[0])
     # Moving statistics, which no rate is of, end the rest.
     still, _, _ = trainer(weights, images, labels, SEED, tf.constant([0.4, 0.0]))
     assert differ(still.codes, weights.codes)
-    assert_equal(still.rest[:-2], weights.rest[:-2])
+    assert_equal(still.float_parameters[:-2], weights.float_parameters[:-2])
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_densities_are_those_before_pruning(problem, initial, trainer):
     pruned, _, densities_pruned = train(pruning, weights, examples)
     assert pruned.bit_widths.numpy().tolist() == [1, 1]
     expected = [
-        oracle.top_plane_density(oracle.SIGN_MAGNITUDE, codes.numpy(), bits)
+        oracle.msb_density(oracle.SIGN_MAGNITUDE, codes.numpy(), bits)
         for codes, bits in zip(trained.codes, (8, 3))
     ]
     np.testing.assert_allclose(densities, expected, rtol=1e-6)
@@ -403,13 +403,13 @@ def test_a_float_model_trains_by_sgd(problem):
         epochs=3, float_learning_rate=0.05, momentum=0.9, weight_decay=0.0
     )
     trainer = LocalTrainer(model, config, LOSS)
-    rest = tuple(variable.value() for variable in float_rest_variables(model))
+    rest = tuple(variable.value() for variable in float_parameter_variables(model))
     weights = QuantizedWeights((), tf.zeros([0]), tf.zeros([0], tf.int32), rest)
     images, labels = problem.make_examples(1, 0)
     trained, sums, densities = train(trainer.train, weights, (images, labels))
     reference.compile(tf.keras.optimizers.SGD(0.05, 0.9), LOSS)
     reference.fit(images, labels, epochs=3, verbose=0)
-    for mine, variable in zip(trained.rest, float_rest_variables(reference)):
+    for mine, variable in zip(trained.float_parameters, float_parameter_variables(reference)):
         np.testing.assert_allclose(mine, variable, rtol=1e-4, atol=1e-6)
     assert trained.codes == () and densities.shape == [0]
     assert float(sums.count) == 3

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from oracles import quantization as oracle
 
 from tff_fedmpq.federated import messages
-from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
-from tff_fedmpq.quantization.representation import get_representation
+from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
+from tff_fedmpq.quantization.representations import get_representation
 from tff_fedmpq.quantization.scales import get_scale_rule
 
 ORACLES = {
@@ -26,11 +26,11 @@ SIZES = (5, 18, 21, 1, 16)
 REST_SHAPES = ((3,), (2, 2), ())
 
 
-def make_spec(kernel_shapes=SHAPES, rest_shapes=REST_SHAPES) -> ModelSpec:
+def make_spec(kernel_shapes=SHAPES, float_parameter_shapes=REST_SHAPES) -> ModelSpec:
     return ModelSpec(
         tuple(f"layer{i}" for i in range(len(kernel_shapes))),
-        (*kernel_shapes, *rest_shapes),
-        (True,) * len(kernel_shapes) + (False,) * len(rest_shapes),
+        (*kernel_shapes, *float_parameter_shapes),
+        (True,) * len(kernel_shapes) + (False,) * len(float_parameter_shapes),
         (),
     )
 
@@ -115,7 +115,7 @@ def test_a_float_model_is_all_rest():
     )
     restored = messages.unpack_model(message, spec)
     assert restored.codes == ()
-    tf.nest.map_structure(np.testing.assert_array_equal, restored.rest, rest)
+    tf.nest.map_structure(np.testing.assert_array_equal, restored.float_parameters, rest)
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))
@@ -145,7 +145,7 @@ def test_quantized_weights_are_the_oracles(name, seed):
         np.testing.assert_allclose(
             restored.kernels[i], table[quantized.codes[i].numpy()], rtol=1e-5, atol=1e-7
         )
-    tf.nest.map_structure(np.testing.assert_array_equal, list(restored.rest), rest)
+    tf.nest.map_structure(np.testing.assert_array_equal, list(restored.float_parameters), rest)
 
 
 def test_each_layer_gets_the_scale_of_its_own_bit_width():
@@ -165,9 +165,9 @@ def test_bits_are_itemised():
         codes=[tf.zeros([10], tf.uint8), tf.zeros([3], tf.uint8)],
         scales=[tf.zeros([2])],
         headers=[tf.zeros([2], tf.uint8), tf.constant(1.0), tf.zeros([2], tf.int32)],
-        float_rest=[tf.zeros([4, 5]), tf.zeros([])],
+        float_parameters=[tf.zeros([4, 5]), tf.zeros([])],
     )
-    assert messages.BIT_ITEMS == ("codes", "scales", "headers", "float_rest")
+    assert messages.BIT_ITEMS == ("codes", "scales", "headers", "float_parameters")
     assert bits.dtype == tf.int64
     assert bits.numpy().tolist() == [13 * 8, 2 * 32, 2 * 8 + 32 + 2 * 32, 21 * 32]
     assert messages.count_bits().numpy().tolist() == [0, 0, 0, 0]
@@ -182,7 +182,7 @@ NUM_REST = 4 * 4 + 4
 
 
 def bits_by_hand(bit_widths, extra_header_bits) -> list[int]:
-    """sum_l b_l M_l in whole bytes per layer; scales; headers; the float rest."""
+    """sum_l b_l M_l in whole bytes per layer; scales; headers; the float parameters."""
     codes = 8 * packed_bytes(bit_widths, LAYER_SIZES)
     headers = 8 * len(LAYER_SIZES) + extra_header_bits
     return [codes, 32 * len(LAYER_SIZES), headers, 32 * NUM_REST]
@@ -229,4 +229,4 @@ def test_the_messages_of_a_round_have_the_counted_bytes(recorded_round, problem)
             counted = recorded_round.metrics[way][row]
             assert 8 * message["codes"].nbytes == counted[0]
             assert 8 * message["scales"].nbytes == counted[1]
-            assert 8 * sum(tensor.nbytes for tensor in message["rest"]) == counted[3]
+            assert 8 * sum(tensor.nbytes for tensor in message["float_parameters"]) == counted[3]

@@ -14,10 +14,10 @@ from oracles import quantization as oracle
 
 from tff_fedmpq.allocation import prune_and_grow
 from tff_fedmpq.federated import build_fedmpq
-from tff_fedmpq.federated.model_spec import float_non_trainable_variables
+from tff_fedmpq.keras.variables import float_non_trainable_variables
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.keras import quantize_model
-from tff_fedmpq.simulation.runtime import local_async_runtime
+from tff_fedmpq.federated.runtime import local_async_runtime
 
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -38,12 +38,12 @@ def model_by_oracle(problem, message) -> list[np.ndarray]:
         codes = oracle.unpack(message["codes"][begin:end], bits, size).reshape(shape)
         kernels.append(oracle.levels(oracle.SIGN_MAGNITUDE, scale, bits)[codes])
         begin = end
-    return [*kernels, *message["rest"]]
+    return [*kernels, *message["float_parameters"]]
 
 
 def as_list(problem, state) -> list[np.ndarray]:
     weights = problem.split(state.global_model_weights)
-    return [*weights.kernels, *weights.rest]
+    return [*weights.kernels, *weights.float_parameters]
 
 
 def used_bits(problem, table) -> np.ndarray:
@@ -191,7 +191,7 @@ def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
     )
     for value, expected in zip(new.kernels, old.kernels):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
-    assert not np.allclose(new.rest[0], old.rest[0], rtol=1e-3)
+    assert not np.allclose(new.float_parameters[0], old.float_parameters[0], rtol=1e-3)
 
 
 def test_a_float_rate_that_has_fallen_to_zero_moves_the_codes_only(
@@ -203,7 +203,7 @@ def test_a_float_rate_that_has_fallen_to_zero_moves_the_codes_only(
         learning_rate_decay="none",
         float_learning_rate_decay="cosine",
     )
-    for value, expected in zip(new.rest[:-2], old.rest[:-2]):  # Then statistics.
+    for value, expected in zip(new.float_parameters[:-2], old.float_parameters[:-2]):  # Then statistics.
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
     assert not np.allclose(new.kernels[0], old.kernels[0], rtol=1e-3)
 
@@ -215,9 +215,9 @@ def test_pooled_statistics_are_those_of_all_inputs(recorded_round, problem):
     output = process.next(recorded_round.before, names)
     results = [recorded_round.results[name] for name in names]
     weights = [result.weight for result in results]
-    # The model's one BatchNorm: moving mean and variance end the float rest.
+    # The model's one BatchNorm: moving mean and variance end the float parameters.
     means, variances = (
-        np.stack([result.message["rest"][i] for result in results]) for i in (-2, -1)
+        np.stack([result.message["float_parameters"][i] for result in results]) for i in (-2, -1)
     )
     mean = np.average(means, axis=0, weights=weights)
     within = np.average(variances, axis=0, weights=weights)
@@ -289,9 +289,9 @@ def test_a_round_measures_its_participants(recorded_round, problem):
     np.testing.assert_allclose(
         train["accuracy"], sum(s.correct for s in sums) / count, rtol=1e-6
     )
-    densities = [result.top_plane_densities for result in results.values()]
+    densities = [result.msb_densities for result in results.values()]
     np.testing.assert_allclose(
-        metrics["top_plane_densities"], np.mean(densities, axis=0), rtol=1e-5
+        metrics["msb_densities"], np.mean(densities, axis=0), rtol=1e-5
     )
     rounds = [
         s.distributor["round"] for s in (recorded_round.before, recorded_round.after)

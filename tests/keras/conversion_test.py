@@ -144,7 +144,9 @@ def test_layers_of_a_sequential_model():
     assert bits == [3, None, None, 3, None, None, None]
     assert quantized.get_layer("hidden").activation is tf.keras.activations.tanh
     assert {
-        layer.bit_width for layer in leaves(quantized) if hasattr(layer, "lasso")
+        layer.bit_width
+        for layer in leaves(quantized)
+        if hasattr(layer, "lasso_strength")
     } == {4}
 
 
@@ -228,14 +230,18 @@ def test_relu_of_tensorflow_is_quantized():
 
 def test_quantized_layers_stay_as_they_are():
     model = tf.keras.Sequential(
-        [tf.keras.Input([6]), QuantDense(9, bit_width=3, lasso=0.5), layers.Dense(2)]
+        [
+            tf.keras.Input([6]),
+            QuantDense(9, bit_width=3, lasso_strength=0.5),
+            layers.Dense(2),
+        ]
     )
     with warnings_of_absl() as messages:
         quantized = quantize_model(model, 7, lasso=0.1)
     assert messages == []
     widths = [int(kernel.bit_width) for kernel in quantized_kernels(quantized)]
     assert widths == [3, 7]
-    assert quantized.layers[0].lasso == 0.5
+    assert quantized.layers[0].lasso_strength == 0.5
     np.testing.assert_array_equal(
         quantized.layers[0].quantized_kernel.codes,
         model.layers[0].quantized_kernel.codes,
@@ -330,13 +336,15 @@ def test_without_bit_width_kernels_are_float(build):
 def test_lasso_strengths_are_shares_of_lambda():
     model = make(nested)
     quantized = quantize_model(model, 4, lasso=0.6)
-    converted = [layer for layer in leaves(quantized) if hasattr(layer, "lasso")]
+    converted = [
+        layer for layer in leaves(quantized) if hasattr(layer, "lasso_strength")
+    ]
     assert len(converted) == 3
     sizes = np.array([layer.quantized_kernel.size for layer in converted])
     np.testing.assert_allclose(
-        [layer.lasso for layer in converted], 0.6 * sizes / np.sum(sizes)
+        [layer.lasso_strength for layer in converted], 0.6 * sizes / np.sum(sizes)
     )
-    assert sum(layer.lasso for layer in converted) == pytest.approx(0.6)
+    assert sum(layer.lasso_strength for layer in converted) == pytest.approx(0.6)
     assert len(quantized.losses) == 3
 
 
@@ -569,7 +577,7 @@ def test_a_layer_in_an_inner_model_and_outside_stays_one():
     model = tf.keras.Model(inputs, shared(inner(inputs)))
     quantized = quantize_model(model, 8, lasso=1.0)
     assert len(quantized.trainable_variables) == len(model.trainable_variables) == 2
-    assert quantized.get_layer("shared").lasso == 1.0  # All of the weights.
+    assert quantized.get_layer("shared").lasso_strength == 1.0  # All of the weights.
     x = np.random.default_rng(0).normal(size=[6, 4]).astype(np.float32)
     np.testing.assert_allclose(quantized(x), model(x), atol=0.05)
     # It gives the output, if not only that.

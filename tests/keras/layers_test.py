@@ -18,7 +18,7 @@ from tff_fedmpq.keras import (
     quantized_kernels,
 )
 from tff_fedmpq.quantization import gaussian
-from tff_fedmpq.quantization.representation import OFFSET_BINARY
+from tff_fedmpq.quantization.representations import OFFSET_BINARY
 
 ORACLES = {
     "offset_binary": oracle.OFFSET_BINARY,
@@ -99,7 +99,7 @@ class QuantizedLayerBase:
             activation_bits=4,
             representation="offset_binary",
             scale_rule="max",
-            lasso=0.25,
+            lasso_strength=0.25,
         )
         config = tf.keras.layers.serialize(layer)
         copy = tf.keras.layers.deserialize(config)
@@ -112,7 +112,7 @@ class QuantizedLayerBase:
                 "activation_bits": 4,
                 "representation": "offset_binary",
                 "scale_rule": "max",
-                "lasso": 0.25,
+                "lasso_strength": 0.25,
             }.items()
         )
         layer.build((None, *self.input_shape))
@@ -122,7 +122,7 @@ class QuantizedLayerBase:
     def test_keras_file_round_trip(self, tmp_path):
         """Predictions are equal, and so is the training that follows."""
         model = self.make_model(
-            bit_width=5, activation="relu", activation_bits=4, lasso=0.01
+            bit_width=5, activation="relu", activation_bits=4, lasso_strength=0.01
         )
         x, y = self.inputs(), self.targets()
         model.train_on_batch(x, y)
@@ -324,7 +324,7 @@ class QuantizedLayerBase:
         assert int(kernel.bit_width) == 4
 
     def test_every_trainable_variable_moves(self):
-        model = self.make_model(bit_width=4, lasso=1e-4)
+        model = self.make_model(bit_width=4, lasso_strength=1e-4)
         before = [variable.numpy() for variable in model.trainable_variables]
         for _ in range(3):
             model.train_on_batch(self.inputs(), self.targets())
@@ -367,8 +367,8 @@ class QuantizedLayerBase:
             ({"activation": "tanh", "activation_bits": 4}, "activation_bits.*ReLU"),
             ({"activation": "relu", "activation_bits": 0}, "activation_bits.*found 0"),
             ({"activation": "relu", "activation_bits": 9}, "activation_bits.*found 9"),
-            ({"lasso": -0.1}, "lasso.*found -0.1"),
-            ({"lasso": float("nan")}, "lasso.*found nan"),
+            ({"lasso_strength": -0.1}, "lasso_strength.*found -0.1"),
+            ({"lasso_strength": float("nan")}, "lasso_strength.*found nan"),
         ],
         ids=str,
     )

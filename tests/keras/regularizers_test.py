@@ -66,7 +66,7 @@ def test_gradient_is_scaled_by_what_comes_from_above(name, expected):
 @both
 def test_adds_to_the_loss_of_the_layer(name, expected):
     """One gradient from the output by Eq. 5, one from the Lasso; both arrive."""
-    layer, codes = make_layer(name, 4, lasso=0.02)
+    layer, codes = make_layer(name, 4, lasso_strength=0.02)
     kernel = layer.quantized_kernel
     x = np.random.default_rng(0).normal(size=[3, 6]).astype(np.float32)
 
@@ -101,5 +101,5 @@ def test_follows_the_bit_width_in_one_trace():
 
 
 def test_without_strength_there_is_no_loss():
-    layer, _ = make_layer("sign_magnitude", 4, lasso=0.0)
+    layer, _ = make_layer("sign_magnitude", 4, lasso_strength=0.0)
     assert layer.losses == []

@@ -150,7 +150,7 @@ def plane_densities(representation, codes, bit_width):
     return densities
 
 
-def top_plane_density(representation, codes, bit_width):
+def msb_density(representation, codes, bit_width):
     """Fraction of ones in the top plane, 1 where there is no plane."""
     planes = bit_planes(representation, codes, bit_width)
     return np.count_nonzero(planes[-1]) / planes[-1].size if planes else 1.0
@@ -180,10 +180,7 @@ def prune_msb(representation, codes, scale, bit_width, threshold, saturate=True)
     codes = np.asarray(codes)
     scale = float(scale)
     lower = _saturate_one if saturate else _drop_one
-    while (
-        bit_width > 1
-        and top_plane_density(representation, codes, bit_width) <= threshold
-    ):
+    while bit_width > 1 and msb_density(representation, codes, bit_width) <= threshold:
         flat = [lower(representation, u, bit_width) for u in codes.ravel()]
         codes = np.array(flat, np.int64).reshape(codes.shape)
         scale = scale * (2 ** (bit_width - 1) - 1) / (2**bit_width - 1)

@@ -12,11 +12,11 @@ from oracles import strategies
 from oracles.strategies import BIT_WIDTHS, SETTINGS
 
 from tff_fedmpq.quantization.bit_planes import (
+    msb_density,
     plane_densities,
     prune_msb,
-    top_plane_density,
 )
-from tff_fedmpq.quantization.representation import (
+from tff_fedmpq.quantization.representations import (
     OFFSET_BINARY,
     SIGN_MAGNITUDE,
     step_size,
@@ -56,11 +56,11 @@ def test_densities(representation, expected, case):
     np.testing.assert_allclose(
         densities, oracle.plane_densities(expected, codes, bit_width), rtol=1e-6
     )
-    top = top_plane_density(representation, tf.constant(codes), width(bit_width))
+    top = msb_density(representation, tf.constant(codes), width(bit_width))
     assert top.dtype == tf.float32
     assert top.shape == ()
     np.testing.assert_allclose(
-        float(top), oracle.top_plane_density(expected, codes, bit_width), rtol=1e-6
+        float(top), oracle.msb_density(expected, codes, bit_width), rtol=1e-6
     )
     # The planes hold the magnitudes: their weighted densities are the mean.
     mean = np.mean(oracle.magnitudes(expected, codes, bit_width))
@@ -73,7 +73,7 @@ def test_one_bit_sign_magnitude_has_no_plane():
     codes = tf.constant([0, 1, 1], tf.uint8)
     densities = plane_densities(SIGN_MAGNITUDE, codes, width(1))
     np.testing.assert_array_equal(densities.numpy(), np.zeros(8))
-    assert float(top_plane_density(SIGN_MAGNITUDE, codes, width(1))) == 1.0
+    assert float(msb_density(SIGN_MAGNITUDE, codes, width(1))) == 1.0
 
 
 @both
@@ -216,7 +216,7 @@ def test_the_top_plane_is_empty_only_under_sign_magnitude():
     for representation in (OFFSET_BINARY, SIGN_MAGNITUDE):
         scale = max_scale(weights, bits, representation)
         codes = representation.quantize(weights, scale, bits)
-        densities.append(float(top_plane_density(representation, codes, bits)))
+        densities.append(float(msb_density(representation, codes, bits)))
     assert 0.44 < densities[0] < 0.56
     assert densities[1] < 0.15
 

@@ -12,7 +12,7 @@ from oracles import strategies
 from oracles.strategies import BIT_WIDTHS, SETTINGS
 
 from tff_fedmpq.quantization.group_lasso import code_gradient, penalty
-from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
+from tff_fedmpq.quantization.representations import OFFSET_BINARY, SIGN_MAGNITUDE
 
 PAIRS = [
     pytest.param(OFFSET_BINARY, oracle.OFFSET_BINARY, id="offset_binary"),

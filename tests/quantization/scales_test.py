@@ -13,7 +13,7 @@ from oracles import strategies
 from oracles.strategies import BIT_WIDTHS, SETTINGS
 
 from tff_fedmpq.quantization import gaussian
-from tff_fedmpq.quantization.representation import OFFSET_BINARY, SIGN_MAGNITUDE
+from tff_fedmpq.quantization.representations import OFFSET_BINARY, SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import (
     gaussian_scale,
     least_squares_scale,

@@ -10,12 +10,12 @@ import json
 import numpy as np
 import pytest
 
-from tff_fedmpq.federated.schemes import SCHEMES
+from tff_fedmpq.baselines.registry import SCHEMES
 from tff_fedmpq.simulation import comparison, datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.experiment import DivergenceError, build_config_scheme
 from tff_fedmpq.simulation.models import build_model_fn
-from tff_fedmpq.simulation.partition import Partition
+from tff_fedmpq.simulation.data.partitions import Partition
 
 SMALL = {
     "dataset": "digits",
@@ -59,7 +59,7 @@ def test_a_row_is_of_all_seeds():
     row = comparison.summarise(runs)
     assert (row.scheme, row.precision, row.seeds) == ("aqfl", "v/v/4", 2)
     assert row.accuracy == pytest.approx(60)
-    assert row.accuracy_deviation == pytest.approx(20 / np.sqrt(2))
+    assert row.accuracy_std == pytest.approx(20 / np.sqrt(2))
     # Bytes of the seeds: 1000 + 2000 and 2000 + 3000 up, 2000 + 2000 down.
     assert row.uplink_megabytes == pytest.approx(0.004)
     assert row.uplink_megabytes_per_round == pytest.approx(0.002)
@@ -72,7 +72,7 @@ def test_a_row_is_of_all_seeds():
 
 def test_one_seed_has_no_deviation():
     row = comparison.summarise([make_run("aqfl", [0.25])])
-    assert (row.seeds, row.accuracy, row.accuracy_deviation) == (1, 25, 0)
+    assert (row.seeds, row.accuracy, row.accuracy_std) == (1, 25, 0)
 
 
 @pytest.fixture

@@ -28,26 +28,26 @@ def make_measurements(symbols=None):
 
 
 def test_records_are_the_rows_of_participants():
-    assert BIT_ITEMS == ("codes", "scales", "headers", "float_rest")
+    assert BIT_ITEMS == ("codes", "scales", "headers", "float_parameters")
     assert ledger.client_records(make_measurements(), CLIENT_IDS) == [
         {
             "client": "dora",
-            "uplink_bits": {"codes": 1, "scales": 2, "headers": 3, "float_rest": 4},
+            "uplink_bits": {"codes": 1, "scales": 2, "headers": 3, "float_parameters": 4},
             "downlink_bits": {
                 "codes": 13,
                 "scales": 14,
                 "headers": 15,
-                "float_rest": 16,
+                "float_parameters": 16,
             },
         },
         {
             "client": "anna",
-            "uplink_bits": {"codes": 9, "scales": 10, "headers": 11, "float_rest": 12},
+            "uplink_bits": {"codes": 9, "scales": 10, "headers": 11, "float_parameters": 12},
             "downlink_bits": {
                 "codes": 21,
                 "scales": 22,
                 "headers": 23,
-                "float_rest": 24,
+                "float_parameters": 24,
             },
         },
     ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tff_fedmpq.simulation import datasets
+from tff_fedmpq.simulation import data as datasets
 from tff_fedmpq.simulation.config import ExperimentConfig
-from tff_fedmpq.simulation.datasets import ImageDataset
+from tff_fedmpq.simulation.data import ImageDataset
 from tff_fedmpq.simulation.experiment import load_dataset
 
 NUM_TRAIN, NUM_TEST = 200, 30

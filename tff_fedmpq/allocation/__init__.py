@@ -1,8 +1,9 @@
 """Bit-widths within budgets: by distortion, or by Pruning-Growing (Algorithm 2)."""
 
-from tff_fedmpq.allocation.budgets import PAPER_TIERS, check_budgets, tiered_budgets
+from tff_fedmpq.allocation.budgets import PAPER_TIERS, tiered_budgets
 from tff_fedmpq.allocation.policies import get_allocation_policy
-from tff_fedmpq.allocation.prune_and_grow import (
+from tff_fedmpq.allocation.pruning_growing import (
+    check_budgets,
     prune_and_grow,
     prune_and_grow_graph,
     uniform_bit_widths,

@@ -1,12 +1,18 @@
-"""Who decides the bit-widths of the next round, as functions of one signature.
+"""Allocation policies: the choice of all clients' bit-widths for the next round.
 
-A policy is called once per round at the server::
+The server calls a policy once per round::
 
     policy(bit_widths, mean_bit_widths, bit_reductions, layer_sizes, budgets)
 
-with the table ``int32[N, L]`` of the round, the average ``float32[L]`` of what came
-back and the bits ``int32[N, L]`` that each client took off, and returns the next table.
-The caller keeps the rows of clients that took no part.
+Args:
+  bit_widths: Table of the round, int32[N, L].
+  mean_bit_widths: Weighted mean of the bit-widths that clients returned, float32[L].
+  bit_reductions: Bits that each client pruned, int32[N, L].
+  layer_sizes: Weights per layer, int64[L].
+  budgets: Average bits per weight of each client, float64[N].
+
+It returns the next table, int32[N, L]. The caller keeps the rows of clients that did
+not take part.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.allocation.prune_and_grow import prune_and_grow_graph
+from tff_fedmpq.allocation.pruning_growing import prune_and_grow_graph
 from tff_fedmpq.allocation.rate_distortion import minimize_distortion_graph
 from tff_fedmpq.lookup import lookup
 
@@ -28,27 +34,23 @@ AllocationPolicy = Callable[
 
 
 def keep_bit_widths(
-    bit_widths: tf.Tensor,
-    mean_bit_widths: tf.Tensor,
-    bit_reductions: tf.Tensor,
-    layer_sizes: np.ndarray,
-    budgets: np.ndarray,
+    bit_widths, mean_bit_widths, bit_reductions, layer_sizes, budgets
 ) -> tf.Tensor:
-    """Leaves every client's bit-widths as they are."""
+    """Keeps every client's bit-widths."""
     del mean_bit_widths, bit_reductions, layer_sizes, budgets
     return bit_widths
 
 
 def pruning_growing(
-    bit_widths: tf.Tensor,
-    mean_bit_widths: tf.Tensor,
-    bit_reductions: tf.Tensor,
-    layer_sizes: np.ndarray,
-    budgets: np.ndarray,
+    bit_widths,
+    mean_bit_widths,
+    bit_reductions,
+    layer_sizes,
+    budgets,
     *,
     literal: bool = False,
 ) -> tf.Tensor:
-    """Brings the average to each client's budget (Algorithm 2)."""
+    """Brings the mean bit-widths to each client's budget (Algorithm 2)."""
     means = tf.broadcast_to(mean_bit_widths, tf.shape(bit_widths))
     means = tf.ensure_shape(means, bit_widths.shape)
     return prune_and_grow_graph(
@@ -57,19 +59,15 @@ def pruning_growing(
 
 
 def rate_distortion(
-    bit_widths: tf.Tensor,
-    mean_bit_widths: tf.Tensor,
-    bit_reductions: tf.Tensor,
-    layer_sizes: np.ndarray,
-    budgets: np.ndarray,
+    bit_widths, mean_bit_widths, bit_reductions, layer_sizes, budgets
 ) -> tf.Tensor:
-    """Spends each client's budget where bits remove the most quantization error."""
+    """Spends each client's budget where bits reduce the quantization error most."""
     del bit_widths, mean_bit_widths
     return minimize_distortion_graph(bit_reductions, layer_sizes, budgets)
 
 
 ALLOCATION_POLICIES: Mapping[str, AllocationPolicy] = {
-    "keep": keep_bit_widths,
+    "uniform": keep_bit_widths,
     "pruning_growing": pruning_growing,
     "literal_pruning_growing": functools.partial(pruning_growing, literal=True),
     "rate_distortion": rate_distortion,
@@ -77,5 +75,5 @@ ALLOCATION_POLICIES: Mapping[str, AllocationPolicy] = {
 
 
 def get_allocation_policy(identifier: str | AllocationPolicy) -> AllocationPolicy:
-    """Returns the policy of that name; see `lookup`."""
+    """Returns the policy of a name, or the function itself; see `lookup`."""
     return lookup(identifier, ALLOCATION_POLICIES, "allocation policy")

@@ -1,25 +1,21 @@
-"""Bits where they remove the most quantization error: marginal analysis (Fox, 1966).
+"""Allocation by rate and distortion: greedy marginal analysis (Fox, 1966).
 
-A layer of ``M_l`` weights at ``b`` bits loses the part ``D(b)`` of its weights' energy
-to quantization. Under BatchNorm, which follows every layer of a ResNet but the last, a
-network's output does not depend on a layer's scale; so we take the sum of these parts
-over layers, whatever their sizes, as the measure of what reaches the output (a
-heuristic), while a bit costs ``M_l``. To
+Quantization at ``b`` bits leaves an error of the fraction ``D(b)`` of a layer's weight
+energy; D is that of Gaussian weights at the best scale (`quantization.gaussian`). Under
+BatchNorm, which follows every layer of a ResNet except the last, the output does not
+depend on a layer's scale. As a heuristic, the sum of the fractions over layers,
+independent of their sizes, measures the error of the output. A bit costs ``M_l``. To
 
-    minimise  sum_l D(b_l) / (db_l + 1)   subject to   sum_l M_l b_l <= v_n sum_l M_l
+    minimize  sum_l D(b_l) / (db_l + 1)   subject to   sum_l M_l b_l <= v_n sum_l M_l
 
-a bit is given where ``(D(b) - D(b + 1)) / (M_l (db_l + 1))`` is greatest, over and
-over. As D is convex, that is the optimum for what has been spent until the first bit
-that does not fit; such bits are passed over, and what is left goes to layers where it
-does: greedy, and near the optimum where no layer holds most of the weights. ``db_l``,
-the bits that the client's training took off the layer, is weighed as Algorithm 2
-weighs it: a layer found to need fewer bits pays first. Where nothing is taken off, the
-bit-widths are a function of layer sizes and budget alone.
+the next bit goes to the layer of greatest ``(D(b) - D(b+1)) / (M_l (db_l + 1))``. As D
+is convex, this is optimal for the bits spent until the first bit that does not fit.
+Such bits are skipped; the result is near the optimum unless one layer has most of the
+weights. ``db_l``, the bits that the client pruned from the layer, is weighted as in
+Algorithm 2. Without pruning, bit-widths depend on layer sizes and budget only.
 
-Since D falls by nearly four a bit, a layer four times as large has about one bit less;
-Algorithm 2 gives it up to seven less.
-
-D is that of Gaussian weights at the best scale (`quantization.gaussian`).
+D falls by a factor of nearly four per bit, so a layer four times as large gets about
+one bit less; Algorithm 2 gives it up to seven less.
 """
 
 from __future__ import annotations
@@ -27,9 +23,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.allocation.budgets import check_budgets, check_layer_sizes
+from tff_fedmpq.allocation.pruning_growing import check_budgets, check_layer_sizes
 from tff_fedmpq.quantization import gaussian
-from tff_fedmpq.quantization.representation import MIN_BIT_WIDTH
+from tff_fedmpq.quantization.representations import MIN_BIT_WIDTH
 
 
 def minimize_distortion_graph(
@@ -37,16 +33,16 @@ def minimize_distortion_graph(
 ) -> tf.Tensor:
     """Returns each client's bit-widths by the greedy rule, int32[N, L] from 1 to 8.
 
-    The total ``sum(m * b)`` is at most ``floor(budget * sum(m))``, and no layer below 8
-    bits could gain one more: a bit that does not fit is passed over.
+    ``sum(m * b)`` is at most ``floor(budget * sum(m))``, and no layer below 8 bits
+    could gain another bit.
 
     Args:
-      bit_reductions: int[N, L], bits that clients took off.
-      layer_sizes: int[L], known when the graph is built.
-      budgets: float[N], known when the graph is built.
+      bit_reductions: Bits each client pruned, int[N, L].
+      layer_sizes: Weights per layer, int[L], known when the graph is built.
+      budgets: Average bits per weight, float[N], known when the graph is built.
 
     Raises:
-      ValueError: if layer sizes or budgets are out of range, or sizes of other layers.
+      ValueError: If layer sizes or budgets are out of range.
     """
     sizes = check_layer_sizes(layer_sizes, bit_reductions.shape[-1])
     gains = -np.diff(gaussian.DISTORTIONS)[:, np.newaxis] / sizes  # [7, L]
@@ -60,7 +56,7 @@ def minimize_distortion_graph(
     first_widths = tf.fill([len(budgets), len(sizes)], MIN_BIT_WIDTH)
 
     def spend(rank, widths, left):
-        # A layer whose bit did not fit gains none later on: `left` only shrinks.
+        # A layer whose bit did not fit gains none later, as `left` only shrinks.
         layer = layers[:, rank]
         cost = tf.gather(tf.constant(sizes), layer)
         fits = cost <= left

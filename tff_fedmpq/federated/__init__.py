@@ -1,51 +1,16 @@
-"""The federated round, and the schemes that run in it.
+"""The federated round.
 
-process.py           the round: who calls what, and what is placed where
-server.py            what the server does: messages down, the next state, measurements
-messages.py          what travels, and how many bits it has
-local_training.py    what a client does with its examples
-client_work.py       the same as a TFF computation
-uplink.py            what goes up: models, or their changes
-update_uplink.py     the same: quantized updates of float models
-aggregation.py       how the server adds it up
-model_spec.py        which variables of a Keras model are kernels, and which the rest
-scheme.py            a compared scheme as a point in a small space
-fedmpq.py, ...       the points: one file per scheme
-schemes.py           all of them by name
+fedmpq.py            the algorithm: its settings, and the scheme that they make
+scheme.py            a scheme: the pieces that a round is composed of
+process.py           the round: which function runs where
+server.py            messages to clients, aggregation, the next state
+client_work.py       a client's part, as a TFF computation
+local_training.py    a client's training
+messages.py          messages in both directions, and their size in bits
+config.py            settings of local training
+evaluation.py        evaluation of the global model and of devices' models
+runtime.py           TFF's worker process, owned and ended by this library
+checkpoints.py       states of a process on disk
+
+Its modules are imported when they are used: settings need no TensorFlow.
 """
-
-from tff_fedmpq._tff import require_tff
-
-require_tff()
-
-from tff_fedmpq.federated.aqfl import build_aqfl, build_aqfl_literal  # noqa: E402
-from tff_fedmpq.federated.fedavg import build_fedavg  # noqa: E402
-from tff_fedmpq.federated.fedmpq import build_fedmpq, build_fedmpq_literal  # noqa: E402
-from tff_fedmpq.federated.fedpaq import build_fedpaq  # noqa: E402
-from tff_fedmpq.federated.fpq8 import build_fpq8  # noqa: E402
-from tff_fedmpq.federated.local_training import LocalTrainingConfig  # noqa: E402
-from tff_fedmpq.federated.process import build_process  # noqa: E402
-from tff_fedmpq.federated.scheme import Scheme  # noqa: E402
-from tff_fedmpq.federated.schemes import (  # noqa: E402
-    ALL_SCHEMES,
-    SCHEMES,
-    build_scheme,
-)
-from tff_fedmpq.federated.uveqfed import build_uveqfed  # noqa: E402
-
-__all__ = [
-    "ALL_SCHEMES",
-    "SCHEMES",
-    "LocalTrainingConfig",
-    "Scheme",
-    "build_aqfl",
-    "build_aqfl_literal",
-    "build_fedavg",
-    "build_fedmpq",
-    "build_fedmpq_literal",
-    "build_fedpaq",
-    "build_fpq8",
-    "build_process",
-    "build_scheme",
-    "build_uveqfed",
-]

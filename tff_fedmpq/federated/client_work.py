@@ -1,29 +1,60 @@
-"""One client's part of a round, as a TFF computation.
+"""A client's part of a round, as a TFF computation.
 
     client_work: (<client_id=string, keys=int32[1], selected=MESSAGE*> -> ClientResult)
 
 (`tff.federated_select` takes a list of keys and gives a sequence; both hold one.)
 
-It reads the client's examples by its id, unpacks what it received, trains
-(`local_training`), and encodes the result for the way up (`uplink`).
+It reads the client's examples by its id, unpacks the received model, trains
+(`local_training`), and encodes the result (`messages.Uplink`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
+from tff_fedmpq._tff import tff
 
 from tff_fedmpq.federated import messages
-from tff_fedmpq.federated.aggregation import ClientResult
-from tff_fedmpq.federated.local_training import Augment, LocalTrainer, OnStep
-from tff_fedmpq.federated.model_spec import ModelFn, ModelSpec
+from tff_fedmpq.federated.local_training import (
+    Augment,
+    LocalTrainer,
+    OnStep,
+    TrainingSums,
+)
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.keras.variables import ModelFn, ModelSpec
 
-# More than any client holds: all of its examples come as one batch.
+# More than any client holds: all of its examples form one batch.
 _ALL_EXAMPLES = 2**31 - 1
+
+
+class ClientResult(NamedTuple):
+    """Result of one client in a round.
+
+    Attributes:
+      key: Client's row in tables, int32[].
+      weight: Weight in the average, float32[].
+      message: Trained model, encoded by the scheme's uplink.
+      bit_widths: Bits per weight of the trained kernels, int32[L].
+      training: Sums over the client's examples.
+      msb_densities: MSB density of each layer before pruning, float32[L].
+      uplink_bits: Size of what was sent, int64[4] by `messages.BIT_ITEMS`.
+      downlink_bits: Size of what was received, int64[4].
+      symbols: Symbols of `message` to entropy-code, int16[streams, symbols].
+    """
+
+    key: Any
+    weight: Any
+    message: messages.Message
+    bit_widths: Any
+    training: TrainingSums
+    msb_densities: Any
+    uplink_bits: Any
+    downlink_bits: Any
+    symbols: Any
 
 
 def build_client_work(
@@ -42,18 +73,18 @@ def build_client_work(
     """Builds the computation.
 
     Args:
-      model_fn: returns the float Keras model.
-      scheme: how to train and what to send.
-      spec: of the scheme's client model.
-      client_data: the examples; elements are (x, y) pairs.
-      budgets: float[N], bits per weight of each client.
-      received_type: what the select function returns.
-      loss: of labels and logits.
-      augment: applied to every training batch.
+      model_fn: Function that returns the float Keras model.
+      scheme: Scheme of the round.
+      spec: Weights of the scheme's client model.
+      client_data: Examples of the clients; elements are (x, y) pairs.
+      budgets: Bits per weight of each client, float64[N].
+      received_type: Type of the message that a client receives.
+      loss: Loss of labels and logits.
+      augment: Augmentation of every training batch.
       dtype_policy: Keras policy of the layers, such as "mixed_bfloat16".
-      on_step: called, in the graph, after every local step.
+      on_step: Function that is called, in the graph, after every local step.
     """
-    budgets = np.asarray(budgets, np.float32)
+    budgets = budgets.astype(np.float32)
 
     @tff.tensorflow.computation(
         tff.TensorType(np.str_),
@@ -64,8 +95,14 @@ def build_client_work(
         key, received = keys[0], selected.get_single_element()
         examples = client_data.dataset_computation(client_id)
         images, labels = read_all_examples(examples)
-        model = scheme.build_client_model(model_fn, dtype_policy)
-        trainer = LocalTrainer(model, scheme.training, loss, augment, on_step)
+        trainer = LocalTrainer(
+            scheme.build_client_model(model_fn, dtype_policy),
+            scheme.training,
+            loss,
+            pruning=scheme.pruning,
+            augment=augment,
+            on_step=on_step,
+        )
 
         @tf.function
         def run():
@@ -75,10 +112,6 @@ def build_client_work(
             trained, sums, densities = trainer.train(
                 weights, images, labels, seeds[0], received["training_rates"]
             )
-            if scheme.pooled_statistics:
-                trained, weights = (
-                    w._replace(rest=spec.to_moments(w.rest)) for w in (trained, weights)
-                )
             message = scheme.uplink.encode(trained, weights, budget, seeds[1])
             num_examples = tf.cast(tf.shape(images)[0], tf.float32)
             weight = scheme.aggregation_weight(budget, num_examples)
@@ -105,14 +138,14 @@ def read_all_examples(dataset: tf.data.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns all examples of a dataset as two tensors.
 
     Args:
-      dataset: of pairs (x, y), or of mappings with the keys "x" and "y".
+      dataset: Dataset of pairs (x, y), or of mappings with the keys "x" and "y".
 
     Returns:
-      x of shape [n, ...] and y, class numbers, of shape [n]; n may be 0. Labels of
-      shape [1], as `tf.keras.datasets` has them, become scalars.
+      x, [n, ...], and class numbers y, [n]; n may be 0. Labels of shape [1], as in
+      `tf.keras.datasets`, become scalars.
 
     Raises:
-      ValueError: if elements have another structure, or a label is no single number.
+      ValueError: if elements have another structure, or a label is not one number.
     """
     spec = dataset.element_spec
     if isinstance(spec, Mapping) and set(spec) == {"x", "y"}:

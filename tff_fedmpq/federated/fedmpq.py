@@ -16,139 +16,131 @@ Paper symbols: W global weights, b_n `bit_widths`, v_n `budgets`, |D_n| number o
 examples, lambda `lasso`, epsilon `pruning_threshold`, tau `epochs`, eta
 `learning_rate`.
 
-Deviations, each an argument, and why (docs/study.md):
+Deviations by default, each an option:
 
-* the symmetric representation with magnitude planes and scales of least squared error
-  (`representation`, `scale_rule`): 1-bit layers live;
-* saturating pruning (`saturate`): the weights that held a dropped bit stay large;
-* bits where they remove the most quantization error (`allocation`): Pruning-Growing
-  leaves large layers 1 bit on devices of few; it is `allocation="pruning_growing"`, and
-  uses the whole budget without ever exceeding it;
-* a learning rate of weights, not of codes, that falls to zero (`learning_rate_unit`,
-  `learning_rate_decay`): wide layers learn, and the noise of rounding does not stay;
-* the server adds the clients' changes to its own float weights (`error_feedback`): what
-  quantization cuts from them is not lost.
+* symmetric levels with magnitude planes, and scales of least squared error
+  (`representation`, `scale_rule`): layers of 1 bit can be trained;
+* saturating pruning (`pruning_saturates`): weights that held the removed bit keep the
+  largest value left;
+* bits where they remove the most quantization error (`allocation="rate_distortion"`);
+* a learning rate of weights instead of codes, which decays to zero
+  (`learning_rate_unit`, `learning_rate_decay`);
+* error feedback at the server (`error_feedback`).
 
-`fedmpq_literal_scheme` has none of them, but is not literal in all (see there).
+`FedMPQConfig.literal()` has none of them. Even there, Algorithm 2 also grows the first
+layer, stays within budgets and rounds the averaged bits; SGD has momentum; activations
+are clipped at 6; pruning keeps the step size.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, Optional, Union
 
-from tff_fedmpq.allocation.policies import (
-    AllocationPolicy,
-    get_allocation_policy,
-    pruning_growing,
-    rate_distortion,
+from tff_fedmpq.federated.config import (
+    LITERAL_CODE_TRAINING,
+    CodeTrainingConfig,
+    check_not_negative,
 )
-from tff_fedmpq.federated.local_training import LocalTrainingConfig
-from tff_fedmpq.federated.process import process_builder
-from tff_fedmpq.federated.scheme import (
-    AggregationWeight,
-    Scheme,
-    WeightQuantization,
-    get_aggregation_weight,
-    weigh_by_budget_and_examples,
-)
-from tff_fedmpq.federated.uplink import ModelChangeUplink, ModelUplink
 from tff_fedmpq.lookup import check_bool
-from tff_fedmpq.quantization.representation import Representation, get_representation
-from tff_fedmpq.quantization.scales import ScaleRule, get_scale_rule
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tensorflow_federated as tff
+
+    from tff_fedmpq.federated.process import FederatedProcess
+    from tff_fedmpq.federated.scheme import Scheme
+
+Allocation = Union[
+    Literal["rate_distortion", "pruning_growing", "literal_pruning_growing", "uniform"],
+    Callable[..., Any],
+]
 
 
-def fedmpq_scheme(
-    *,
-    lasso: float = 0.01,
-    pruning_threshold: float | None = 0.03,
-    allocation: str | AllocationPolicy = rate_distortion,
-    activation_bits: int | None = 4,
-    representation: str | Representation = "sign_magnitude",
-    scale_rule: str | ScaleRule = "least_squares",
-    aggregation_weight: str | AggregationWeight = weigh_by_budget_and_examples,
-    error_feedback: bool = True,
-    server_learning_rate: float = 1.0,
-    pooled_statistics: bool = False,
-    outer_bit_width: int | None = None,
-    **training: Any,
-) -> Scheme:
-    """Returns FedMPQ as a `Scheme`.
+@dataclasses.dataclass(frozen=True)
+class FedMPQConfig(CodeTrainingConfig):
+    """Settings of FedMPQ.
 
-    Args:
-      lasso: lambda; 0 leaves the Lasso out.
-      pruning_threshold: epsilon; None leaves MSB pruning out.
-      allocation: who decides the next bit-widths.
-      activation_bits: of ReLU outputs.
-      representation: what codes stand for.
-      scale_rule: how the server chooses scales.
-      aggregation_weight: p_n, before normalisation.
-      error_feedback: whether the server adds the clients' changes to its own float
-        weights (`uplink.ModelChangeUplink`) instead of averaging their models.
-      server_learning_rate: by how much it adds them; needs `error_feedback`.
-      pooled_statistics: whether BatchNorm's variances are pooled (`Scheme`).
-      outer_bit_width: bits of the first and the last layer (`Scheme`).
-      **training: other fields of `LocalTrainingConfig`.
+    Attributes:
+      lasso: Coefficient lambda of the group Lasso over bit planes; 0 leaves it out.
+      pruning_threshold: Density epsilon up to which a top bit plane is pruned after
+        local training, 0 to 1; None prunes nothing.
+      pruning_saturates: Whether weights that held a pruned bit saturate at the largest
+        level left (True) or lose the bit (False).
+      allocation: Rule that assigns a client's bit-widths within its budget:
+        "rate_distortion", "pruning_growing" (Algorithm 2), "literal_pruning_growing",
+        "uniform", or an `AllocationPolicy`.
 
     Raises:
-      ValueError: for a setting that is unknown or out of range, or a
-        `server_learning_rate` without effect.
+      ValueError: if a setting is out of range or unknown.
     """
-    check_bool(error_feedback, "error_feedback")
-    representation = get_representation(representation)
-    uplink = ModelUplink(representation)
-    if error_feedback:
-        uplink = ModelChangeUplink(representation, server_learning_rate)
-    elif server_learning_rate != 1.0:
-        raise ValueError(
-            "server_learning_rate is of changes, which the server adds up with "
-            "error_feedback=True only."
+
+    name: ClassVar[str] = "fedmpq"
+
+    lasso: float = 0.01
+    pruning_threshold: Optional[float] = 0.03
+    pruning_saturates: bool = True
+    allocation: Allocation = "rate_distortion"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self.lasso, "lasso")
+        check_bool(self.pruning_saturates, "pruning_saturates")
+        threshold = self.pruning_threshold
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(
+                f"pruning_threshold has to be None or from 0 to 1, found {threshold!r}."
+            )
+
+    @classmethod
+    def literal(cls, **changes: Any) -> "FedMPQConfig":
+        """Returns the paper's method read literally (module docstring).
+
+        Args:
+          **changes: Fields to replace.
+        """
+        literal = {
+            **LITERAL_CODE_TRAINING,
+            "pruning_saturates": False,
+            "allocation": "pruning_growing",
+        }
+        return cls(**{**literal, **changes})
+
+    def compose(self) -> "Scheme":
+        """Returns FedMPQ as a `Scheme`."""
+        from tff_fedmpq.federated.local_training import Pruning
+        from tff_fedmpq.federated.scheme import compose_code_scheme
+
+        pruning = None
+        if self.pruning_threshold is not None:
+            pruning = Pruning(self.pruning_threshold, self.pruning_saturates)
+        return compose_code_scheme(
+            self, lasso=self.lasso, pruning=pruning, allocation=self.allocation
         )
-    return Scheme(
-        name="fedmpq",
-        weights=WeightQuantization(representation, get_scale_rule(scale_rule)),
-        activation_bits=activation_bits,
-        lasso=lasso,
-        training=LocalTrainingConfig(pruning_threshold=pruning_threshold, **training),
-        uplink=uplink,
-        aggregation_weight=get_aggregation_weight(aggregation_weight),
-        allocation=get_allocation_policy(allocation),
-        pooled_statistics=pooled_statistics,
-        outer_bit_width=outer_bit_width,
+
+
+def build_fedmpq(
+    model_fn: "Callable[[], tf.keras.Model]",
+    budgets: Mapping[str, float],
+    client_data: "tff.simulation.datasets.ClientData",
+    config: FedMPQConfig = FedMPQConfig(),
+    *,
+    loss: "Optional[tf.keras.losses.Loss]" = None,
+    augment: Optional[Callable[..., Any]] = None,
+    dtype_policy: Optional[str] = None,
+    on_step: Optional[Callable[..., Any]] = None,
+    seed: int = 0,
+) -> "FederatedProcess":
+    """Builds FedMPQ's learning process; arguments are those of `build_process`."""
+    from tff_fedmpq.federated.process import build_process
+
+    return build_process(
+        model_fn,
+        budgets,
+        client_data,
+        config,
+        loss=loss,
+        augment=augment,
+        dtype_policy=dtype_policy,
+        on_step=on_step,
+        seed=seed,
     )
-
-
-# What the paper's equations say where ours differ. Algorithm 2 as printed exceeds
-# budgets; it stays an option of its own ("literal_pruning_growing").
-LITERAL_OPTIONS: Mapping[str, Any] = {
-    "representation": "offset_binary",
-    "scale_rule": "max",
-    "saturate": False,
-    "error_feedback": False,
-    "learning_rate_unit": "code",
-    "learning_rate": 0.1,
-    "learning_rate_decay": "none",
-}
-
-
-def fedmpq_literal_scheme(**options: Any) -> Scheme:
-    """Returns FedMPQ as the paper reads literally, as a `Scheme`.
-
-    Codes in offset binary, scales ``2 max|W|``, pruned planes dropped, the integer
-    update of Eq. 6-10 at the rate of SGD, 0.1, models averaged as they come back. It is
-    one reading: in offset binary no plane is sparse enough to be pruned where weights
-    have both signs, and the Lasso pulls every weight down. Not literal: Algorithm 2
-    grows the first layer too, keeps within budgets and rounds the averaged bits;
-    momentum; activations clipped at 6; and pruning that keeps the step size.
-
-    Args:
-      **options: of `fedmpq_scheme`, on top of that.
-    """
-    literal = {**LITERAL_OPTIONS, "allocation": pruning_growing}
-    scheme = fedmpq_scheme(**{**literal, **options})
-    return dataclasses.replace(scheme, name="fedmpq_literal")
-
-
-build_fedmpq = process_builder(fedmpq_scheme)
-build_fedmpq_literal = process_builder(fedmpq_literal_scheme)

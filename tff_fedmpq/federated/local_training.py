@@ -1,33 +1,24 @@
-"""What a client does in a round: some epochs of SGD on its own examples, then pruning.
+"""Local training: epochs of SGD on a client's examples, then MSB pruning.
 
-Pure TensorFlow and Keras; `client_work` brings it into a federated computation. All
+Pure TensorFlow and Keras; `client_work` wraps it in a federated computation. All
 randomness (order of the examples, augmentation, rounding) comes from the seed that the
-client receives, so a round is a function of its inputs; but for what layers such as
-Dropout draw.
+client receives, except that of layers such as Dropout.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Callable, NamedTuple
 
 import tensorflow as tf
 
+from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.messages import QuantizedWeights, assign_quantized_weights
-from tff_fedmpq.federated.model_spec import float_rest_variables
-from tff_fedmpq.keras.optimizer import (
-    CODE_UPDATES,
-    CompensatedSGD,
-    IntegerSGD,
-    StraightThroughSGD,
-    check_can_compensate,
-    check_learning_rate_unit,
-)
+from tff_fedmpq.keras.optimizers import IntegerSGD
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
-from tff_fedmpq.lookup import check_bool, check_count, check_name
+from tff_fedmpq.lookup import lookup
+from tff_fedmpq.keras.variables import float_parameter_variables
 from tff_fedmpq.quantization import bit_planes
 
 # (batch of images, stateless seed int32[2]) -> batch of images
@@ -45,131 +36,58 @@ def cosine_decay(fraction: tf.Tensor) -> tf.Tensor:
     """Returns 1 falling to 0 along half a cosine.
 
     Args:
-      fraction: of all rounds that are over, float32[]; from 1 on, the rate is 0.
+      fraction: Fraction of the rounds that are done, float32[]; the factor is 0 from 1
+        on.
     """
     return 0.5 * (1.0 + tf.cos(math.pi * tf.minimum(fraction, 1.0)))
 
 
-# How much of a learning rate is left when a fraction of all rounds is over.
+# Factor of a learning rate at a fraction of the run.
 DECAYS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "none": no_decay,
     "cosine": cosine_decay,
 }
 
-# How codes are trained: by FedMPQ's integer update, by stochastically rounded SGD, by
-# the integer update with its rounding errors fed back, or by SGD on float masters.
-OPTIMIZERS: Mapping[str, Callable[..., IntegerSGD]] = {
-    **{name: functools.partial(IntegerSGD, code_update=name) for name in CODE_UPDATES},
-    "compensated": CompensatedSGD,
-    "straight_through": StraightThroughSGD,
-}
+
+def learning_rates_at(
+    config: LocalTrainingConfig, round_number: tf.Tensor
+) -> tf.Tensor:
+    """Returns a round's rates of kernels and of float parameters, float32[2].
+
+    Args:
+      config: Settings of local training.
+      round_number: Number of the round, int32[], from 0.
+    """
+    fraction = tf.constant(0.0)
+    if config.rounds is not None:
+        fraction = tf.cast(round_number, tf.float32) / config.rounds
+    return tf.stack(
+        [
+            rate.initial * lookup(rate.decay, DECAYS, "decay")(fraction)
+            for rate in config.learning_rates()
+        ]
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class LocalTrainingConfig:
-    """How a client trains.
+class Pruning(NamedTuple):
+    """MSB pruning after local training (Eq. 13).
 
     Attributes:
-      epochs: passes over the client's examples per round, the paper's tau.
-      batch_size: examples per step; the last step of an epoch may have fewer.
-      learning_rate: eta, of quantized kernels, in the unit `learning_rate_unit`.
-      float_learning_rate: of all that is not quantized (BatchNorm, biases); of all
-        weights in a float model.
-      momentum: of SGD.
-      weight_decay: L2 coefficient.
-      code_update: how codes are trained: name in `OPTIMIZERS`. The float masters of
-        "straight_through" learn at `float_learning_rate`, as a float model does.
-      low_bit_damping: by how much codes of few bits learn slower (`IntegerSGD`).
-      learning_rate_unit: what eta is a rate of, "weight" or "code" (`IntegerSGD`).
-      pruning_threshold: epsilon of MSB pruning (Eq. 13); None prunes nothing.
-      saturate: whether pruning saturates (see `bit_planes.prune_msb`).
-      learning_rate_decay: name in `DECAYS` of how eta falls; rounding at random makes
-        noise that a constant rate never loses. Without `rounds` it cannot fall.
-      float_learning_rate_decay: the same, of `float_learning_rate`.
-      rounds: of the whole run, over which rates fall; None keeps them. In rounds
-        after that, a rate that falls stays at 0: kernels no longer learn.
-
-    Raises:
-      ValueError: naming a setting that is out of range or unknown.
+      threshold: Density epsilon up to which a top plane is pruned.
+      saturates: Whether weights that held the bit saturate (`bit_planes.prune_msb`).
     """
 
-    epochs: int = 5
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    float_learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    code_update: str = "integer"
-    low_bit_damping: float = 0.0
-    learning_rate_unit: str = "weight"
-    pruning_threshold: float | None = None
-    saturate: bool = True
-    learning_rate_decay: str = "cosine"
-    float_learning_rate_decay: str = "none"
-    rounds: int | None = None
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            check_count(getattr(self, name), name)
-        for name in ("learning_rate", "float_learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} has to be 0 or more, found {value!r}.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum has to be in [0, 1), found {self.momentum!r}.")
-        if not math.isfinite(self.low_bit_damping):
-            raise ValueError(
-                f"low_bit_damping has to be finite, found {self.low_bit_damping!r}."
-            )
-        check_bool(self.saturate, "saturate")
-        check_name(self.code_update, OPTIMIZERS, "code_update")
-        check_learning_rate_unit(self.learning_rate_unit)
-        if self.code_update == "compensated":
-            check_can_compensate(self.momentum)
-        threshold = self.pruning_threshold
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(
-                f"pruning_threshold has to be None or from 0 to 1, found {threshold!r}."
-            )
-        for name in ("learning_rate_decay", "float_learning_rate_decay"):
-            check_name(getattr(self, name), DECAYS, name)
-        if self.rounds is not None:
-            check_count(self.rounds, "rounds")
-
-    def learning_rates_at(self, round_number: tf.Tensor) -> tf.Tensor:
-        """Returns the rates of a round: of kernels, and of the float rest; float32[2].
-
-        Args:
-          round_number: int32[], from 0.
-        """
-        fraction = tf.constant(0.0)
-        if self.rounds is not None:
-            fraction = tf.cast(round_number, tf.float32) / self.rounds
-        of_codes = DECAYS[self.learning_rate_decay](fraction)
-        of_rest = DECAYS[self.float_learning_rate_decay](fraction)
-        return tf.stack(
-            [self.learning_rate * of_codes, self.float_learning_rate * of_rest]
-        )
-
-    def build_optimizer(self) -> IntegerSGD:
-        """Returns a fresh optimizer; a client starts every round without momentum."""
-        return OPTIMIZERS[self.code_update](
-            learning_rate=self.learning_rate,
-            float_learning_rate=self.float_learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            low_bit_damping=self.low_bit_damping,
-            learning_rate_unit=self.learning_rate_unit,
-        )
+    threshold: float
+    saturates: bool
 
 
 class TrainingSums(NamedTuple):
     """Sums over all examples that a client trained on, in all epochs.
 
     Attributes:
-      loss: float32[], of the task loss before each step.
-      correct: float32[], how many were classified rightly.
-      count: float32[], how many examples.
+      loss: Task loss before each step, float32[].
+      correct: Number of correct predictions, float32[].
+      count: Number of examples, float32[].
     """
 
     loss: tf.Tensor
@@ -183,7 +101,7 @@ class TrainingSums(NamedTuple):
 
 
 class LocalTrainer:
-    """Owns a Keras model and its optimizer, and trains it from given weights.
+    """Trains a Keras model from given weights with an optimizer of its own.
 
     Its variables are created by the constructor, which has to be called outside of any
     `tf.function`; `train` is one, and serves every bit-width and number of examples.
@@ -194,26 +112,37 @@ class LocalTrainer:
         model: tf.keras.Model,
         config: LocalTrainingConfig,
         loss: tf.keras.losses.Loss,
+        *,
+        pruning: Pruning | None = None,
         augment: Augment | None = None,
         on_step: OnStep | None = None,
     ):
         """Initializes the trainer.
 
         Args:
-          model: a compiled or uncompiled Keras model that returns logits.
-          config: how to train it.
-          loss: of labels and logits, averaged over a batch.
-          augment: applied to every batch of training images.
-          on_step: called, in the graph, after every step.
+          model: Keras model that returns logits.
+          config: Settings of the training.
+          loss: Loss of labels and logits, averaged over a batch.
+          pruning: MSB pruning after training; None prunes nothing.
+          augment: Augmentation of every training batch.
+          on_step: Function that is called, in the graph, after every step.
         """
         self._model = model
         self._config = config
         self._loss = loss
+        self._pruning = pruning
         self._augment = augment
         self._on_step = on_step
         self._kernels = quantized_kernels(model)
-        self._rest = float_rest_variables(model)
-        self._optimizer = config.build_optimizer()
+        self._float_parameters = float_parameter_variables(model)
+        of_kernels, of_float_parameters = config.learning_rates()
+        self._optimizer = IntegerSGD(
+            of_kernels.initial,
+            of_float_parameters.initial,
+            config.momentum,
+            config.weight_decay,
+            learning_rate_unit=getattr(config, "learning_rate_unit", "weight"),
+        )
         self._optimizer.build(model.trainable_variables)
 
     @tf.function
@@ -228,27 +157,28 @@ class LocalTrainer:
         """Trains for the configured epochs, then prunes.
 
         Args:
-          weights: to start from.
-          images: [n, ...], all of the client's; n may be 0, which trains nothing.
-          labels: int[n].
-          seed: int32[2].
-          learning_rates: of kernels and of the float rest in this round, float32[2];
-            None are the configured ones.
+          weights: Initial weights.
+          images: All of the client's examples, [n, ...]; n may be 0, which trains
+            nothing.
+          labels: Their classes, int[n].
+          seed: Stateless seed, int32[2].
+          learning_rates: Rates of kernels and of float parameters, float32[2]; None
+            takes those of the first round.
 
         Returns:
-          The trained weights; sums of the training's metrics; and each layer's
-          top-plane density before pruning, float32[L].
+          The trained weights; sums of the training metrics; and the MSB density of
+          each layer before pruning, float32[L].
         """
         assign_quantized_weights(self._model, weights)
         seeds = tf.random.split(seed, 2)
         self._optimizer.reset(seeds[0])
         if learning_rates is None:
-            learning_rates = self._config.learning_rates_at(tf.constant(0))
+            learning_rates = learning_rates_at(self._config, tf.constant(0))
         self._optimizer.learning_rate = learning_rates[0]
         self._optimizer.float_learning_rate = learning_rates[1]
         sums = self._run_epochs(images, labels, seeds[1])
         densities = [
-            bit_planes.top_plane_density(k.representation, k.codes, k.bit_width)
+            bit_planes.msb_density(k.representation, k.codes, k.bit_width)
             for k in self._kernels
         ]
         densities = tf.stack(densities) if densities else tf.zeros([0])
@@ -285,8 +215,8 @@ class LocalTrainer:
         """Takes one step of SGD on a batch, and returns the sums over it.
 
         Args:
-          images: [batch, ...].
-          labels: int[batch].
+          images: Examples, [batch, ...].
+          labels: Their classes, int[batch].
         """
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
@@ -307,7 +237,7 @@ class LocalTrainer:
         )
 
     def _pruned_weights(self) -> QuantizedWeights:
-        """Returns the model's weights, nearly empty top planes removed (Eq. 13)."""
+        """Returns the model's weights without nearly empty top planes (Eq. 13)."""
         codes: list[tf.Tensor] = []
         scales: list[tf.Tensor] = []
         bit_widths: list[tf.Tensor] = []
@@ -317,12 +247,12 @@ class LocalTrainer:
                 kernel.scale.value(),
                 kernel.bit_width.value(),
             )
-            if self._config.pruning_threshold is not None:
+            if self._pruning is not None:
                 layer = bit_planes.prune_msb(
                     kernel.representation,
                     *layer,
-                    threshold=self._config.pruning_threshold,
-                    saturate=self._config.saturate,
+                    threshold=self._pruning.threshold,
+                    saturate=self._pruning.saturates,
                 )
             for column, value in zip((codes, scales, bit_widths), layer):
                 column.append(value)
@@ -330,5 +260,5 @@ class LocalTrainer:
             tuple(codes),
             tf.stack(scales) if scales else tf.zeros([0], tf.float32),
             tf.stack(bit_widths) if bit_widths else tf.zeros([0], tf.int32),
-            tuple(variable.read_value() for variable in self._rest),
+            tuple(variable.read_value() for variable in self._float_parameters),
         )

@@ -1,54 +1,56 @@
-"""What travels between server and clients, and how many bits it has.
+"""Messages between server and clients: encoding, decoding, and their size in bits.
 
 A model on the wire is an ordered dict of tensors, its keys in alphabetical order as
-`tff.federated_select` wants them:
+`tff.federated_select` requires:
 
-    bit_widths  uint8[L]     bits of each quantized layer
-    codes       uint8[...]   all layers' codes, packed; each begins at a byte boundary
-    rest        (float32...) the float rest
-    scales      float32[L]   one per quantized layer
+    bit_widths        uint8[L]       bits per weight of each quantized layer
+    codes             uint8[...]     codes of all layers, packed; layers are byte-aligned
+    float_parameters  (float32...)   all other weights
+    scales            float32[L]     scale of each quantized layer
 
-Bits are counted from these tensors, never from a formula.
+An `Uplink` is a scheme's client-to-server encoding. Sizes are counted from the tensors
+that travel, never from a formula.
 """
 
 from __future__ import annotations
 
+import abc
 import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tff_fedmpq.federated.model_spec import (
+from tff_fedmpq.keras.quantized_kernel import quantized_kernels
+from tff_fedmpq.keras.variables import (
     FloatWeights,
     ModelSpec,
-    float_rest_variables,
+    float_parameter_variables,
 )
-from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.quantization import packing
-from tff_fedmpq.quantization.representation import Representation
+from tff_fedmpq.quantization.representations import Representation
 from tff_fedmpq.quantization.scales import ScaleRule
 
-# What the bits of a message are spent on; the order of every `bits` tensor.
-BIT_ITEMS = ("codes", "scales", "headers", "float_rest")
+# Items of a message's size; the order of every `bits` tensor.
+BIT_ITEMS = ("codes", "scales", "headers", "float_parameters")
 
-ModelMessage = Mapping[str, Any]
+Message = Mapping[str, Any]
 
 
 class QuantizedWeights(NamedTuple):
-    """A model of codes, as a client trains it.
+    """Weights of a quantized model.
 
     Attributes:
       codes: L tensors uint8, of the kernels' shapes.
-      scales: float32[L].
-      bit_widths: int32[L].
-      rest: the float rest, tensors float32.
+      scales: Scale of each kernel, float32[L].
+      bit_widths: Bits per weight of each kernel, int32[L].
+      float_parameters: All other weights, tensors float32.
     """
 
     codes: Sequence[tf.Tensor]
     scales: tf.Tensor
     bit_widths: tf.Tensor
-    rest: Sequence[tf.Tensor]
+    float_parameters: Sequence[tf.Tensor]
 
 
 def quantize_weights(
@@ -60,43 +62,48 @@ def quantize_weights(
     """Quantizes each kernel to its bit-width (Eq. 14).
 
     Args:
-      weights: the float model.
-      bit_widths: int32[L].
-      representation: what codes stand for.
-      scale_rule: how scales are chosen.
+      weights: Float model.
+      bit_widths: Bits per weight of each kernel, int32[L].
+      representation: Meaning of the codes.
+      scale_rule: Scale of each kernel.
     """
     codes, scales = [], []
-    for kernel, bit_width in zip(weights.kernels, _unstack(bit_widths, weights)):
-        scale = scale_rule(kernel, bit_width, representation)
-        codes.append(representation.quantize(kernel, scale, bit_width))
+    for i, kernel in enumerate(weights.kernels):
+        scale = scale_rule(kernel, bit_widths[i], representation)
+        codes.append(representation.quantize(kernel, scale, bit_widths[i]))
         scales.append(scale)
-    scales = tf.stack(scales) if scales else tf.zeros([0], tf.float32)
-    return QuantizedWeights(tuple(codes), scales, bit_widths, tuple(weights.rest))
-
-
-def assign_quantized_weights(model: tf.keras.Model, weights: QuantizedWeights) -> None:
-    """Sets a client model's codes, scales, bit-widths and float rest."""
-    for i, kernel in enumerate(quantized_kernels(model)):
-        kernel.codes.assign(weights.codes[i])
-        kernel.scale.assign(weights.scales[i])
-        kernel.bit_width.assign(weights.bit_widths[i])
-    for variable, value in zip(float_rest_variables(model), weights.rest):
-        variable.assign(value)
+    return QuantizedWeights(
+        tuple(codes),
+        tf.stack(scales) if scales else tf.zeros([0], tf.float32),
+        bit_widths,
+        tuple(weights.float_parameters),
+    )
 
 
 def dequantize_weights(
     weights: QuantizedWeights, representation: Representation
 ) -> FloatWeights:
-    """Returns the float model that codes stand for (Eq. 3)."""
+    """Returns the float model that the codes describe (Eq. 3)."""
     kernels = tuple(
         representation.dequantize(codes, weights.scales[i], weights.bit_widths[i])
         for i, codes in enumerate(weights.codes)
     )
-    return FloatWeights(kernels, tuple(weights.rest))
+    return FloatWeights(kernels, tuple(weights.float_parameters))
+
+
+def assign_quantized_weights(model: tf.keras.Model, weights: QuantizedWeights) -> None:
+    """Sets the codes, scales, bit-widths and float parameters of a client model."""
+    for i, kernel in enumerate(quantized_kernels(model)):
+        kernel.codes.assign(weights.codes[i])
+        kernel.scale.assign(weights.scales[i])
+        kernel.bit_width.assign(weights.bit_widths[i])
+    variables = float_parameter_variables(model)
+    for variable, value in zip(variables, weights.float_parameters):
+        variable.assign(value)
 
 
 def pack_model(weights: QuantizedWeights) -> dict[str, Any]:
-    """Packs a model of codes for the wire (module docstring)."""
+    """Returns a quantized model as a message (module docstring)."""
     packed = [
         packing.pack(tf.reshape(codes, [-1]), weights.bit_widths[i])
         for i, codes in enumerate(weights.codes)
@@ -104,13 +111,13 @@ def pack_model(weights: QuantizedWeights) -> dict[str, Any]:
     return collections.OrderedDict(
         bit_widths=tf.cast(weights.bit_widths, tf.uint8),
         codes=tf.concat(packed, axis=0) if packed else tf.zeros([0], tf.uint8),
-        rest=tuple(weights.rest),
+        float_parameters=tuple(weights.float_parameters),
         scales=weights.scales,
     )
 
 
-def unpack_model(message: ModelMessage, spec: ModelSpec) -> QuantizedWeights:
-    """Restores what `pack_model` packed."""
+def unpack_model(message: Message, spec: ModelSpec) -> QuantizedWeights:
+    """Returns the quantized model that `pack_model` packed."""
     bit_widths = tf.cast(message["bit_widths"], tf.int32)
     sizes = spec.layer_sizes
     codes: list[tf.Tensor] = []
@@ -121,41 +128,28 @@ def unpack_model(message: ModelMessage, spec: ModelSpec) -> QuantizedWeights:
             flat = packing.unpack(part, bit_widths[i], int(sizes[i]))
             codes.append(tf.reshape(flat, shape))
     return QuantizedWeights(
-        tuple(codes), message["scales"], bit_widths, tuple(message["rest"])
+        tuple(codes), message["scales"], bit_widths, tuple(message["float_parameters"])
     )
 
 
-def count_bits(
-    codes: Sequence[tf.Tensor] = (),
-    scales: Sequence[tf.Tensor] = (),
-    headers: Sequence[tf.Tensor] = (),
-    float_rest: Sequence[tf.Tensor] = (),
-) -> tf.Tensor:
-    """Returns the bits of the tensors of a message, int64[4], by `BIT_ITEMS`."""
-    return tf.stack(
-        [
-            tf.add_n(
-                [_size_in_bits(tensor) for tensor in item] or [tf.constant(0, tf.int64)]
-            )
-            for item in (codes, scales, headers, float_rest)
-        ]
-    )
-
-
-def count_model_bits(
-    message: ModelMessage, headers: Sequence[tf.Tensor] = ()
-) -> tf.Tensor:
-    """Returns the bits of a model message, int64[4], by `BIT_ITEMS`.
+def count_model_bits(message: Message, headers: Sequence[tf.Tensor] = ()) -> tf.Tensor:
+    """Returns the size of a model message in bits, int64[4] by `BIT_ITEMS`.
 
     Args:
-      message: as `pack_model` returns it.
-      headers: what travels with the message besides.
+      message: Message of `pack_model`.
+      headers: Tensors that travel with the message.
     """
-    return count_bits(
-        codes=[message["codes"]],
-        scales=[message["scales"]],
-        headers=[message["bit_widths"], *headers],
-        float_rest=message["rest"],
+    items = (
+        [message["codes"]],
+        [message["scales"]],
+        [message["bit_widths"], *headers],
+        message["float_parameters"],
+    )
+    return tf.stack(
+        [
+            tf.add_n([tf.constant(0, tf.int64), *map(_size_in_bits, tensors)])
+            for tensors in items
+        ]
     )
 
 
@@ -163,5 +157,115 @@ def _size_in_bits(tensor: tf.Tensor) -> tf.Tensor:
     return tf.size(tensor, out_type=tf.int64) * tensor.dtype.size * 8
 
 
-def _unstack(bit_widths: tf.Tensor, weights: FloatWeights) -> list[tf.Tensor]:
-    return [bit_widths[i] for i in range(len(weights.kernels))]
+class Uplink(abc.ABC):
+    """Client-to-server encoding of a scheme. Instances hold no state.
+
+    The server averages what `decode` returns, and `apply` makes the next global model
+    of the average: a scheme that sends models takes the average, one that sends updates
+    adds it to the present model.
+
+    Attributes:
+      update_bits: Bits per entry of an update, for tables: "v" for the client's budget;
+        None where the model itself is sent.
+    """
+
+    update_bits: str | None = None
+
+    @abc.abstractmethod
+    def encode(
+        self,
+        trained: QuantizedWeights,
+        received: QuantizedWeights,
+        budget: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> Message:
+        """Returns the client's message.
+
+        Args:
+          trained: Model after local training.
+          received: Model before local training.
+          budget: Client's bits per weight, float32[].
+          seed: Stateless seed of stochastic rounding, int32[2].
+        """
+
+    @abc.abstractmethod
+    def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
+        """Returns what the server averages."""
+
+    @abc.abstractmethod
+    def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
+        """Returns the next global model from the present one and the average."""
+
+    @abc.abstractmethod
+    def count_bits(
+        self, message: Message, headers: Sequence[tf.Tensor] = ()
+    ) -> tf.Tensor:
+        """Returns the size of a message in bits, int64[4]; see `count_model_bits`."""
+
+    def symbols(self, message: Message) -> tf.Tensor:
+        """Returns the symbols to entropy-code, int16 of `symbols_shape`.
+
+        `count_bits` counts them as int16; their coded size replaces that where
+        measurements are read (`simulation.ledger`).
+        """
+        del message
+        return tf.zeros([0, 0], tf.int16)
+
+    def symbols_shape(self, spec: ModelSpec) -> tuple[int, int]:
+        """Returns (streams, symbols per stream); (0, 0) without entropy coding."""
+        del spec
+        return 0, 0
+
+
+class ModelUplink(Uplink):
+    """Sends the trained model: packed codes and float parameters.
+
+    A model without quantized layers has float parameters only, so this also is the
+    encoding of FP32 FedAvg.
+    """
+
+    def __init__(self, representation: Representation):
+        self._representation = representation
+
+    def encode(self, trained, received, budget, seed) -> Message:
+        del received, budget, seed
+        return pack_model(trained)
+
+    def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
+        return dequantize_weights(unpack_model(message, spec), self._representation)
+
+    def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
+        del present
+        return mean
+
+    def count_bits(self, message, headers=()) -> tf.Tensor:
+        return count_model_bits(message, headers)
+
+
+class ModelChangeUplink(ModelUplink):
+    """Sends the trained model; the server adds only what training changed.
+
+        W <- W + sum_n p_n (dequantize(G_n trained) - dequantize(G_n sent))
+
+    The server's float weights keep the quantization error of the download, and changes
+    too small to alter a client's codes add up over rounds: error feedback (Seide et al.
+    2014; Karimireddy et al. 2019), without additional traffic.
+
+    The server knows which model it sent, but TFF's aggregation sees only client
+    results: the received model accompanies the message and is not counted.
+    """
+
+    def encode(self, trained, received, budget, seed) -> Message:
+        sent = super().encode(trained, received, budget, seed)
+        return {"sent": sent, "received": pack_model(received)}
+
+    def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
+        trained = super().decode(message["sent"], spec)
+        received = super().decode(message["received"], spec)
+        return tf.nest.map_structure(tf.subtract, trained, received)
+
+    def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
+        return tf.nest.map_structure(tf.add, present, mean)
+
+    def count_bits(self, message, headers=()) -> tf.Tensor:
+        return super().count_bits(message["sent"], headers)

@@ -4,13 +4,13 @@
        |
        |  client ids {str}@CLIENTS  ->  keys {int32[1]}@CLIENTS
        |
-       |  federated_select: per key, quantize W to b[key], pack   (`server.message_for`)
+       |  federated_select: per key, quantize W to b[key], pack   (`Server.message_for`)
        v
     CLIENTS  unpack, read own examples, train, prune, pack        (`client_work`)
        |
-       |  federated_aggregate: unpack, dequantize, add up         (`aggregation`)
+       |  federated_aggregate: unpack, dequantize, add            (`Server.accumulate`)
        v
-    SERVER   weighted mean -> next W; allocation policy -> next b (`server.update`)
+    SERVER   weighted mean -> next W; allocation -> next b        (`Server.update`)
 
     next: (<S@SERVER, {str}@CLIENTS> -> <state=S@SERVER, metrics=M@SERVER>)
 
@@ -19,53 +19,120 @@ Only client ids enter a round; a client's examples are read inside the computati
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
+from tff_fedmpq._tff import tff
 from absl import logging
 
-from tff_fedmpq.federated import aggregation, client_work
+from tff_fedmpq.allocation.pruning_growing import check_budgets
+from tff_fedmpq.federated.client_work import build_client_work
+from tff_fedmpq.federated.config import LocalTrainingConfig
+from tff_fedmpq.federated.evaluation import assign_global_weights
 from tff_fedmpq.federated.local_training import Augment, OnStep
-from tff_fedmpq.federated.model_spec import (
+from tff_fedmpq.federated.messages import assign_quantized_weights
+from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.server import Server, State, merge
+from tff_fedmpq.keras.quantized_kernel import quantized_kernels
+from tff_fedmpq.keras.variables import (
     ModelFn,
     ModelSpec,
     float_non_trainable_variables,
 )
-from tff_fedmpq.federated.scheme import Scheme
-from tff_fedmpq.federated.server import Server
-from tff_fedmpq.keras.quantized_kernel import quantized_kernels
+
+
+class FederatedProcess(tff.learning.templates.LearningProcess):
+    """A learning process that also returns the models that devices get.
+
+    Attributes:
+      scheme: Scheme of the process.
+      spec: Weights of the scheme's client model.
+      client_ids: Client ids in the order of rows in tables.
+      budgets: Bits per weight of each client, float64[N].
+    """
+
+    def __init__(
+        self,
+        *computations: tff.Computation,
+        server: Server,
+        scheme: Scheme,
+        spec: ModelSpec,
+        model_fn: ModelFn,
+        client_ids: list[str],
+        budgets: np.ndarray,
+    ):
+        super().__init__(*computations)
+        self.scheme = scheme
+        self.spec = spec
+        self.client_ids = client_ids
+        self.budgets = budgets
+        self._server = server
+        self._model_fn = model_fn
+
+    def global_model(self, state: State) -> tf.keras.Model:
+        """Returns the global model: float kernels, activations as on clients."""
+        model = self.scheme.build_global_model(self._model_fn)
+        assign_global_weights(model, state.global_model_weights)
+        return model
+
+    def device_model(self, state: State, client_id: str) -> tf.keras.Model:
+        """Returns the model that a client would receive in the next round.
+
+        Args:
+          state: State of this process.
+          client_id: Id of the client.
+
+        Raises:
+          ValueError: if the process has no client of that id.
+        """
+        model = self.scheme.build_client_model(self._model_fn)
+        self.assign_device_weights(model, state, client_id)
+        return model
+
+    def assign_device_weights(
+        self, model: tf.keras.Model, state: State, client_id: str
+    ) -> None:
+        """Sets a model of `device_model` to what another client would receive."""
+        if client_id not in self.client_ids:
+            raise ValueError(
+                f"No client {client_id!r}; clients are {self.client_ids[:10]}."
+            )
+        row = state.distributor["bit_widths"][self.client_ids.index(client_id)]
+        weights = self._server.float_weights(state)
+        received = self._server.quantize(weights, tf.constant(row))
+        assign_quantized_weights(model, received)
 
 
 def build_process(
     model_fn: ModelFn,
     budgets: Mapping[str, float],
     client_data: tff.simulation.datasets.ClientData,
-    scheme: Scheme,
+    config: LocalTrainingConfig,
     *,
     loss: tf.keras.losses.Loss | None = None,
     augment: Augment | None = None,
     dtype_policy: str | None = None,
     on_step: OnStep | None = None,
     seed: int = 0,
-) -> tff.learning.templates.LearningProcess:
+) -> FederatedProcess:
     """Builds the learning process of a scheme.
 
     Args:
-      model_fn: returns a Sequential or functional float Keras model with logits as
-        output. Its initial weights are the process's.
-      budgets: client id -> average bits per weight, 1 to 8. These are the clients.
-      client_data: holds the clients' examples, pairs (x, y).
-      scheme: what to do.
-      loss: of labels and logits; by default sparse categorical cross-entropy.
-      augment: applied to every batch of training images.
+      model_fn: Function that returns a Sequential or functional float Keras model with
+        logits as output. Its initial weights are the process's.
+      budgets: Average bits per weight, 1 to 8, of each client id. These are the
+        clients.
+      client_data: Clients' examples, pairs (x, y).
+      config: Configuration of the scheme, such as `FedMPQConfig`.
+      loss: Loss of labels and logits; sparse categorical cross-entropy by default.
+      augment: Augmentation of every training batch: (images, seed int32[2]) -> images.
       dtype_policy: Keras policy of the layers; "mixed_bfloat16" computes faster on
         processors that have it.
-      on_step: called with the loss, in the graph, after every local step.
-      seed: of everything random in training, but what layers such as Dropout draw.
+      on_step: Function that is called with the loss, in the graph, after every local
+        step.
+      seed: Seed of all randomness in training, except that of layers such as Dropout.
 
     Returns:
       The process. Its state is a `tff.learning.templates.LearningAlgorithmState` with
@@ -76,7 +143,10 @@ def build_process(
       ValueError: for budgets out of range, clients without data, or a model that is
         quantized already.
     """
-    client_ids, budget_values = _check_clients(budgets, client_data, scheme)
+    scheme = config.compose()
+    client_ids, budget_values = _check_clients(budgets, client_data)
+    budget_values = scheme.serve_budgets(budget_values)
+    _warn_of_constant_rates(config)
     loss = loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     global_model = scheme.build_global_model(model_fn)
     if quantized_kernels(global_model):
@@ -93,7 +163,7 @@ def build_process(
     def select_fn(state, key):
         return server.message_for(state, key)
 
-    work = client_work.build_client_work(
+    work = build_client_work(
         model_fn,
         scheme,
         spec,
@@ -105,20 +175,17 @@ def build_process(
         dtype_policy=dtype_policy,
         on_step=on_step,
     )
-    aggregate = _build_aggregate(
-        work.type_signature.result, scheme, spec, len(client_ids)
-    )
+    aggregate = _build_aggregate(server, work.type_signature.result)
 
     @tff.tensorflow.computation(state_type, aggregate.type_signature.result.member)
     def update(state, sums):
         return server.update(state, sums)
 
     key_of = _build_key_lookup(client_ids)
-    num_clients = len(client_ids)
 
     @tff.tensorflow.computation
     def max_key():
-        return tf.constant(num_clients, tf.int32)
+        return tf.constant(len(client_ids), tf.int32)
 
     @tff.federated_computation(
         initialize.type_signature.result,
@@ -131,8 +198,8 @@ def build_process(
         )
         results = tff.federated_map(work, (client_ids, keys, received))
         sums = aggregate(results)
-        next_state, measurements = tff.federated_map(update, (state, sums))
-        return tff.learning.templates.LearningProcessOutput(next_state, measurements)
+        next_state, measured = tff.federated_map(update, (state, sums))
+        return tff.learning.templates.LearningProcessOutput(next_state, measured)
 
     @tff.tensorflow.computation(state_type)
     def get_model_weights(state):
@@ -142,77 +209,33 @@ def build_process(
     def set_model_weights(state, weights):
         return state._replace(global_model_weights=weights)
 
-    return tff.learning.templates.LearningProcess(
-        initialize, next_fn, get_model_weights, set_model_weights
+    return FederatedProcess(
+        initialize,
+        next_fn,
+        get_model_weights,
+        set_model_weights,
+        server=server,
+        scheme=scheme,
+        spec=spec,
+        model_fn=model_fn,
+        client_ids=client_ids,
+        budgets=budget_values,
     )
 
 
-ProcessBuilder = Callable[..., tff.learning.templates.LearningProcess]
-
-
-def process_builder(scheme_fn: Callable[..., Scheme]) -> ProcessBuilder:
-    """Returns the function that builds the processes of one scheme.
-
-    It takes the arguments of `build_process`, and in the place of a `Scheme` those of
-    the scheme's function, by keyword. Its docstring ends with that function's.
-    """
-    parameters = inspect.signature(build_process).parameters.values()
-    of_process = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-    def build(
-        model_fn: ModelFn,
-        budgets: Mapping[str, float],
-        client_data: tff.simulation.datasets.ClientData,
-        **options: Any,
-    ) -> tff.learning.templates.LearningProcess:
-        """Builds the scheme's learning process; its rounds take client ids.
-
-        Args:
-          model_fn: returns a Sequential or functional float Keras model with logits as
-            output.
-          budgets: client id -> average bits per weight, 1 to 8.
-          client_data: holds the clients' examples, pairs (x, y).
-          **options: keyword arguments of `build_process` (loss, augment, dtype_policy,
-            on_step, seed), and those of the scheme's function, among them epochs,
-            batch_size, learning rates, and the rounds over which they fall
-            (`LocalTrainingConfig`).
-
-        Returns:
-          The process, as `build_process` describes it.
-
-        Raises:
-          TypeError: for an option that neither of them has.
-          ValueError: for a setting out of range, or clients without data.
-        """
-        of_scheme = {k: v for k, v in options.items() if k not in of_process}
-        process_options = {k: v for k, v in options.items() if k in of_process}
-        scheme = scheme_fn(**of_scheme)
-        _warn_of_constant_rates(scheme)
-        return build_process(model_fn, budgets, client_data, scheme, **process_options)
-
-    build.__name__ = f"build_{scheme_fn.__name__.replace('_scheme', '')}"
-    scheme_doc = f"The scheme's function, {scheme_fn.__name__}:"
-    documents = (inspect.getdoc(build), scheme_doc, inspect.getdoc(scheme_fn))
-    build.__doc__ = "\n\n".join(text for text in documents if text)
-    return build
-
-
-def _warn_of_constant_rates(scheme: Scheme) -> None:
-    """Says so where rates cannot fall for want of a number of rounds."""
-    training = scheme.training
-    decays = {training.learning_rate_decay, training.float_learning_rate_decay}
-    if training.rounds is None and decays != {"none"}:
+def _warn_of_constant_rates(config: LocalTrainingConfig) -> None:
+    """Warns where rates cannot decay because the number of rounds is unknown."""
+    decays = {rate.decay for rate in config.learning_rates()}
+    if config.rounds is None and decays != {"none"}:
         logging.warning(
-            "%s: learning rates stay constant, for the number of rounds is not given. "
-            "Give rounds=..., over which they fall.",
-            scheme.name,
+            "%s: learning rates stay constant, because the number of rounds is "
+            "unknown. Set rounds in the configuration.",
+            config.name,
         )
 
 
 def _check_clients(
-    budgets: Mapping[str, float],
-    client_data: tff.simulation.datasets.ClientData,
-    scheme: Scheme,
+    budgets: Mapping[str, float], client_data: tff.simulation.datasets.ClientData
 ) -> tuple[list[str], np.ndarray]:
     """Returns ids and budgets (float64[N]) of the clients, in the mapping's order."""
     if not budgets:
@@ -223,11 +246,14 @@ def _check_clients(
             f"client_data has no clients {sorted(without_data)}, which have a budget; "
             f"it has {sorted(client_data.client_ids)[:10]}."
         )
-    return list(budgets), scheme.effective_budgets(list(budgets.values()))
+    values = check_budgets(list(budgets.values()))
+    if values.ndim != 1:
+        raise ValueError("A client's budget is one number; found a sequence of them.")
+    return list(budgets), values
 
 
 def _build_initialize(server: Server, model: tf.keras.Model) -> tff.Computation:
-    """Builds ( -> S@SERVER), with the weights that a Keras model has now."""
+    """Builds ( -> S@SERVER), with the present weights of a Keras model."""
     trainable = [v.numpy() for v in model.trainable_variables]
     non_trainable = [v.numpy() for v in float_non_trainable_variables(model)]
 
@@ -257,24 +283,22 @@ def _build_key_lookup(client_ids: list[str]) -> tff.Computation:
     return key_of
 
 
-def _build_aggregate(
-    result_type: tff.Type, scheme: Scheme, spec: ModelSpec, num_clients: int
-) -> tff.Computation:
+def _build_aggregate(server: Server, result_type: Any) -> tff.Computation:
     """Builds ({ClientResult}@CLIENTS -> RoundSums@SERVER)."""
 
     @tff.tensorflow.computation
     def zero():
-        return aggregation.zero(spec, scheme.uplink, num_clients)
+        return server.zero()
 
     sums_type = zero.type_signature.result
 
     @tff.tensorflow.computation(sums_type, result_type)
     def accumulate(sums, result):
-        return aggregation.accumulate(sums, result, scheme.uplink, spec)
+        return server.accumulate(sums, result)
 
     @tff.tensorflow.computation(sums_type, sums_type)
-    def merge(a, b):
-        return aggregation.merge(a, b)
+    def merge_sums(a, b):
+        return merge(a, b)
 
     @tff.tensorflow.computation(sums_type)
     def report(sums):
@@ -282,6 +306,6 @@ def _build_aggregate(
 
     @tff.federated_computation(tff.FederatedType(result_type, tff.CLIENTS))
     def aggregate(results):
-        return tff.federated_aggregate(results, zero(), accumulate, merge, report)
+        return tff.federated_aggregate(results, zero(), accumulate, merge_sums, report)
 
     return aggregate

@@ -1,103 +1,211 @@
-"""The server's part of a round: what a client gets, and what becomes of the results.
+"""The server's part of a round: messages to clients, aggregation, the next state.
 
-State and measurements are structures of tensors; `process` places these functions.
+    message_for    W, b_n -> quantized, packed model of one client        (Eq. 14)
+    accumulate     client result -> decoded, added to the round's sums    (Eq. 15)
+    update         sums -> next W, next bit-widths                        (Eq. 16)
+
+State, sums and measurements are structures of tensors; `process` places these
+functions. Client results are added one at a time, so the server never holds more than
+one client's model beside its own.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
+from tff_fedmpq._tff import tff
 
-from tff_fedmpq.federated import aggregation, messages
-from tff_fedmpq.federated.aggregation import RoundSums
-from tff_fedmpq.federated.model_spec import FloatWeights, ModelSpec
+from tff_fedmpq.allocation.pruning_growing import uniform_bit_widths
+from tff_fedmpq.federated import messages
+from tff_fedmpq.federated.client_work import ClientResult
+from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
+
+State = tff.learning.templates.LearningAlgorithmState
+
+
+class RoundSums(NamedTuple):
+    """Sums and tables over the clients of a round; rows of other clients are zero.
+
+    Attributes:
+      weights: Sum of ``p_n W_n``.
+      weighted_bit_widths: Sum of ``p_n b_n``, float32[L].
+      total_weight: Sum of ``p_n``, float32[].
+      training: Sums over all examples.
+      msb_densities: Sum over clients, float32[L].
+      participations: How often each client took part, int32[N].
+      bit_widths: Bits per weight after training, int32[N, L].
+      uplink_bits: Size of what each client sent, int64[N, 4].
+      downlink_bits: Size of what each client received, int64[N, 4].
+      symbols: Symbols to entropy-code, int16[N, streams, symbols].
+    """
+
+    weights: FloatWeights
+    weighted_bit_widths: Any
+    total_weight: Any
+    training: TrainingSums
+    msb_densities: Any
+    participations: Any
+    bit_widths: Any
+    uplink_bits: Any
+    downlink_bits: Any
+    symbols: Any
+
+    @property
+    def is_empty(self) -> tf.Tensor:
+        """Whether no client of the round had weight, bool[]."""
+        return tf.logical_not(self.total_weight > 0)
+
+    def mean_weights(self) -> FloatWeights:
+        """Returns the average of Eq. 15; zeros for an empty round."""
+        return tf.nest.map_structure(self._divide, self.weights)
+
+    def mean_bit_widths(self) -> tf.Tensor:
+        """Returns the average bit-widths, float32[L]; zeros for an empty round."""
+        return self._divide(self.weighted_bit_widths)
+
+    def _divide(self, total: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(total, self.total_weight)
+
+
+def merge(a: RoundSums, b: RoundSums) -> RoundSums:
+    """Returns the sums over two disjoint sets of clients."""
+    return tf.nest.map_structure(tf.add, a, b)
 
 
 class Server:
-    """What a scheme's server does; holds settings, not state."""
+    """The server of a scheme; holds settings, not state."""
 
     def __init__(self, scheme: Scheme, spec: ModelSpec, budgets: np.ndarray, seed: int):
         """Initializes the server.
 
         Args:
-          scheme: what to do.
-          spec: of the scheme's client model.
-          budgets: float64[N], bits per weight.
-          seed: of all clients' training.
+          scheme: Scheme of the round.
+          spec: Weights of the scheme's client model.
+          budgets: Bits per weight of each client, float64[N].
+          seed: Seed of all clients' training.
         """
         self._scheme = scheme
         self._spec = spec
         self._budgets = budgets
         self._seed = seed
-        self._initial_bit_widths = scheme.initial_bit_widths(spec.layer_sizes, budgets)
+        self._initial_bit_widths = np.zeros([len(budgets), 0], np.int32)
+        if spec.kernel_shapes:
+            self._initial_bit_widths = uniform_bit_widths(spec.layer_sizes, budgets)
 
     def initial_state(
         self, trainable: Sequence[np.ndarray], non_trainable: Sequence[np.ndarray]
-    ) -> tff.learning.templates.LearningAlgorithmState:
-        """Returns the state before the first round.
+    ) -> State:
+        """Returns the state before the first round; bit-widths are uniform.
 
         Args:
-          trainable: initial weights, in Keras's order.
-          non_trainable: initial statistics.
+          trainable: Initial weights, in Keras's order.
+          non_trainable: Initial statistics.
         """
-        return tff.learning.templates.LearningAlgorithmState(
+        return State(
             global_model_weights=tff.learning.models.ModelWeights(
                 [tf.constant(w) for w in trainable],
                 [tf.constant(w) for w in non_trainable],
             ),
             distributor=collections.OrderedDict(
-                bit_widths=tf.constant(self._initial_bit_widths),
-                round=tf.constant(0),
+                bit_widths=tf.constant(self._initial_bit_widths), round=tf.constant(0)
             ),
             client_work=(),
             aggregator=(),
             finalizer=(),
         )
 
-    def message_for(
-        self, state: tff.learning.templates.LearningAlgorithmState, key: tf.Tensor
-    ) -> messages.ModelMessage:
+    def message_for(self, state: State, key: tf.Tensor) -> messages.Message:
         """Returns the model of one client, quantized to its bit-widths and packed.
 
-        Beside the model travel the seed of its training, which is a function of the
-        run's seed, the round and the client, and the round's learning rates.
+        The model is accompanied by the seed of the client's training, a function of the
+        run's seed, the round and the client, and by the round's learning rates.
 
         Args:
-          state: of the process.
-          key: int32[], the client's row in tables.
+          state: State of the process.
+          key: Client's row in tables, int32[].
         """
-        weights = self._float_weights(state)
         bit_widths = tf.gather(state.distributor["bit_widths"], key)
-        quantization = self._scheme.weights
-        if quantization is None:
-            quantized = messages.QuantizedWeights(
-                (), tf.zeros([0]), bit_widths, weights.rest
-            )
-        else:
-            quantized = messages.quantize_weights(
-                weights,
-                bit_widths,
-                quantization.representation,
-                quantization.scale_rule,
-            )
+        quantized = self.quantize(self.float_weights(state), bit_widths)
         round_number = state.distributor["round"]
         round_seed = tf.random.fold_in([self._seed, 0], round_number)
-        # `tff.federated_select` wants keys in alphabetical order.
+        # `tff.federated_select` requires keys in alphabetical order.
         return collections.OrderedDict(
             messages.pack_model(quantized),
             seed=tf.random.fold_in(round_seed, key),
-            training_rates=self._scheme.training.learning_rates_at(round_number),
+            training_rates=learning_rates_at(self._scheme.training, round_number),
+        )
+
+    def float_weights(self, state: State) -> FloatWeights:
+        """Returns the global model of a state."""
+        weights = state.global_model_weights
+        return self._spec.split(tuple(weights.trainable), tuple(weights.non_trainable))
+
+    def quantize(
+        self, weights: FloatWeights, bit_widths: tf.Tensor
+    ) -> messages.QuantizedWeights:
+        """Returns the model that a client of these bit-widths, int32[L], is sent."""
+        if self._scheme.weights is None:
+            return messages.QuantizedWeights(
+                (), tf.zeros([0]), bit_widths, weights.float_parameters
+            )
+        return messages.quantize_weights(weights, bit_widths, *self._scheme.weights)
+
+    def zero(self) -> RoundSums:
+        """Returns the sums over no client."""
+        spec, num_clients = self._spec, len(self._budgets)
+        num_layers, num_items = len(spec.kernel_shapes), len(messages.BIT_ITEMS)
+        return RoundSums(
+            FloatWeights(
+                tuple(tf.zeros(shape) for shape in spec.kernel_shapes),
+                tuple(tf.zeros(shape) for shape in spec.float_parameter_shapes),
+            ),
+            tf.zeros([num_layers]),
+            tf.zeros([]),
+            TrainingSums.zero(),
+            tf.zeros([num_layers]),
+            tf.zeros([num_clients], tf.int32),
+            tf.zeros([num_clients, num_layers], tf.int32),
+            tf.zeros([num_clients, num_items], tf.int64),
+            tf.zeros([num_clients, num_items], tf.int64),
+            tf.zeros(
+                [num_clients, *self._scheme.uplink.symbols_shape(spec)], tf.int16
+            ),
+        )
+
+    def accumulate(self, sums: RoundSums, result: ClientResult) -> RoundSums:
+        """Returns the sums with one more client."""
+        decoded = self._scheme.uplink.decode(result.message, self._spec)
+
+        def add_weighted(total: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+            return total + result.weight * tf.cast(value, tf.float32)
+
+        def add_row(table: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+            if table.shape.num_elements() == 0:
+                return table  # A float model's; TensorFlow cannot update it.
+            return tf.tensor_scatter_nd_add(table, [[result.key]], [row])
+
+        return RoundSums(
+            tf.nest.map_structure(add_weighted, sums.weights, decoded),
+            add_weighted(sums.weighted_bit_widths, result.bit_widths),
+            sums.total_weight + result.weight,
+            tf.nest.map_structure(tf.add, sums.training, result.training),
+            sums.msb_densities + result.msb_densities,
+            add_row(sums.participations, tf.constant(1)),
+            add_row(sums.bit_widths, result.bit_widths),
+            add_row(sums.uplink_bits, result.uplink_bits),
+            add_row(sums.downlink_bits, result.downlink_bits),
+            add_row(sums.symbols, result.symbols),
         )
 
     def update(
-        self, state: tff.learning.templates.LearningAlgorithmState, sums: RoundSums
-    ) -> tuple[tff.learning.templates.LearningAlgorithmState, Mapping[str, Any]]:
+        self, state: State, sums: RoundSums
+    ) -> tuple[State, Mapping[str, Any]]:
         """Returns the next state, and the round's measurements."""
         once = tf.debugging.Assert(
             tf.reduce_all(sums.participations <= 1),
@@ -120,65 +228,49 @@ class Server:
         )
         return next_state, measurements(sums, table)
 
-    def _float_weights(
-        self, state: tff.learning.templates.LearningAlgorithmState
-    ) -> FloatWeights:
-        weights = state.global_model_weights
-        return self._spec.split(tuple(weights.trainable), tuple(weights.non_trainable))
-
-    def _next_weights(
-        self, state: tff.learning.templates.LearningAlgorithmState, sums: RoundSums
-    ) -> FloatWeights:
-        """Returns the next global model; the present one after a round of nobody."""
-        present = self._float_weights(state)
-        mean, _ = aggregation.weighted_mean(sums)
-        if self._scheme.pooled_statistics:
-            as_sent = present._replace(rest=self._spec.to_moments(present.rest))
-            following = self._scheme.uplink.apply(as_sent, mean)
-            rest = self._spec.from_moments(following.rest)
-            following = following._replace(rest=rest)
-        else:
-            following = self._scheme.uplink.apply(present, mean)
+    def _next_weights(self, state: State, sums: RoundSums) -> FloatWeights:
+        """Returns the next global model; the present one after an empty round."""
+        present = self.float_weights(state)
+        following = self._scheme.uplink.apply(present, sums.mean_weights())
         return tf.nest.map_structure(
-            lambda new, old: tf.where(aggregation.has_average(sums), new, old),
-            following,
-            present,
+            lambda new, old: tf.where(sums.is_empty, old, new), following, present
         )
 
-    def _next_bit_widths(
-        self, state: tff.learning.templates.LearningAlgorithmState, sums: RoundSums
-    ) -> tf.Tensor:
+    def _next_bit_widths(self, state: State, sums: RoundSums) -> tf.Tensor:
         """Returns the table with new rows for the participants, int32[N, L]."""
         table = state.distributor["bit_widths"]
         if not self._spec.kernel_shapes:
             return table
         took_part = sums.participations[:, tf.newaxis] > 0
         reductions = tf.where(took_part, table - sums.bit_widths, 0)
-        _, mean_bit_widths = aggregation.weighted_mean(sums)
         decided = self._scheme.allocation(
-            table, mean_bit_widths, reductions, self._spec.layer_sizes, self._budgets
+            table,
+            sums.mean_bit_widths(),
+            reductions,
+            self._spec.layer_sizes,
+            self._budgets,
         )
-        changed = tf.logical_and(took_part, aggregation.has_average(sums))
+        changed = tf.logical_and(took_part, tf.logical_not(sums.is_empty))
         return tf.where(changed, decided, table)
 
 
 def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
-    """Returns what is known of a round.
+    """Returns a round's measurements.
 
     client_work.train: loss and accuracy (float32[]) over all steps of all clients, and
-      how many examples those were.
-    participations: int32[N], 1 for those that took part.
-    uplink_bits, downlink_bits: int64[N, 4] by `messages.BIT_ITEMS`, counted from the
-      tensors that travelled.
-    uplink_symbols: int16[N, streams, symbols], counted so far as they are, of schemes
-      whose uplink is entropy-coded; empty for others.
-    mean_bit_widths: float32[L], the average of what came back.
-    top_plane_densities: float32[L], mean over clients, before pruning.
-    bit_widths: int32[N, L], the table of the next round.
+      the number of examples.
+    participations: 1 for the round's clients, int32[N].
+    uplink_bits, downlink_bits: sizes by `messages.BIT_ITEMS`, int64[N, 4], counted from
+      the tensors that travelled.
+    uplink_symbols: symbols to entropy-code, int16[N, streams, symbols], which
+      `uplink_bits` counts as int16; empty for schemes without entropy coding.
+    mean_bit_widths: average bits per weight after training, float32[L].
+    msb_densities: mean over clients, before pruning, float32[L].
+    bit_widths: bits per weight in the next round, int32[N, L].
 
     Args:
-      sums: over the round.
-      table: of the next round.
+      sums: Sums over the round.
+      table: Bit-widths of the next round.
     """
     count = sums.training.count
     num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
@@ -193,9 +285,7 @@ def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
         uplink_bits=sums.uplink_bits,
         downlink_bits=sums.downlink_bits,
         uplink_symbols=sums.symbols,
-        mean_bit_widths=aggregation.weighted_mean(sums)[1],
-        top_plane_densities=tf.math.divide_no_nan(
-            sums.top_plane_densities, num_clients
-        ),
+        mean_bit_widths=sums.mean_bit_widths(),
+        msb_densities=tf.math.divide_no_nan(sums.msb_densities, num_clients),
         bit_widths=table,
     )

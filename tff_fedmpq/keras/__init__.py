@@ -7,17 +7,12 @@ from tff_fedmpq.keras.layers import (
     QuantDepthwiseConv2D,
     QuantReLU,
 )
-from tff_fedmpq.keras.optimizer import (
-    CompensatedSGD,
-    IntegerSGD,
-    StraightThroughSGD,
-)
+from tff_fedmpq.keras.model_summary import LayerSummary, ModelSummary, summary
+from tff_fedmpq.keras.optimizers import IntegerSGD
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, quantized_kernels
-from tff_fedmpq.keras.resnet import resnet, resnet20, resnet44
-from tff_fedmpq.keras.summary import LayerSummary, ModelSummary, summary
+from tff_fedmpq.keras.resnets import resnet, resnet20, resnet44
 
 __all__ = [
-    "CompensatedSGD",
     "IntegerSGD",
     "LayerSummary",
     "ModelSummary",
@@ -26,7 +21,6 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "QuantReLU",
     "QuantizedKernel",
-    "StraightThroughSGD",
     "quantize_model",
     "quantized_kernels",
     "resnet",

@@ -1,8 +1,8 @@
-"""Turns a Keras model into a quantized one.
+"""Conversion of Keras models into quantized ones.
 
 Convolutions, depthwise convolutions and dense layers get integer codes; every ReLU,
-whether a layer or the activation of one, gets k bits. Everything else stays as it is;
-layers that hold weights, or are a ReLU, and are not understood are named in a warning.
+whether a layer or an activation, gets k bits. All else is copied; a warning names
+layers with weights, and ReLUs, that have no quantized form.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq.keras import layers as quant_layers
-from tff_fedmpq.quantization import activations
-from tff_fedmpq.quantization import representation as representation_lib
+from tff_fedmpq.quantization import activations, representations
 
 _QUANTIZED_FORMS = {
     tf.keras.layers.Conv2D: quant_layers.QuantConv2D,
     tf.keras.layers.Dense: quant_layers.QuantDense,
     tf.keras.layers.DepthwiseConv2D: quant_layers.QuantDepthwiseConv2D,
 }
-# Layers whose weights are few and stay in float by design.
+# Layers with few weights, which stay in float by design.
 _FLOAT_BY_DESIGN = (
     tf.keras.layers.BatchNormalization,
     tf.keras.layers.GroupNormalization,
     tf.keras.layers.LayerNormalization,
     tf.keras.layers.Normalization,
 )
-# Keras does not export the class of functional models; Sequential derives from it.
+# Keras does not export the class of functional models, the base of Sequential.
 _FUNCTIONAL = tf.keras.Sequential.__bases__[0]
 
 
@@ -39,7 +38,7 @@ def quantize_model(
     bit_width: int | None = 8,
     activation_bits: int | None = None,
     *,
-    representation: str = representation_lib.SIGN_MAGNITUDE.name,
+    representation: str = representations.SIGN_MAGNITUDE.name,
     scale_rule: str = "least_squares",
     lasso: float = 0.0,
     dtype_policy: str | None = None,
@@ -48,27 +47,27 @@ def quantize_model(
     """Returns a quantized copy of a Sequential or functional Keras model.
 
     Args:
-      model: the model; it is left as it is. Layers of it that are quantized already
-        are copied unchanged.
-      bit_width: bits per weight of every kernel, 1 to 8; None leaves kernels in float.
-      activation_bits: bits of every ReLU output, 1 to 8, which is clipped to [0, 6]
-        then; None leaves them in float.
-      representation: what codes stand for: "sign_magnitude" or "offset_binary".
-      scale_rule: how scales are chosen: "least_squares", "gaussian" or "max".
-      lasso: lambda of the group Lasso over bit planes; a layer's strength is
-        ``lambda M_l / M``, its share of the quantized weights.
-      dtype_policy: a Keras policy for all layers but those that give the output, such
-        as "mixed_bfloat16"; None keeps each layer's own. Variables stay float32.
-      copy_weights: whether to quantize the model's present weights into the copy. False
-        leaves the copy with initial weights (its weights are assigned later anyway).
+      model: Model to convert; it is not changed. Layers that are quantized already are
+        copied unchanged.
+      bit_width: Bits per weight of every kernel, 1 to 8; None leaves kernels in float.
+      activation_bits: Bits of every ReLU output, 1 to 8, clipped to [0, 6]; None leaves
+        them in float.
+      representation: Meaning of the codes: "sign_magnitude" or "offset_binary".
+      scale_rule: Choice of scales: "least_squares", "gaussian" or "max".
+      lasso: Coefficient lambda of the model's group Lasso over bit planes (Eq. 12); a
+        layer's `lasso_strength` is ``lambda M_l / M``, by its share of the weights.
+      dtype_policy: Keras policy for all layers except those that give the output, such
+        as "mixed_bfloat16"; None keeps each layer's policy. Variables stay float32.
+      copy_weights: Whether to quantize the model's weights into the copy, which
+        otherwise has initial weights.
 
     Returns:
-      A Keras model whose `trainable_variables` stand in the order of the original's,
-      with uint8 codes in the place of each quantized kernel.
+      Keras model with `trainable_variables` in the order of the original, and uint8
+      codes in place of each quantized kernel.
 
     Raises:
-      TypeError: if the model is neither Sequential nor functional.
-      ValueError: if an argument is out of range.
+      TypeError: If the model is neither Sequential nor functional.
+      ValueError: If an argument is out of range.
     """
     if not isinstance(model, _FUNCTIONAL):
         raise TypeError(
@@ -77,7 +76,7 @@ def quantize_model(
             "model, use QuantConv2D, QuantDense and QuantReLU directly."
         )
     quant_layers.check_options(
-        bit_width, activation_bits, representation, scale_rule, lasso
+        bit_width, activation_bits, representation, scale_rule, lasso, "lasso"
     )
     if dtype_policy is not None:
         variable_dtype = tf.keras.mixed_precision.Policy(dtype_policy).variable_dtype
@@ -94,11 +93,13 @@ def quantize_model(
         "bit_width": bit_width,
         "representation": representation,
         "scale_rule": scale_rule,
-        # Eq. 12: a layer's strength is lambda times its share of the weights.
-        "lasso": lasso / max(_num_kernel_weights(model), 1),
     }
     converter = _Converter(
-        kernel_options, activation_bits, dtype_policy, frozenset(_output_ids(model))
+        kernel_options,
+        lasso / max(_num_kernel_weights(model), 1),
+        activation_bits,
+        dtype_policy,
+        frozenset(_output_ids(model)),
     )
     quantized = tf.keras.models.clone_model(model, clone_function=converter)
     if bit_width is not None and converter.left_in_float:
@@ -126,17 +127,19 @@ class _Converter:
     """Maps a layer to its quantized form, or to a plain copy.
 
     Attributes:
-      kernel_options: arguments of quantized layers; "lasso" is per weight.
-      activation_bits: of every ReLU.
-      dtype_policy: of all layers but those that give the model's output.
-      output_ids: ids of the layers that do.
-      left_in_float: names of layers that have no quantized form, as they are found.
-      float_relus: names of layers with a ReLU that stays in float, as they are found.
-      converted: id of a layer -> its quantized form, so that one that is used in
-        several places, in inner models too, stays one.
+      kernel_options: Arguments of quantized layers.
+      lasso_per_weight: Lasso coefficient of a layer per weight, ``lambda / M``.
+      activation_bits: Bits of every ReLU.
+      dtype_policy: Policy of all layers except those that give the model's output.
+      output_ids: Ids of the layers that give the model's output.
+      left_in_float: Names of converted layers without a quantized form.
+      float_relus: Names of converted layers with a ReLU that stays in float.
+      converted: Quantized forms by id of the layer, so that a layer that is used in
+        several places, also in inner models, is converted once.
     """
 
     kernel_options: dict[str, Any]
+    lasso_per_weight: float
     activation_bits: int | None
     dtype_policy: str | None
     output_ids: frozenset[int]
@@ -158,7 +161,7 @@ class _Converter:
         config = layer.get_config()
         if isinstance(layer, tf.keras.layers.Normalization):
             config.update(_adapted_statistics(layer))
-        # The output keeps its policy: logits and loss belong in float32.
+        # The output keeps its policy, as logits and loss belong in float32.
         if self.dtype_policy is not None and not is_output and _is_floating(layer):
             config["dtype"] = self.dtype_policy
         if self.activation_bits is not None and _hides_relu(layer):
@@ -178,17 +181,18 @@ class _Converter:
         self, layer: tf.keras.layers.Layer, config: dict[str, Any]
     ) -> tf.keras.layers.Layer:
         options = dict(self.kernel_options)
-        options["lasso"] *= _kernel(layer).shape.num_elements()
+        num_weights = _kernel(layer).shape.num_elements()
+        options["lasso_strength"] = self.lasso_per_weight * num_weights
         if layer.activation in quant_layers.RELU_FUNCTIONS:
             options["activation_bits"] = self.activation_bits
         return _QUANTIZED_FORMS[type(layer)].from_config({**config, **options})
 
 
 def _output_ids(model: tf.keras.Model) -> Iterator[int]:
-    """Yields the ids of the layers that give a model's output, in inner models too."""
+    """Yields the ids of layers that give a model's output, also in inner models."""
     outputs = {id(tensor) for tensor in model.outputs}
     for layer in model.layers:
-        # A layer gives an output wherever it is called.
+        # Any call of a layer may give an output.
         calls = map(layer.get_output_at, range(len(layer.inbound_nodes)))
         if outputs.isdisjoint(map(id, tf.nest.flatten(list(calls)))):
             continue
@@ -199,7 +203,7 @@ def _output_ids(model: tf.keras.Model) -> Iterator[int]:
 
 
 def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
-    """Whether the layer is a ReLU, or one that is cut at six as QuantReLU is."""
+    """Returns whether the layer is a ReLU or, like QuantReLU, a ReLU6."""
     if isinstance(layer, tf.keras.layers.ReLU):
         plain = not layer.negative_slope and not layer.threshold
         return bool(plain and layer.max_value in (None, activations.CLIP_VALUE))
@@ -210,10 +214,10 @@ def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
 
 
 def _hides_relu(layer: tf.keras.layers.Layer) -> bool:
-    """Whether the layer has a ReLU of a form that is not quantized."""
+    """Returns whether the layer has a ReLU of a form that is not quantized."""
     if isinstance(layer, tf.keras.layers.ReLU):
         return not _is_relu_layer(layer)
-    function = getattr(layer, "function", None)  # Of Lambda, and of operations.
+    function = getattr(layer, "function", None)  # Lambda layers and operations.
     activation = getattr(layer, "activation", None)
     return (
         getattr(function, "__name__", "") in ("relu", "relu6")
@@ -227,13 +231,13 @@ def _hides_relu(layer: tf.keras.layers.Layer) -> bool:
 
 
 def _adapted_statistics(layer: tf.keras.layers.Normalization) -> dict[str, Any]:
-    """Returns what a layer was adapted to, as arguments; nothing if it was not.
+    """Returns a layer's adapted statistics as arguments; none if it was not adapted.
 
-    As weights they take effect by methods of the layer only, not by assignment.
+    Assigning them as weights would have no effect.
     """
     if layer.input_mean is not None or not layer.built:
         return {}
-    if not hasattr(layer.mean, "numpy"):  # Made in a graph, where nothing is adapted.
+    if not hasattr(layer.mean, "numpy"):  # Built in a graph: not adapted.
         return {}
     mean, variance = layer.mean.numpy(), layer.variance.numpy()
     if not mean.any() and (variance == 1).all():
@@ -247,7 +251,7 @@ def _is_floating(layer: tf.keras.layers.Layer) -> bool:
 
 
 def _leaf_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
-    """Yields the layers of a model, and those of models inside it, each once."""
+    """Yields the layers of a model and of its inner models, each once."""
     found: dict[int, tf.keras.layers.Layer] = {}
     pending = [model]
     while pending:
@@ -275,9 +279,9 @@ def _num_kernel_weights(model: tf.keras.Model) -> int:
 
 
 def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
-    """Sets the weights of a layer's converted form to describe those of the layer."""
+    """Copies or quantizes the weights of a layer into its converted form."""
     if type(source) is type(target):
-        if target.weights:  # Not of statistics that have become arguments.
+        if target.weights:  # Adapted statistics have become arguments.
             target.set_weights(source.get_weights())
         return
     if target.quantized_kernel is not None:

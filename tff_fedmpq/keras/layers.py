@@ -1,17 +1,17 @@
 """Keras layers whose weights are integer codes of b bits, activations of k bits.
 
 `QuantConv2D`, `QuantDense` and `QuantDepthwiseConv2D` are the stock layers of those
-names, computing the same function of their dequantized kernel, with more arguments:
+names, computed with the dequantized kernel. Additional arguments:
 
-* ``bit_width``: bits per weight at the start, 1 to 8 (training may change it). None
-  keeps a float kernel; the layer is then the stock layer.
-* ``activation_bits``: bits of the layer's ReLU output, 1 to 8, which is clipped to
-  [0, 6] then; None leaves it float.
-* ``representation``, ``scale_rule``: what codes stand for and how scales are chosen
-  (names in `tff_fedmpq.quantization`).
-* ``lasso``: strength of the group Lasso over the kernel's bit planes (Eq. 11).
+* ``bit_width``: Initial bits per weight, 1 to 8; training may change them. None keeps
+  a float kernel: the layer is then the stock layer.
+* ``activation_bits``: Bits of the layer's ReLU output, 1 to 8, clipped to [0, 6]; None
+  leaves it in float.
+* ``representation``, ``scale_rule``: Names in `tff_fedmpq.quantization`.
+* ``lasso_strength``: Coefficient of the group Lasso over the kernel's bit planes
+  (Eq. 11), ``lambda M_l / M``.
 
-`QuantReLU` is a ReLU of k bits as a layer of its own.
+`QuantReLU` is a ReLU of k bits as a separate layer.
 """
 
 from __future__ import annotations
@@ -23,36 +23,34 @@ import tensorflow as tf
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, add_quantized_kernel
 from tff_fedmpq.keras.regularizers import bit_plane_lasso
-from tff_fedmpq.quantization import activations, scales
-from tff_fedmpq.quantization import representation as representation_lib
+from tff_fedmpq.quantization import activations, representations, scales
 
 _PACKAGE = "tff_fedmpq"
 
-
-# The clip at six of a quantized ReLU makes a ReLU6 of each.
+# Quantization clips at six, which makes each of these a ReLU6.
 RELU_FUNCTIONS = (tf.keras.activations.relu, tf.nn.relu, tf.nn.relu6)
 
 
 def check_options(
     bit_width: int | None,
     activation_bits: int | None,
-    representation: str | representation_lib.Representation,
+    representation: str | representations.Representation,
     scale_rule: str | scales.ScaleRule,
     lasso: float,
+    lasso_name: str = "lasso_strength",
 ) -> None:
-    """Checks the arguments that quantized layers have beside the stock ones.
+    """Raises ValueError if an additional argument of quantized layers is invalid.
 
-    Raises:
-      ValueError: if one is out of range, or there is no such name.
+    `lasso_name` is the name of the Lasso coefficient in the error message.
     """
     if bit_width is not None:
-        representation_lib.check_bit_width(bit_width)
+        representations.check_bit_width(bit_width)
     if activation_bits is not None:
-        representation_lib.check_bit_width(activation_bits, "activation_bits")
-    representation_lib.get_representation(representation)
+        representations.check_bit_width(activation_bits, "activation_bits")
+    representations.get_representation(representation)
     scales.get_scale_rule(scale_rule)
     if not lasso >= 0:
-        raise ValueError(f"lasso has to be 0 or more, found {lasso!r}.")
+        raise ValueError(f"{lasso_name} has to be 0 or more, found {lasso!r}.")
 
 
 def _regularize(
@@ -63,7 +61,7 @@ def _regularize(
 
 @tf.keras.utils.register_keras_serializable(package=_PACKAGE)
 class _ReLUOfBits:
-    """A quantized ReLU as the activation function of a layer."""
+    """Quantized ReLU as the activation function of a layer."""
 
     def __init__(self, bits: int):
         self.bits = bits
@@ -76,10 +74,10 @@ class _ReLUOfBits:
 
 
 class _KernelView:
-    """The attribute under which a stock layer keeps and reads its kernel.
+    """Attribute that holds the kernel of a stock layer.
 
-    What the stock layer stores there is what `add_weight` gave it. Reading it, a
-    quantized kernel shows as the float weights that its codes stand for.
+    It stores the result of `add_weight`; reading a quantized kernel gives its
+    dequantized weights.
     """
 
     def __get__(self, layer: Any, owner: type | None = None):
@@ -97,28 +95,30 @@ class _KernelView:
 
 
 class _QuantizedLayer(tf.keras.layers.Layer):
-    """Mixin, before a stock layer with one kernel: the arguments and the variables."""
+    """Mixin that quantizes the kernel of the stock layer after it in the bases."""
 
-    _kernel_name = "kernel"  # What the stock layer calls its kernel.
-    activation: Any  # Of the stock layer.
+    _kernel_name = "kernel"  # Name of the kernel in the stock layer.
+    activation: Any  # Set by the stock layer.
 
     def __init__(
         self,
         *args: Any,
-        bit_width: int | None = representation_lib.MAX_BIT_WIDTH,
+        bit_width: int | None = representations.MAX_BIT_WIDTH,
         activation_bits: int | None = None,
-        representation: str = representation_lib.SIGN_MAGNITUDE.name,
+        representation: str = representations.SIGN_MAGNITUDE.name,
         scale_rule: str = "least_squares",
-        lasso: float = 0.0,
+        lasso_strength: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        check_options(bit_width, activation_bits, representation, scale_rule, lasso)
+        check_options(
+            bit_width, activation_bits, representation, scale_rule, lasso_strength
+        )
         self.bit_width = None if bit_width is None else int(bit_width)
-        self._representation = representation_lib.get_representation(representation)
+        self._representation = representations.get_representation(representation)
         self.representation = self._representation.name
         self.scale_rule = scale_rule
-        self.lasso = lasso
+        self.lasso_strength = lasso_strength
         self.quantized_kernel: QuantizedKernel | None = None
         self.activation_bits = activation_bits
         if activation_bits is not None:
@@ -134,7 +134,7 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         self.activation = _ReLUOfBits(bits)
 
     def add_weight(self, name: str | None = None, shape: Any = None, **kwargs: Any):
-        """Adds a variable of the stock layer; a kernel becomes a quantized one."""
+        """Adds a variable of the stock layer, or a quantized kernel for its kernel."""
         if name != self._kernel_name or self.bit_width is None:
             return super().add_weight(name=name, shape=shape, **kwargs)
         if kwargs.get("constraint") is not None:
@@ -153,8 +153,10 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         )
         if kwargs.get("regularizer") is not None:
             self.add_loss(functools.partial(_regularize, kwargs["regularizer"], kernel))
-        if self.lasso:
-            self.add_loss(functools.partial(bit_plane_lasso, kernel, self.lasso))
+        if self.lasso_strength:
+            self.add_loss(
+                functools.partial(bit_plane_lasso, kernel, self.lasso_strength)
+            )
         self.quantized_kernel = kernel
         return kernel
 
@@ -169,27 +171,27 @@ class _QuantizedLayer(tf.keras.layers.Layer):
             "activation_bits": self.activation_bits,
             "representation": self.representation,
             "scale_rule": self.scale_rule,
-            "lasso": self.lasso,
+            "lasso_strength": self.lasso_strength,
         }
 
 
 @tf.keras.utils.register_keras_serializable(package=_PACKAGE)
 class QuantConv2D(_QuantizedLayer, tf.keras.layers.Conv2D):
-    """`tf.keras.layers.Conv2D` on integer codes; see the module for its arguments."""
+    """`tf.keras.layers.Conv2D` on integer codes; arguments: see the module."""
 
     kernel = _KernelView()
 
 
 @tf.keras.utils.register_keras_serializable(package=_PACKAGE)
 class QuantDense(_QuantizedLayer, tf.keras.layers.Dense):
-    """`tf.keras.layers.Dense` on integer codes; see the module for its arguments."""
+    """`tf.keras.layers.Dense` on integer codes; arguments: see the module."""
 
     kernel = _KernelView()
 
 
 @tf.keras.utils.register_keras_serializable(package=_PACKAGE)
 class QuantDepthwiseConv2D(_QuantizedLayer, tf.keras.layers.DepthwiseConv2D):
-    """`tf.keras.layers.DepthwiseConv2D` on integer codes; see the module."""
+    """`tf.keras.layers.DepthwiseConv2D` on integer codes; arguments: see the module."""
 
     _kernel_name = "depthwise_kernel"
     depthwise_kernel = _KernelView()
@@ -197,12 +199,12 @@ class QuantDepthwiseConv2D(_QuantizedLayer, tf.keras.layers.DepthwiseConv2D):
 
 @tf.keras.utils.register_keras_serializable(package=_PACKAGE)
 class QuantReLU(tf.keras.layers.Layer):
-    """A ReLU whose output has k bits (`tff_fedmpq.quantization.quantized_relu`).
+    """ReLU with an output of k bits (`tff_fedmpq.quantization.quantized_relu`).
 
     Args:
-      activation_bits: k, 1 to 8.
-      clip_value: the largest output.
-      **kwargs: of `tf.keras.layers.Layer`.
+      activation_bits: Bits of the output (k), 1 to 8.
+      clip_value: Largest output.
+      **kwargs: Arguments of `tf.keras.layers.Layer`.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class QuantReLU(tf.keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.activation_bits = representation_lib.check_bit_width(
+        self.activation_bits = representations.check_bit_width(
             activation_bits, "activation_bits"
         )
         if not clip_value > 0:

@@ -1,13 +1,12 @@
-"""The quantized weights of one layer: codes, scale and bit-width as variables.
+"""Quantized weights of one layer: codes, scale and bit-width as variables.
 
-There is no float copy of the weights. `codes` is a ``uint8`` variable, and Keras counts
-it as trainable: reading the weights gives the tape a straight-through gradient for it
-(FedMPQ, Eq. 5)::
+There is no float copy of the weights. `codes` is a trainable uint8 variable, which gets
+a straight-through gradient from reading the weights (FedMPQ, Eq. 5)::
 
     W = delta * (u - z),    dL/du = delta * dL/dW
 
-so that ``tape.gradient(loss, model.trainable_variables)`` holds, at the place of the
-codes, a float32 tensor of their shape, which `IntegerSGD` turns into integer steps.
+``tape.gradient(loss, model.trainable_variables)`` has a float32 tensor in the place of
+the codes, from which `IntegerSGD` makes integer steps.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from typing import Callable
 
 import tensorflow as tf
 
-from tff_fedmpq.quantization import representation as representation_lib
+from tff_fedmpq.quantization import representations
 from tff_fedmpq.quantization.scales import ScaleRule, get_scale_rule
 
 
 class QuantizedKernel:
-    """Integer codes of a kernel, with what is needed to read them as weights.
+    """Integer codes of a kernel, and how to read them as weights.
 
     Attributes:
-      codes: uint8 variable of the kernel's shape, trainable.
-      scale: float32[] variable.
-      bit_width: int32[] variable, 1 to 8.
-      representation: what the codes stand for.
+      codes: Trainable variable, uint8 of the kernel's shape.
+      scale: Variable, float32[].
+      bit_width: Variable, int32[], 1 to 8.
+      representation: Representation of weights by the codes.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class QuantizedKernel:
         codes: tf.Variable,
         scale: tf.Variable,
         bit_width: tf.Variable,
-        representation: representation_lib.Representation,
+        representation: representations.Representation,
         scale_rule: ScaleRule,
     ):
         self.codes = codes
@@ -44,29 +43,29 @@ class QuantizedKernel:
         self.bit_width = bit_width
         self.representation = representation
         self._scale_rule = scale_rule
-        # An optimizer is given variables, not layers; by this it finds the way back.
+        # Optimizers receive variables, not layers, and find the kernel by this.
         codes.quantized_kernel = self
 
     @property
     def size(self) -> int:
-        """The number of weights."""
+        """Number of weights."""
         return self.codes.shape.num_elements()
 
     def step_size(self) -> tf.Tensor:
-        """Returns the weight of one code unit, ``delta``, float32[]."""
-        return representation_lib.step_size(self.scale, self.bit_width)
+        """Returns the weight per code unit, ``delta``, float32[]."""
+        return representations.step_size(self.scale, self.bit_width)
 
     def signed_levels(self) -> tf.Tensor:
-        """Returns the weights in code units, ``u - z``, float32, as a kernel."""
+        """Returns the weights in code units, ``u - z``, float32."""
         return self.representation.signed_levels(self.codes, self.bit_width)
 
     def step_and_levels(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns `step_size` and `signed_levels`, of which the weights are a product.
+        """Returns `step_size` and `signed_levels`, whose product are the weights.
 
-        Each variable is read once: a training step is full of small operations.
+        Each variable is read once, to save small operations in the training step.
         """
         bit_width = self.bit_width.value()
-        step = representation_lib.step_size(self.scale.value(), bit_width)
+        step = representations.step_size(self.scale.value(), bit_width)
         return step, self.representation.signed_levels(self.codes.value(), bit_width)
 
     def value(self) -> tf.Tensor:
@@ -77,10 +76,9 @@ class QuantizedKernel:
         )
 
     def quantize(self, weights: tf.Tensor) -> None:
-        """Sets scale and codes to describe float weights at the present bit-width.
+        """Quantizes weights, float32 of the kernel's shape, at the present bit-width.
 
-        Args:
-          weights: float32 of the kernel's shape.
+        Scale and codes are set.
         """
         weights = tf.convert_to_tensor(weights, tf.float32)
         scale = self._scale_rule(weights, self.bit_width, self.representation)
@@ -89,12 +87,12 @@ class QuantizedKernel:
         self.codes.assign(codes)
 
     def set_bit_width(self, bit_width: int) -> None:
-        """Requantizes the present weights to another bit-width.
+        """Requantizes the present weights to another bit-width, 1 to 8.
 
-        In the middle of training: an optimizer's momentum is in the old code units;
-        `IntegerSGD.reset` forgets it.
+        An optimizer's momentum stays in the old code units; `IntegerSGD.reset` clears
+        it.
         """
-        bit_width = representation_lib.check_bit_width(bit_width)
+        bit_width = representations.check_bit_width(bit_width)
         weights = self.value()
         self.bit_width.assign(bit_width)
         self.quantize(weights)
@@ -107,13 +105,13 @@ def attach_code_gradient(
 ) -> tf.Tensor:
     """Returns `value` with a gradient for the integer variable `codes`.
 
-    TensorFlow does not differentiate integer tensors, but the tape follows the handle
-    of a variable whatever its dtype.
+    TensorFlow does not differentiate integer tensors, but the tape records the handle
+    of a variable of any dtype.
 
     Args:
-      codes: the variable that the gradient is for.
-      value: float32[...], computed from the variable's value.
-      gradient: from the gradient of `value` to that of `codes`, of the codes' shape.
+      codes: Variable that receives the gradient.
+      value: Value computed from the variable, float32[...].
+      gradient: Function from the gradient of `value` to that of `codes`.
     """
 
     @tf.custom_gradient
@@ -130,28 +128,30 @@ def add_quantized_kernel(
     shape: tuple[int, ...],
     initializer: tf.keras.initializers.Initializer,
     bit_width: int,
-    representation: str | representation_lib.Representation,
+    representation: str | representations.Representation,
     scale_rule: str | ScaleRule,
 ) -> QuantizedKernel:
     """Adds the three variables of a quantized kernel to a layer being built.
 
     Args:
-      add_weight: `tf.keras.layers.Layer.add_weight` of the layer that owns them.
-      name: prefix of the variables' names.
-      shape: the kernel's shape.
-      initializer: a Keras initializer, of the float weights that are quantized first.
-        It is called more than once: a random one has to have a `seed`, or None for it.
-      bit_width: 1 to 8.
-      representation: what the codes stand for.
-      scale_rule: how the scale is chosen.
-    """
-    representation = representation_lib.get_representation(representation)
-    scale_rule = get_scale_rule(scale_rule)
+      add_weight: Method `tf.keras.layers.Layer.add_weight` of the owning layer.
+      name: Prefix of the variables' names.
+      shape: Shape of the kernel.
+      initializer: Keras initializer of the float weights that are quantized first. It
+        is called twice, so a random one needs a `seed` argument, which may be None.
+      bit_width: Initial bit-width, 1 to 8.
+      representation: Representation, or its name.
+      scale_rule: Scale rule, or its name.
 
+    Raises:
+      TypeError: If the initializer is not a Keras initializer.
+    """
+    representation = representations.get_representation(representation)
+    scale_rule = get_scale_rule(scale_rule)
     initializer = _with_seed(initializer)
 
-    # Variables may be initialised outside of the graph under construction, so each
-    # initial value is computed on its own; a seeded initializer repeats itself.
+    # Variables may be initialized outside of the graph under construction, so each
+    # initial value is computed separately; a seeded initializer repeats its values.
     def initial_weights() -> tuple[tf.Tensor, tf.Tensor]:
         weights = initializer(shape, tf.float32)
         return weights, scale_rule(weights, tf.constant(bit_width), representation)
@@ -171,7 +171,7 @@ def add_quantized_kernel(
         dtype=tf.float32,
         initializer=initial_scale,
         trainable=False,
-        experimental_autocast=False,  # A scale of bfloat16 would move every weight.
+        experimental_autocast=False,  # A bfloat16 scale would change every weight.
     )
     bits = add_weight(
         name=f"{name}_bit_width",
@@ -188,14 +188,14 @@ def _with_seed(
 ) -> tf.keras.initializers.Initializer:
     """Returns an initializer that gives the same values at each call.
 
-    A random one without a seed draws it as Keras does: from Python's generator, which
+    A missing seed is drawn as in Keras, from Python's generator, which
     `tf.keras.utils.set_random_seed` seeds.
     """
     if not hasattr(initializer, "get_config"):
         raise TypeError(
             "The initializer of a quantized kernel is called for its scale and for its "
-            "codes, so it has to be a Keras initializer, whose seed makes them agree; "
-            f"found {initializer!r}."
+            "codes; only a Keras initializer has a seed that makes them agree, found "
+            f"{initializer!r}."
         )
     config = initializer.get_config()
     if config.get("seed", 0) is not None:

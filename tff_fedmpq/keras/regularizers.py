@@ -8,21 +8,21 @@ from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, attach_code_gradi
 from tff_fedmpq.quantization import group_lasso
 
 
-def bit_plane_lasso(kernel: QuantizedKernel, strength: float) -> tf.Tensor:
-    """Returns ``strength * sum_i ||B_i||_2`` (FedMPQ, Eq. 11), float32[].
+def bit_plane_lasso(kernel: QuantizedKernel, lasso_strength: float) -> tf.Tensor:
+    """Returns ``lasso_strength * sum_i ||B_i||_2`` (FedMPQ, Eq. 11), float32[].
 
-    Its gradient reaches the codes as `group_lasso.code_gradient` says.
+    Its gradient on the codes is `group_lasso.code_gradient`.
 
     Args:
-      kernel: the codes whose planes are the groups.
-      strength: ``lambda M_l / M``.
+      kernel: Quantized kernel whose bit planes are the groups.
+      lasso_strength: Coefficient of the layer, ``lambda M_l / M``.
     """
     codes, bit_width = kernel.codes.value(), kernel.bit_width.value()
     penalty = group_lasso.penalty(kernel.representation, codes, bit_width)
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
         return upstream * group_lasso.code_gradient(
-            kernel.representation, codes, bit_width, strength
+            kernel.representation, codes, bit_width, lasso_strength
         )
 
-    return attach_code_gradient(kernel.codes, strength * penalty, gradient)
+    return attach_code_gradient(kernel.codes, lasso_strength * penalty, gradient)

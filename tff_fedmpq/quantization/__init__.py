@@ -1,15 +1,15 @@
-"""The mathematics of FedMPQ: codes, scales, bit planes, updates, packing.
+"""Mathematics of FedMPQ: codes, scales, bit planes, code updates and packing.
 
-Pure functions of tensors. Nothing here knows Keras layers or TensorFlow Federated.
+Pure functions of tensors, without Keras layers or TensorFlow Federated.
 """
 
 from tff_fedmpq.quantization.activations import quantized_relu
 from tff_fedmpq.quantization.bit_planes import (
+    msb_density,
     plane_densities,
     prune_msb,
-    top_plane_density,
 )
-from tff_fedmpq.quantization.integer_update import integer_update
+from tff_fedmpq.quantization.code_updates import integer_update
 from tff_fedmpq.quantization.packing import (
     pack,
     pack_numpy,
@@ -17,7 +17,7 @@ from tff_fedmpq.quantization.packing import (
     unpack,
     unpack_numpy,
 )
-from tff_fedmpq.quantization.representation import (
+from tff_fedmpq.quantization.representations import (
     MAX_BIT_WIDTH,
     MIN_BIT_WIDTH,
     OFFSET_BINARY,
@@ -48,6 +48,7 @@ __all__ = [
     "integer_update",
     "least_squares_scale",
     "max_scale",
+    "msb_density",
     "pack",
     "pack_numpy",
     "packed_size",
@@ -56,7 +57,6 @@ __all__ = [
     "quantized_relu",
     "scale_of",
     "step_size",
-    "top_plane_density",
     "unpack",
     "unpack_numpy",
 ]

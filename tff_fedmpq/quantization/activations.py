@@ -1,19 +1,19 @@
-"""Activations of k bits with a straight-through gradient.
+"""ReLU outputs of k bits with a straight-through gradient.
 
-A rectified activation is clipped to ``[0, c]`` and rounded to ``2**k - 1`` steps::
+A rectified activation is clipped to ``[0, c]`` and rounded to ``2**k`` levels::
 
     forward:   q(x) = r * round(clip(x, 0, c) / r),   r = c / (2**k - 1)
     backward:  dq/dx = 1 where 0 < x < c, else 0
 
-(straight-through estimator, Bengio et al. 2013). The range is fixed at ``c = 6``, as
-ReLU6 has it: learned or tracked ranges were no better (FedMPQ leaves it open).
+(straight-through estimator, Bengio et al. 2013). FedMPQ does not state the range; it is
+fixed at ``c = 6`` as in ReLU6, because learned and tracked ranges were no better.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from tff_fedmpq.quantization import representation
+from tff_fedmpq.quantization import representations
 
 CLIP_VALUE = 6.0
 
@@ -21,19 +21,19 @@ CLIP_VALUE = 6.0
 def quantized_relu(
     x: tf.Tensor, bits: int | None, clip_value: float = CLIP_VALUE
 ) -> tf.Tensor:
-    """Applies ReLU and quantizes its output to `bits` bits.
+    """Applies ReLU and quantizes the output.
 
     Args:
-      x: floating point [...].
-      bits: k, 1 to 8, or None for a plain ReLU.
-      clip_value: c, the largest value that is kept.
+      x: Input, floating point [...].
+      bits: Bits of the output (k), 1 to 8, or None for a plain ReLU.
+      clip_value: Largest output (c).
 
     Returns:
-      As `x` in shape and dtype, with at most ``2**bits`` distinct values.
+      Tensor of the shape and dtype of `x`, with at most ``2**bits`` distinct values.
     """
     if bits is None:
         return tf.nn.relu(x)
-    representation.check_bit_width(bits, "bits")
+    representations.check_bit_width(bits, "bits")
 
     @tf.custom_gradient
     def rounded(x):
@@ -45,13 +45,13 @@ def quantized_relu(
     return rounded(x)
 
 
-# Both directions use kernels of TensorFlow's: written out, their formulas are a large
-# part of a training step. bfloat16 has none of those kernels, or slow ones.
+# Both directions use fused TensorFlow kernels: written out, these formulas take a large
+# part of a training step. For bfloat16 such kernels are missing or slow.
 
 
 def _round_to_levels(x: tf.Tensor, bits: int, clip_value: float) -> tf.Tensor:
     """Rounds ``clip(x, 0, c)`` to the nearest of ``2**bits`` levels."""
-    if bits == 1 or x.dtype == tf.float64:  # The fused kernel begins at two bits.
+    if bits == 1 or x.dtype == tf.float64:  # The fused kernel needs two bits or more.
         step = clip_value / (2**bits - 1)
         return step * tf.round(tf.clip_by_value(x, 0.0, clip_value) / step)
     quantized = tf.quantization.fake_quant_with_min_max_args(
@@ -61,11 +61,10 @@ def _round_to_levels(x: tf.Tensor, bits: int, clip_value: float) -> tf.Tensor:
 
 
 def _gradient_inside(x: tf.Tensor, upstream: tf.Tensor, clip_value: float) -> tf.Tensor:
-    """Returns `upstream` where 0 < x < c, that is where ``x (c - x) > 0``, else 0.
+    """Returns `upstream` where 0 < x < c (``x (c - x) > 0``), else 0.
 
-    `Relu6Grad` says the same, but in TFF's worker, which is compiled otherwise than
-    TensorFlow's Python package, its two comparisons branch at every number: it took a
-    third of a round.
+    `Relu6Grad` is equivalent, but in TFF's worker binary its two comparisons are
+    compiled to branches per element and took a third of a round.
     """
     dtype = x.dtype
     if dtype.size < 4:

@@ -1,16 +1,16 @@
-"""Bit planes of a layer: their density, and pruning of the top one (FedMPQ, Eq. 13).
+"""Densities of a layer's bit planes, and pruning of the top plane (FedMPQ, Eq. 13).
 
-Planes are the binary digits of `Representation.magnitudes`, numbered by their weight:
-plane ``i`` has weight ``2**i``. No plane is ever materialised: how many ones each plane
-has follows from how often each magnitude occurs.
+Planes are the binary digits of `Representation.magnitudes`; plane ``i`` has weight
+``2**i``. Planes are never stored: their numbers of ones follow from a histogram of the
+codes.
 
-Deviations from the paper: the few weights that held a pruned bit are saturated instead
-of losing it (a weight of 2.3 becomes 1.9, not 0.3; `saturate=False` drops the bit), and
-the step size is always kept, so that in `SIGN_MAGNITUDE` no other weight moves.
+Deviations from the paper: the few weights that have the pruned bit set are saturated
+(2.3 becomes 1.9) instead of losing the bit (0.3; `saturate=False`), and the step size
+is kept, so that in `SIGN_MAGNITUDE` no other weight changes.
 
-In `OFFSET_BINARY` the top plane is the sign: it is nearly empty where nearly all
-weights are negative, which those of a small layer can be. Pruned, these are saturated,
-or, with `saturate=False`, all moved up by a quarter of the range.
+In `OFFSET_BINARY` the top plane is the sign. It is nearly empty if nearly all weights
+of a layer are negative. Pruning then saturates the positive ones, or, with
+`saturate=False`, moves all weights up by a quarter of the range.
 """
 
 from __future__ import annotations
@@ -20,37 +20,40 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.quantization import representation as representation_lib
+from tff_fedmpq.quantization.representations import (
+    MAX_BIT_WIDTH,
+    Representation,
+    scale_of,
+    step_size,
+)
 
-MAX_PLANES = representation_lib.MAX_BIT_WIDTH
+MAX_PLANES = MAX_BIT_WIDTH
 NUM_CODES = 2**MAX_PLANES
 
 # DIGITS[v, i] is digit i of the integer v: float32[256, 8].
 DIGITS = ((np.arange(NUM_CODES)[:, None] >> np.arange(MAX_PLANES)) & 1).astype(
     np.float32
 )
-# A function of codes alone is computed once for each of them, then looked up.
+# Functions of a single code are evaluated once per code value, then looked up.
 EVERY_CODE = np.arange(NUM_CODES, dtype=np.uint8)
 
 
 def plane_counts(
-    representation: representation_lib.Representation,
-    codes: tf.Tensor,
-    bit_width: tf.Tensor,
+    representation: Representation, codes: tf.Tensor, bit_width: tf.Tensor
 ) -> tf.Tensor:
     """Returns the number of ones in each plane.
 
     Args:
-      representation: says what the planes of the codes are.
-      codes: uint8[...].
-      bit_width: int32[].
+      representation: Representation that defines the planes.
+      codes: Codes, uint8[...].
+      bit_width: Bit-width, int32[].
 
     Returns:
-      float32[8]; index ``i`` is the plane of weight ``2**i``. Of equal codes, no more
-      than ``2**24`` are counted.
+      float32[8]; entry ``i`` is the plane of weight ``2**i``. Counts of one code value
+      saturate at ``2**24``.
     """
-    # Not `tf.math.bincount`: around the same kernel it looks for the largest value, and
-    # this runs for every layer in every step. One row is quicker than a flat vector.
+    # `tf.math.bincount` wraps this kernel in a search for the largest value, which is
+    # slow for every layer in every step. One row is faster than a flat vector.
     histogram = tf.raw_ops.DenseBincount(
         input=tf.reshape(tf.cast(codes, tf.int32), [1, -1]),
         size=NUM_CODES,
@@ -61,41 +64,29 @@ def plane_counts(
     return tf.squeeze(tf.matmul(histogram, digits), 0)
 
 
-def digits_of_codes(
-    representation: representation_lib.Representation, bit_width: tf.Tensor
-) -> tf.Tensor:
-    """Returns the digit of each code in each plane, float32[256, 8] of 0 and 1."""
+def digits_of_codes(representation: Representation, bit_width: tf.Tensor) -> tf.Tensor:
+    """Returns the digit of each code value in each plane, float32[256, 8]."""
     return tf.gather(DIGITS, representation.magnitudes(EVERY_CODE, bit_width))
 
 
 def plane_densities(
-    representation: representation_lib.Representation,
-    codes: tf.Tensor,
-    bit_width: tf.Tensor,
+    representation: Representation, codes: tf.Tensor, bit_width: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the fraction of ones in each plane.
+    """Returns the fraction of ones in each plane, float32[8]; arguments as above.
 
-    Args:
-      representation: says what the planes of the codes are.
-      codes: uint8[...].
-      bit_width: int32[].
-
-    Returns:
-      float32[8]; zero for planes that do not exist.
+    Planes that do not exist have density 0.
     """
     counts = plane_counts(representation, codes, bit_width)
     return counts / tf.cast(tf.size(codes), tf.float32)
 
 
-def top_plane_density(
-    representation: representation_lib.Representation,
-    codes: tf.Tensor,
-    bit_width: tf.Tensor,
+def msb_density(
+    representation: Representation, codes: tf.Tensor, bit_width: tf.Tensor
 ) -> tf.Tensor:
     """Returns the density of the top plane, float32[].
 
-    It is 1 where there is no plane (one bit of `SIGN_MAGNITUDE` is all sign), so that
-    nothing takes such a layer for prunable.
+    Without planes (one bit of `SIGN_MAGNITUDE` is the sign) it is 1, so that the layer
+    does not count as prunable.
     """
     densities = plane_densities(representation, codes, bit_width)
     num_planes = representation.num_planes(bit_width)
@@ -104,32 +95,32 @@ def top_plane_density(
 
 
 def prune_msb(
-    representation: representation_lib.Representation,
+    representation: Representation,
     codes: tf.Tensor,
     scale: tf.Tensor,
     bit_width: tf.Tensor,
     threshold: tf.Tensor | float,
     saturate: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Takes away top planes as long as they are nearly empty (Eq. 13).
+    """Removes nearly empty top planes (Eq. 13).
 
-    While there is more than one bit and the top plane's density is at most the
-    threshold (the paper's epsilon), the layer loses that plane. The step size stays:
+    While the layer has more than one bit and its top plane's density is at most the
+    threshold, the plane is removed. The step size is kept:
     ``s' = s (2**(b-1) - 1) / (2**b - 1)``.
 
     Args:
-      representation: says what the planes of the codes are.
-      codes: uint8[...].
-      scale: float32[].
-      bit_width: int32[].
-      threshold: largest density that is pruned, from 0 to 1.
-      saturate: whether weights that held the bit go to the nearest level left (the
-        default), or simply lose it (the paper's words).
+      representation: Representation that defines the planes.
+      codes: Codes, uint8[...].
+      scale: Scale, float32[].
+      bit_width: Bit-width, int32[].
+      threshold: Largest density that is pruned (the paper's epsilon), 0 to 1.
+      saturate: Whether weights with the removed bit move to the nearest remaining
+        level; otherwise they lose the bit, as in the paper.
 
     Returns:
-      The pruned layer: codes uint8[...], scale float32[], bit_width int32[].
+      Codes uint8[...], scale float32[] and bit-width int32[] of the pruned layer.
     """
-    # One graph for all layers: traced for each of them, a network takes seconds.
+    # One graph serves all layers: tracing it for each would take seconds per model.
     codes = tf.convert_to_tensor(codes)
     pruned, scale, bit_width = _prune_msb_of_flat(
         representation,
@@ -145,29 +136,27 @@ def prune_msb(
 
 @functools.partial(tf.function, reduce_retracing=True)
 def _prune_msb_of_flat(
-    representation: representation_lib.Representation,
+    representation: Representation,
     codes: tf.Tensor,
     scale: tf.Tensor,
     bit_width: tf.Tensor,
     threshold: tf.Tensor,
     saturate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """As `prune_msb`, for codes uint8[n]."""
-    step = representation_lib.step_size(scale, bit_width)
+    """Implements `prune_msb` for codes uint8[n]."""
+    step = step_size(scale, bit_width)
     remove_plane = (
         representation.saturate if saturate else representation.drop_top_plane
     )
 
     def is_prunable(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        density = top_plane_density(representation, codes, bit_width)
+        density = msb_density(representation, codes, bit_width)
         return tf.logical_and(bit_width > 1, density <= threshold)
 
     def prune(codes: tf.Tensor, bit_width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return remove_plane(codes, bit_width), bit_width - 1
 
     pruned, width = tf.while_loop(is_prunable, prune, [codes, bit_width])
-    # An untouched layer keeps its scale to the last bit.
-    pruned_scale = tf.where(
-        width < bit_width, representation_lib.scale_of(step, width), scale
-    )
+    # A layer that is not pruned keeps its exact scale.
+    pruned_scale = tf.where(width < bit_width, scale_of(step, width), scale)
     return pruned, pruned_scale, width

@@ -1,11 +1,9 @@
-"""Codes of b bits into bytes and back, in TensorFlow and in NumPy.
+"""Packs codes of b bits into bytes and back, in TensorFlow and in NumPy.
 
-Bit order is little-endian throughout: bit ``j`` of code ``i`` is bit ``i*b + j`` of
-the stream, and bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``; the last
-byte is padded with zeros. Eight codes of ``b`` bits fill exactly ``b`` bytes, so eight
-codes are shifted into one 64-bit word whose low ``b`` bytes are the result.
-
-Both forms give the same bytes; the TensorFlow one takes the bit-width as a tensor.
+Bit order is little-endian: bit ``j`` of code ``i`` is bit ``i*b + j`` of the stream,
+and bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``; the last byte is padded
+with zeros. Eight codes of ``b`` bits are shifted into one 64-bit word, whose low ``b``
+bytes are the result. Both implementations give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,18 +11,13 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.quantization.representation import check_bit_width
+from tff_fedmpq.quantization.representations import check_bit_width
 
 _GROUP = 8  # Codes per word, and bits per byte.
 
 
 def packed_size(num_codes, bit_width):
-    """Returns the bytes that `num_codes` codes of `bit_width` bits fill (ceiling).
-
-    Args:
-      num_codes: Python int or int32 tensor.
-      bit_width: Python int or int32 tensor.
-    """
+    """Returns the size of packed codes in bytes, for Python ints or int32 tensors."""
     return (num_codes * bit_width + 7) // 8
 
 
@@ -32,11 +25,14 @@ def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     """Packs codes into bytes.
 
     Args:
-      codes: uint8[n], each below ``2**bit_width``.
-      bit_width: int32[], 1 to 8.
+      codes: Codes below ``2**bit_width``, uint8[n].
+      bit_width: Bit-width, int32[], 1 to 8.
 
     Returns:
       uint8[ceil(n * bit_width / 8)].
+
+    Raises:
+      TypeError: If codes are not uint8.
     """
     if codes.dtype != tf.uint8:
         raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
@@ -52,9 +48,9 @@ def unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: int) -> tf.Tensor
     """Restores the codes that `pack` packed.
 
     Args:
-      packed: uint8[ceil(num_codes * bit_width / 8)].
-      bit_width: int32[], 1 to 8.
-      num_codes: n, a Python int, so that the result has a static shape.
+      packed: Packed codes, uint8[ceil(num_codes * bit_width / 8)].
+      bit_width: Bit-width, int32[], 1 to 8.
+      num_codes: Number of codes (n), a Python int, for a static shape.
 
     Returns:
       uint8[n].
@@ -79,24 +75,17 @@ def _split(
     """Splits int64[n] into uint8[n, num_parts] of `part_bits` bits each."""
     shifts = tf.cast(tf.range(num_parts) * part_bits, tf.int64)
     mask = tf.cast(tf.bitwise.left_shift(1, part_bits) - 1, tf.int64)
-    # The shift drags the sign bit of an int64 in from the left; the mask removes it.
+    # The mask removes the sign bits that the shift of an int64 inserts.
     parts = tf.bitwise.right_shift(words[:, tf.newaxis], shifts[tf.newaxis])
     return tf.cast(tf.bitwise.bitwise_and(parts, mask), tf.uint8)
 
 
 def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
-    """Packs codes into bytes; the NumPy form of `pack`.
-
-    Args:
-      codes: uint8[n], each below ``2**bit_width``.
-      bit_width: 1 to 8.
-
-    Returns:
-      uint8[ceil(n * bit_width / 8)].
+    """Packs codes into bytes: `pack` in NumPy, with checks of the values.
 
     Raises:
-      TypeError: if codes are not uint8.
-      ValueError: if the bit-width is out of range, or a code too large for it.
+      TypeError: If codes are not uint8.
+      ValueError: If the bit-width is out of range or a code is too large for it.
     """
     check_bit_width(bit_width)
     if codes.dtype != np.uint8:
@@ -113,18 +102,10 @@ def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
 
 
 def unpack_numpy(packed: np.ndarray, bit_width: int, num_codes: int) -> np.ndarray:
-    """Restores the codes that `pack_numpy` packed; the NumPy form of `unpack`.
-
-    Args:
-      packed: uint8[ceil(num_codes * bit_width / 8)].
-      bit_width: 1 to 8.
-      num_codes: n.
-
-    Returns:
-      uint8[n].
+    """Restores packed codes: `unpack` in NumPy, with checks of the values.
 
     Raises:
-      ValueError: if the bit-width is out of range or the bytes are not as many.
+      ValueError: If the bit-width is out of range or the number of bytes is wrong.
     """
     check_bit_width(bit_width)
     size = packed_size(num_codes, bit_width)

@@ -1,19 +1,18 @@
-"""How a layer's scale is chosen from its weights.
+"""Rules that choose a layer's scale from its weights.
 
-All rules are functions ``(weights, bit_width, representation) -> scale``:
+A rule is a function ``(weights, bit_width, representation) -> scale`` of weights
+float32[...] and a bit-width int32[]; the scale is float32[].
 
-* `max_scale`, the paper's ``s = 2 max|W|`` (Eq. 14): no weight saturates, but in offset
-  binary the largest, for its levels reach further down than up. There ``-max|W|`` lies
-  between the two lowest levels, and may become the lowest, ``2**b / (2**b - 1)`` times
-  as large: a layer's most negative weight can grow from round to round.
-* `least_squares_scale`: the scale whose nearest-level quantization has the least sum of
-  squared errors. At 8 bits the two nearly agree; at 1 and 2 bits the largest weight is
-  a poor guide (16 times the variance as error at one bit, against 0.36 times).
-* `gaussian_scale`: the least-squares scale of Gaussian weights with the same mean
-  square. Codes cannot leave the range of their scale, and of `SIGN_MAGNITUDE` the
-  other rules' levels do not exceed max|W|: once narrow, a range hardly widens. This
-  rule widens it from 2 bits on where weights are spread over all of it; at one bit it
-  narrows it.
+* `max_scale`: ``s = 2 max|W|`` (Eq. 14). In offset binary the levels reach further down
+  than up: the largest weights saturate, and the lowest level is ``2**b / (2**b - 1)``
+  times ``-max|W|``, so a layer's most negative weight can grow from round to round.
+* `least_squares_scale`: least sum of squared quantization errors. It nearly agrees with
+  `max_scale` at 8 bits; at one bit the error of Gaussian weights is 0.36 variances
+  instead of 16.
+* `gaussian_scale`: least-squares scale of Gaussian weights with the same mean square.
+  Codes cannot leave the range of their scale, and in `SIGN_MAGNITUDE` the levels of the
+  other rules stay within max|W|, so that a narrow range hardly widens again. From 2
+  bits on this rule widens a range that the weights fill; at one bit it narrows it.
 """
 
 from __future__ import annotations
@@ -26,34 +25,23 @@ import tensorflow as tf
 
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import gaussian
-from tff_fedmpq.quantization import representation as representation_lib
+from tff_fedmpq.quantization.representations import Representation, scale_of
 
-ScaleRule = Callable[
-    [tf.Tensor, tf.Tensor, representation_lib.Representation], tf.Tensor
-]
+ScaleRule = Callable[[tf.Tensor, tf.Tensor, Representation], tf.Tensor]
 
-# The search of `least_squares_scale`: this many scales, evenly spaced up to
-# `max_scale`, are tried on a histogram of this many bins; alternating minimisation on
-# the weights themselves finishes from the best of them.
+# `least_squares_scale` tries this many evenly spaced scales up to `max_scale` on a
+# histogram of this many bins; alternating minimization refines the best of them.
 _NUM_CANDIDATES = 256
 _NUM_BINS = 4096
 _REFINEMENTS = 3
 
 
 def max_scale(
-    weights: tf.Tensor,
-    bit_width: tf.Tensor,
-    representation: representation_lib.Representation,
+    weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
-    """Returns ``2 max|W|`` (Eq. 14), float32[].
+    """Returns ``2 max|W|`` (Eq. 14), or 1 for all-zero weights, float32[].
 
-    All-zero weights (a layer that was initialised so) give 1: any scale describes
-    them, and zero would divide by zero.
-
-    Args:
-      weights: float32[...].
-      bit_width: int32[], not used by this rule.
-      representation: not used by this rule.
+    A scale of zero would divide by zero. Bit-width and representation are not used.
     """
     del bit_width, representation
     largest = tf.reduce_max(tf.abs(weights))
@@ -61,25 +49,16 @@ def max_scale(
 
 
 def least_squares_scale(
-    weights: tf.Tensor,
-    bit_width: tf.Tensor,
-    representation: representation_lib.Representation,
+    weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
     """Returns the scale of least squared quantization error, float32[].
 
-    All-zero weights give 1, as in `max_scale`.
-
     The best of a grid of fractions of `max_scale` is found on a histogram of the
-    weights (so the search costs the same for every layer). From there, nearest codes
-    for a scale and the best scale for codes are found in turn on the weights, which
-    never raises the error.
-
-    Args:
-      weights: float32[...].
-      bit_width: int32[].
-      representation: the levels whose error counts.
+    weights. From there, the nearest codes for a scale and the best scale for codes are
+    computed in turn on the weights, which never raises the error. All-zero weights
+    give 1.
     """
-    # One graph for all layers: traced for each of them, a network takes seconds.
+    # One graph serves all layers: tracing it for each would take seconds per model.
     return _least_squares_scale_of_flat(
         tf.reshape(weights, [-1]), tf.convert_to_tensor(bit_width), representation
     )
@@ -87,11 +66,9 @@ def least_squares_scale(
 
 @functools.partial(tf.function, reduce_retracing=True)
 def _least_squares_scale_of_flat(
-    weights: tf.Tensor,
-    bit_width: tf.Tensor,
-    representation: representation_lib.Representation,
+    weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
-    """Returns the scale for weights float32[n]."""
+    """Implements `least_squares_scale` for weights float32[n]."""
     largest = max_scale(weights, bit_width, representation)
 
     def squared_error(scale: tf.Tensor) -> tf.Tensor:
@@ -103,8 +80,8 @@ def _least_squares_scale_of_flat(
     for _ in range(_REFINEMENTS):
         refined = _best_scale_for_codes(weights, scale, bit_width, representation)
         scale = tf.where(squared_error(refined) < squared_error(scale), refined, scale)
-    # The histogram blurs the weights: what it found has to stand on themselves. Of a
-    # layer of zeros the smallest scale were the best, and it could hardly learn.
+    # The histogram is approximate: the result is compared on the weights themselves.
+    # For all-zero weights the smallest scale would win, and could hardly learn.
     is_better = squared_error(scale) < squared_error(largest)
     return tf.where(is_better & tf.reduce_any(weights != 0.0), scale, largest)
 
@@ -113,9 +90,9 @@ def _search_on_histogram(
     weights: tf.Tensor,
     largest: tf.Tensor,
     bit_width: tf.Tensor,
-    representation: representation_lib.Representation,
+    representation: Representation,
 ) -> tf.Tensor:
-    """Returns the best fraction of the scale `largest` for binned weights."""
+    """Returns the best of the candidate scales up to `largest` for binned weights."""
     bound = largest / 2.0
     counts = tf.histogram_fixed_width(weights, [-bound, bound], _NUM_BINS)
     fractions = (np.arange(_NUM_BINS, dtype=np.float32) + 0.5) / _NUM_BINS
@@ -134,39 +111,32 @@ def _best_scale_for_codes(
     weights: tf.Tensor,
     scale: tf.Tensor,
     bit_width: tf.Tensor,
-    representation: representation_lib.Representation,
+    representation: Representation,
 ) -> tf.Tensor:
-    """Returns the least-squares scale for the codes that `scale` rounds to."""
+    """Returns the least-squares scale for the codes that `scale` gives."""
     codes = representation.quantize(weights, scale, bit_width)
     levels = representation.signed_levels(codes, bit_width)
-    # Codes that all stand for zero have no best scale: keep the given one.
+    # If all codes represent zero, no scale is best and the given one is kept.
     step = tf.math.divide_no_nan(
         tf.reduce_sum(weights * levels), tf.reduce_sum(tf.square(levels))
     )
-    refined = representation_lib.scale_of(step, bit_width)
+    refined = scale_of(step, bit_width)
     return tf.where(refined > 0.0, refined, scale)
 
 
 def gaussian_scale(
-    weights: tf.Tensor,
-    bit_width: tf.Tensor,
-    representation: representation_lib.Representation,
+    weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
-    """Returns the scale of least error for Gaussian weights, float32[].
+    """Returns the least-squares scale for Gaussian weights, float32[].
 
-    It follows the weights' mean square only. All-zero weights give 1, and so do those
-    whose squares vanish in float32.
-
-    Args:
-      weights: float32[...].
-      bit_width: int32[].
-      representation: not used by this rule, whose steps are those of levels without a
-        zero; from 2 bits on they are within 1 % of the least error in offset binary.
+    It depends on the weights' mean square only. Weights whose squares vanish in float32
+    give 1. The representation is not used: the steps are those of `SIGN_MAGNITUDE`, in
+    offset binary within 1 % of the least error from 2 bits on.
     """
     del representation
     root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(weights)))
     step = root_mean_square * tf.gather(gaussian.STEPS, bit_width - 1)
-    scale = representation_lib.scale_of(step, bit_width)
+    scale = scale_of(step, bit_width)
     return tf.where(scale > 0.0, scale, 1.0)
 
 
@@ -178,5 +148,5 @@ SCALE_RULES: dict[str, ScaleRule] = {
 
 
 def get_scale_rule(identifier: str | ScaleRule) -> ScaleRule:
-    """Returns the scale rule of that name; see `lookup`."""
+    """Returns the scale rule of a name, or the function itself; see `lookup`."""
     return lookup(identifier, SCALE_RULES, "scale rule")

@@ -1,14 +1,14 @@
-"""Runs of a process on one machine: data, runtime, rounds, evaluation, results.
+"""Simulated runs on one machine.
 
-datasets/, partition.py, client_data.py, augmentation.py, models.py      what goes in
-config.py, compute.py, experiment.py                                     a whole run
-runtime.py, checkpoints.py, progress.py, releases.py                     on the way
-evaluation.py, ledger.py, provenance.py, report.py                       what comes out
-comparison.py                                              several schemes side by side
-reproduction/                                              the paper's tables, the study
-files.py, waiting.py                                                     helpers
+data/            data sets, their partition over clients, files that clients read
+models.py        networks by name
+config.py        settings of a run, presets, command-line flags
+compute.py       number format of the layers on this processor
+experiment.py    a run: rounds, checkpoints, evaluation, result
+run_files.py     output directory of a run
+progress.py, releases.py, ledger.py, provenance.py    records of a run
+report.py        table and figure of a finished run
+comparison.py    several schemes on the same data, with one table and figure
+
+Its modules are imported when they are used: settings and data need no TensorFlow.
 """
-
-from tff_fedmpq._tff import require_tff
-
-require_tff()

@@ -1,17 +1,14 @@
-"""What layers compute in: float32, or bfloat16 where the processor has it.
+"""Number format in which layers compute: float32, or bfloat16 where it is faster.
 
 Codes and 4-bit activations have few significant bits, and bfloat16's eight hold them;
 sums are float32 in either case. Without instructions for it, bfloat16 is emulated and
-slower than float32. A model of float weights is trained in float32 unless one asks for
-less: that precision is what the others are compared with.
+slower than float32. A float model is trained in float32 unless bfloat16 is requested.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-
-import tensorflow as tf
 
 AUTO = "auto"
 
@@ -21,15 +18,16 @@ DTYPE_POLICIES: Mapping[str, str | None] = {
     "bfloat16": "mixed_bfloat16",
 }
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
+_GPU_DRIVER = pathlib.Path("/proc/driver/nvidia")
 _BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 
 
 def resolve_compute(compute: str, is_quantized: bool) -> str:
-    """Returns `compute` itself, or for "auto" what serves best on this machine.
+    """Returns `compute` itself, or for "auto" the faster format on this machine.
 
     Args:
-      compute: a name in `DTYPE_POLICIES`, or "auto".
-      is_quantized: whether clients train codes and not float weights.
+      compute: Name in `DTYPE_POLICIES`, or "auto".
+      is_quantized: Whether clients train codes and not float weights.
 
     Raises:
       ValueError: for any other name.
@@ -42,15 +40,17 @@ def resolve_compute(compute: str, is_quantized: bool) -> str:
     return compute
 
 
-def has_fast_bfloat16(cpu_info: pathlib.Path = _CPU_INFO) -> bool:
-    """Returns whether the processor multiplies bfloat16 by instructions of its own.
-
-    With a GPU in the machine it returns False: what that one does is not known here.
+def has_fast_bfloat16(
+    cpu_info: pathlib.Path = _CPU_INFO, gpu_driver: pathlib.Path = _GPU_DRIVER
+) -> bool:
+    """Returns whether the processor has instructions for bfloat16.
 
     Args:
-      cpu_info: the kernel's list of processors; False where there is none.
+      cpu_info: Kernel's list of processors; the result is False where it is missing.
+      gpu_driver: File that exists where a GPU is used, whose speed is not known here:
+        the result is False.
     """
-    if tf.config.list_physical_devices("GPU"):
+    if gpu_driver.exists():
         return False
     try:
         lines = cpu_info.read_text().splitlines()

@@ -1,202 +1,308 @@
-"""Everything that decides the outcome of a run, checked, in one place.
+"""Settings of a run, presets, and the command-line flags derived from them.
 
-Two runs of one `ExperimentConfig` give the same results ("auto" may find another data
-set); where files lie and how often something is printed is not part of it. Presets are
-settings by name.
+`ExperimentConfig` and the scheme's own configuration decide the outcome of a run; paths
+are no part of them. `make_config` takes the settings of both by name, so a setting is
+declared once: as a field of a dataclass, whose docstring also is the flag's help.
 """
 
-from __future__ import annotations
-
+# Not `from __future__ import annotations`; see `federated.config`.
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Optional, Union, get_args, get_type_hints
 
-from tff_fedmpq.allocation.budgets import check_budgets, tiered_budgets
-from tff_fedmpq.federated.local_training import DECAYS
-from tff_fedmpq.federated.schemes import build_scheme, explicit_options
-from tff_fedmpq.lookup import check_bool, check_count
+from absl import flags
+
+from tff_fedmpq.baselines.registry import SCHEMES
+from tff_fedmpq.federated.config import (
+    CodeTrainingConfig,
+    LocalTrainingConfig,
+    allowed_names,
+)
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
+from tff_fedmpq.lookup import check_bool, check_count, check_name
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
-
-_COUNTS = ("num_clients", "clients_per_round", "rounds", "local_epochs", "batch_size")
+from tff_fedmpq.simulation.populations import tiered_budgets
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """The protocol of a run. Defaults are the paper's set-up (its section 5).
-
-    How codes learn is the scheme's own.
+    """Settings of a run beside those of its scheme. Defaults are the paper's set-up.
 
     Attributes:
-      scheme: name of the scheme.
-      scheme_options: further arguments of the scheme's function, that are no settings
-        here; those left at their defaults are added, so that a run says what it did
-        when a default has changed.
-      dataset: name of the data set, or "auto".
-      train_examples: how many training images are used, at most, drawn by the seed;
-        None = all.
-      validation_examples: how many other training images, drawn by the seed, take the
-        place of the test images: for choosing settings. None = the test images.
-      model: name in `models.MODEL_DEPTHS`.
-      alpha: of the Dirichlet partition; small is heterogeneous.
-      num_clients: N.
-      budgets: v_n, bits per weight of each client; none given = the paper's shares of
-        2, 4, 6 and 8 bits.
-      clients_per_round: how many of them train in a round.
-      rounds: communication rounds.
-      local_epochs: tau.
-      batch_size: of local training.
-      learning_rate: eta, of quantized kernels, in the unit that the scheme option
-        `learning_rate_unit` names; None = the scheme's own. Float models have none.
-      learning_rate_decay: "none", or "cosine": eta falls to zero over the rounds; None
-        = the scheme's own.
-      float_learning_rate: of BatchNorm and biases; in a float model, of all weights.
-      float_learning_rate_decay: the same of it; the paper's does not fall.
-      momentum: of local SGD.
-      weight_decay: of local SGD.
-      augment: whether training images are cropped and flipped at random.
-      compute: "float32" or "bfloat16", of the layers on clients; "auto" becomes
-        bfloat16 for quantized schemes on processors that are faster in it.
-      seed: of everything random.
+      scheme: Configuration of the scheme, with the number of rounds.
+      dataset: Name of the data set.
+      train_examples: Number of training images to use, drawn by the seed; None uses
+        all.
+      validation_examples: Number of further training images, drawn by the seed, that
+        replace the test images, for tuning; None evaluates on the test images.
+      model: Name of the network; None is the data set's own.
+      alpha: Concentration of the Dirichlet partition; smaller is more heterogeneous.
+      num_clients: Number of clients.
+      budgets: Bits per weight of each client, 1 to 8, fractions allowed; () gives 20,
+        30, 30 and 20 % of the clients 2, 4, 6 and 8 bits, as in the paper.
+      clients_per_round: Number of clients that train in a round.
+      augment: Whether training images are augmented, in the way of the data set.
+      compute: Number format of the layers on clients; "auto" is bfloat16 for quantized
+        schemes on processors with instructions for it, else float32.
+      seed: Seed of all randomness.
+
+    Raises:
+      ValueError: naming the setting, what it may be and what was found.
     """
 
-    scheme: str = "fedmpq"
-    scheme_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scheme: LocalTrainingConfig = FedMPQConfig(rounds=50)
     dataset: str = "cifar10"
-    train_examples: int | None = None
-    validation_examples: int | None = None
-    model: str = "resnet20"
+    train_examples: Optional[int] = None
+    validation_examples: Optional[int] = None
+    model: Optional[str] = None
     alpha: float = 0.5
     num_clients: int = 10
     budgets: Sequence[float] = ()
     clients_per_round: int = 5
-    rounds: int = 50
-    local_epochs: int = 5
-    batch_size: int = 64
-    learning_rate: float | None = None
-    learning_rate_decay: str | None = None
-    float_learning_rate: float = 0.1
-    float_learning_rate_decay: str = "none"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     augment: bool = True
     compute: str = AUTO
     seed: int = 0
 
-    def __post_init__(self):
-        """Checks every setting.
-
-        Raises:
-          ValueError: naming the setting, what it may be and what was found.
-        """
-        for name in _COUNTS:
+    def __post_init__(self) -> None:
+        check_count(self.scheme.rounds or 0, "rounds")
+        for name in ("num_clients", "clients_per_round"):
             check_count(getattr(self, name), name)
+        for name in ("train_examples", "validation_examples"):
+            if getattr(self, name) is not None:
+                check_count(getattr(self, name), name)
         check_bool(self.augment, "augment")
-        settings = {field.name for field in dataclasses.fields(self)} | {"epochs"}
-        shared = sorted(settings & set(self.scheme_options))
-        _require(not shared, "scheme_options", "without settings of a run", shared)
-        scheme = build_scheme(self.scheme, {})
-        options = explicit_options(self.scheme, self.scheme_options)
-        object.__setattr__(self, "scheme_options", options)
-        for name in ("learning_rate", "learning_rate_decay"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, getattr(scheme.training, name))
-        for name in ("alpha", "learning_rate", "float_learning_rate"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, name, "above 0", value)
+        _require(
+            math.isfinite(self.alpha) and self.alpha > 0, "alpha", "above 0", self.alpha
+        )
         _require(
             self.clients_per_round <= self.num_clients,
             "clients_per_round",
             f"at most the number of clients, {self.num_clients}",
             self.clients_per_round,
         )
-        for name in ("train_examples", "validation_examples"):
-            count = getattr(self, name)
-            if count is not None:
-                check_count(count, name)
-        for name in ("learning_rate_decay", "float_learning_rate_decay"):
-            decay = getattr(self, name)
-            _require(decay in DECAYS, name, _one_of(DECAYS), decay)
-        _require(self.model in MODEL_DEPTHS, "model", _one_of(MODEL_DEPTHS), self.model)
-        compute = resolve_compute(self.compute, scheme.weights is not None)
+        _require(0 <= self.seed < 2**31, "seed", "from 0 to 2**31 - 1", self.seed)
+        if self.model is not None:
+            check_name(self.model, MODEL_DEPTHS, "model")
+        is_quantized = isinstance(self.scheme, CodeTrainingConfig)
+        compute = resolve_compute(self.compute, is_quantized)
         object.__setattr__(self, "compute", compute)
-        _require(0 <= self.momentum < 1, "momentum", "from 0 to below 1", self.momentum)
-        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
-        _require(self.seed >= 0, "seed", "0 or more", self.seed)
-        budgets: Sequence[float] = self.budgets
-        if len(budgets) == 0:
-            budgets = tiered_budgets(self.num_clients).tolist()
+        budgets = tuple(map(float, self.budgets)) or tiered_budgets(self.num_clients)
         _require(
             len(budgets) == self.num_clients,
             "budgets",
             f"one number per client, {self.num_clients} in all",
             list(budgets),
         )
-        checked = tuple(check_budgets(budgets).tolist())
-        object.__setattr__(self, "budgets", checked)
+        valid = all(1 <= budget <= 8 for budget in budgets)
+        _require(valid, "budgets", "1 to 8 bits per weight", list(budgets))
+        object.__setattr__(self, "budgets", budgets)
 
     @property
-    def dtype_policy(self) -> str | None:
-        """The Keras policy that `compute` stands for."""
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.scheme.rounds or 0
+
+    @property
+    def dtype_policy(self) -> Optional[str]:
+        """Keras policy of `compute`."""
         return DTYPE_POLICIES[self.compute]
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns all settings, ready for JSON."""
-        settings = dataclasses.asdict(self)
+        """Returns all settings by name, ready for JSON."""
+        settings = {
+            field.name: getattr(part, field.name)
+            for part in (self, self.scheme)
+            for field in dataclasses.fields(part)
+        }
+        settings["scheme"] = self.scheme.name
         settings["budgets"] = list(self.budgets)
-        settings["scheme_options"] = dict(self.scheme_options)
-        return settings
+        return {name: _as_json(value) for name, value in settings.items()}
 
 
-# What files of earlier runs do not mention, and how those behaved.
-_FORMER_SETTINGS: Mapping[str, Any] = {"float_learning_rate_decay": "none"}
-
-
-def complete_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a run, those too that were no settings at its time.
-
-    Args:
-      protocol: `ExperimentConfig.as_dict` of this version or an earlier one.
-    """
-    return {**_FORMER_SETTINGS, **protocol}
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The set-up of the paper: ExperimentConfig's defaults.
-    "paper": {},
-    # Ends within three minutes on two cores: a fifth of the images, a small network,
-    # and everyone in every round, which few rounds need most.
+# Preset -> data set, or "" for all -> settings that differ from the defaults.
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "paper": {"": {"rounds": 50}},
+    # Minutes on two cores: few images, a small network, all clients in every round.
     "quick": {
-        "train_examples": 10_000,
-        "model": "resnet8",
-        "rounds": 8,
-        "local_epochs": 1,
-        "clients_per_round": 10,
+        "": {
+            "rounds": 8,
+            "epochs": 1,
+            "clients_per_round": 10,
+            "train_examples": 10_000,
+            "model": "resnet8",
+        },
+        "digits": {"rounds": 8, "epochs": 3, "batch_size": 16},
     },
 }
 
 
-def config_from_preset(preset: str, **overrides: Any) -> ExperimentConfig:
-    """Returns a preset's configuration with some settings replaced.
+def make_config(
+    preset: str = "paper",
+    scheme: str = "fedmpq",
+    *,
+    dataset: str = "cifar10",
+    **settings: Any,
+) -> ExperimentConfig:
+    """Returns the configuration of a preset with some settings replaced.
 
     Args:
-      preset: name in `PRESETS`.
-      **overrides: settings of `ExperimentConfig`; None keeps the preset's.
+      preset: Name in `PRESETS`.
+      scheme: Name in `SCHEMES`.
+      dataset: Name of the data set.
+      **settings: Settings by name, of `ExperimentConfig` or of the scheme.
 
     Raises:
-      ValueError: for an unknown preset or a setting out of range.
+      ValueError: for an unknown name, or a setting that is out of range or that the
+        scheme does not have.
     """
-    _require(preset in PRESETS, "preset", _one_of(PRESETS), preset)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return ExperimentConfig(**{**PRESETS[preset], **given})
+    check_name(preset, PRESETS, "preset")
+    check_name(scheme, SCHEMES, "scheme")
+    chosen = {**PRESETS[preset][""], **PRESETS[preset].get(dataset, {}), **settings}
+    of_scheme = field_names(SCHEMES[scheme]())
+    of_experiment = field_names(ExperimentConfig) - {"scheme"}
+    unknown = sorted(set(chosen) - of_scheme - of_experiment)
+    if unknown:
+        raise ValueError(
+            f"{scheme} has no settings {unknown}; it has "
+            f"{sorted(of_scheme | of_experiment)}."
+        )
+    return ExperimentConfig(
+        scheme=SCHEMES[scheme](**{k: v for k, v in chosen.items() if k in of_scheme}),
+        dataset=dataset,
+        **{k: v for k, v in chosen.items() if k in of_experiment},
+    )
+
+
+def field_names(config: Any) -> set[str]:
+    """Returns the names of the fields of a dataclass, or of an instance."""
+    return {field.name for field in dataclasses.fields(config)}
+
+
+class _SettingParser(flags.ArgumentParser):
+    """Parses the text of a flag as the type of a field; "none" stands for None."""
+
+    def __init__(self, annotation: Any):
+        super().__init__()
+        self._is_optional = type(None) in get_args(annotation)
+        self._names = allowed_names(annotation)
+        types = [t for t in (annotation, *get_args(annotation)) if t in _PARSERS]
+        self._parse = _PARSERS[types[0]] if types else str
+        self.syntactic_help = "|".join(self._names)
+
+    def flag_type(self) -> str:
+        """Returns the type that `--help` shows."""
+        return "name" if self._names else self._parse.__name__.lstrip("_")
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value, or "none" for None.
+
+        Raises:
+          ValueError: if the text is not of the field's type.
+        """
+        if not isinstance(argument, str):
+            return argument
+        if self._is_optional and argument.lower() == _NONE:
+            return _NONE
+        if self._names:
+            check_name(argument, dict.fromkeys(self._names), "name")
+        return self._parse(argument)
+
+
+def _bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"expected true or false, found {text!r}")
+    return text.lower() == "true"
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part.strip())
+
+
+_NONE = "none"
+_PARSERS = {bool: _bool, int: int, float: float, Sequence[float]: _numbers}
+
+
+def define_flags() -> None:
+    """Defines a flag for every setting of a run and of all schemes.
+
+    The flags have no default of their own; `read_flags` returns those that were given.
+    """
+    for name, (annotation, text) in _settings().items():
+        if name != "dataset":
+            flags.DEFINE(_SettingParser(annotation), name, None, text)
+
+
+def read_flags() -> dict[str, Any]:
+    """Returns the settings that were given on the command line, by name."""
+    given = {
+        name: flags.FLAGS[name].value
+        for name in _settings()
+        if name != "dataset" and flags.FLAGS[name].present
+    }
+    return {k: None if v == _NONE else v for k, v in given.items()}
+
+
+def _settings() -> dict[str, tuple[Any, str]]:
+    """Returns type and help of every setting, by name."""
+    found: dict[str, tuple[Any, str]] = {}
+    holders: dict[str, dict[str, Any]] = {}
+    for scheme, make in SCHEMES.items():
+        for config in (ExperimentConfig(), make()):
+            annotations = get_type_hints(type(config))
+            documented = _documented(type(config))
+            for field in dataclasses.fields(config):
+                if field.name != "scheme":
+                    text = documented[field.name]
+                    found[field.name] = (annotations[field.name], text)
+                    value = getattr(config, field.name)
+                    holders.setdefault(field.name, {})[scheme] = value
+    return {
+        name: (annotation, f"{text} {_defaults(name, holders[name])}")
+        for name, (annotation, text) in found.items()
+    }
+
+
+def _defaults(name: str, values: Mapping[str, Any]) -> str:
+    """Returns a sentence on the default of a setting in schemes and presets."""
+    literal = {k: v for k, v in values.items() if k.endswith("_literal")}
+    of_schemes = {k: v for k, v in values.items() if k not in literal} or literal
+    if len(set(map(repr, of_schemes.values()))) == 1:
+        parts = [_text(next(iter(of_schemes.values())))]
+    else:
+        parts = [f"{_text(value)} ({scheme})" for scheme, value in of_schemes.items()]
+    if len(values) < len(SCHEMES):
+        parts.append(f"only in {', '.join(values)}")
+    for preset, settings in PRESETS.items():
+        parts += [
+            f"{_text(changed[name])} ({' on '.join(filter(None, [preset, dataset]))})"
+            for dataset, changed in settings.items()
+            if name in changed
+        ]
+    return f"Default: {', '.join(parts)}."
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _documented(config: type) -> dict[str, str]:
+    """Returns the "Attributes:" sections of a class and its bases, by name."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        section = (cls.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+        entries = re.findall(r"^      (\w+): (.*(?:\n        .*)*)", section, re.M)
+        found |= {name: " ".join(text.split()) for name, text in entries}
+    return found
 
 
 def parse_seeds(texts: Iterable[str]) -> list[int]:
-    """Returns seeds that a user wrote.
+    """Returns seeds given as text.
 
     Raises:
-      ValueError: for what is no whole number of 0 or more.
+      ValueError: for text that is not a whole number of at least 0.
     """
     seeds = []
     for text in texts:
@@ -205,10 +311,12 @@ def parse_seeds(texts: Iterable[str]) -> list[int]:
     return seeds
 
 
-def _one_of(names: Iterable[str]) -> str:
-    return "one of " + ", ".join(sorted(names))
+def _as_json(value: Any) -> Any:
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    return value
 
 
-def _require(condition: bool, name: str, expected: str, found: Any) -> None:
+def _require(condition: Union[bool, Any], name: str, expected: str, found: Any) -> None:
     if not condition:
         raise ValueError(f"{name} has to be {expected}; found {found!r}.")

@@ -1,8 +1,8 @@
-"""Bits sent, read off a round's measurements: per client, direction and item.
+"""Bits sent in a round: per client, direction and item, from its measurements.
 
 All bits were counted from the tensors that travelled. Where a scheme's uplink is
-entropy-coded, its symbols are coded here by the real coder, decoded again to be sure,
-and the bytes of the code take the place of the symbols' own.
+entropy-coded, its symbols are coded here, decoded again as a check, and the size of the
+code replaces that of the symbols.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tff_fedmpq.federated.messages import BIT_ITEMS
-from tff_fedmpq.quantization import entropy_coding
+from tff_fedmpq.baselines import entropy_coding
 
 BITS_PER_MEGABYTE = 8e6
 
@@ -24,8 +24,8 @@ def client_records(
     """Returns, for each participant of a round, its itemised bits.
 
     Args:
-      measurements: of `build_process`.
-      client_ids: N ids, in the order of the tables' rows.
+      measurements: Measurements of a round.
+      client_ids: N ids, in the order of rows in tables.
 
     Returns:
       Dicts with ``client``, and under ``uplink_bits`` and ``downlink_bits`` an int for
@@ -48,7 +48,7 @@ def coded_bits(symbols: np.ndarray) -> int:
     """Returns the bits of entropy-coded symbols.
 
     Args:
-      symbols: int16[streams, symbols]; streams are coded apart.
+      symbols: Symbols, int16[streams, symbols]; each stream is coded separately.
 
     Raises:
       RuntimeError: if decoding does not give the symbols back.
@@ -66,9 +66,28 @@ def total_bits(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Returns the bits of a whole round in each direction.
 
     Args:
-      records: as `client_records` returns them.
+      records: Records of `client_records`.
     """
     return {
         direction: sum(sum(record[direction].values()) for record in records)
         for direction in ("uplink_bits", "downlink_bits")
     }
+
+
+def bytes_down(
+    records: Sequence[Mapping[str, Any]], device: Mapping[str, Any]
+) -> int | None:
+    """Returns the bytes that a device received when it last took part.
+
+    Args:
+      records: Records of all rounds.
+      device: Device, as `evaluate_devices` describes it.
+
+    Returns:
+      Bytes, or None if the device never took part.
+    """
+    for record in reversed(records):
+        for client in record["clients"]:
+            if client["client"] == device["client"]:
+                return sum(client["downlink_bits"].values()) // 8
+    return None

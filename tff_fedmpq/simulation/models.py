@@ -1,15 +1,16 @@
-"""Models by name, for a data set's images."""
+"""Networks by name, for a data set's images. Imported without TensorFlow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
+from tff_fedmpq.simulation.data import ImageDataset
 
-from tff_fedmpq.keras.resnet import resnet
-from tff_fedmpq.simulation.datasets import ImageDataset
+if TYPE_CHECKING:
+    import tensorflow as tf
 
+# Depths of the residual networks in `keras.resnets`; `resnet8` suits the 8x8 digits.
 MODEL_DEPTHS: Mapping[str, int] = {
     "resnet8": 8,
     "resnet14": 14,
@@ -23,16 +24,25 @@ MODEL_DEPTHS: Mapping[str, int] = {
 def build_model_fn(
     name: str, dataset: ImageDataset, seed: int
 ) -> Callable[[], tf.keras.Model]:
-    """Returns a function that builds the model, each time with the same weights.
+    """Returns a function that builds the network, each time with the same weights.
 
     Args:
-      name: in `MODEL_DEPTHS`.
-      dataset: whose shapes and pixel statistics the model takes.
-      seed: of the initial weights.
+      name: Name in `MODEL_DEPTHS`, such as `dataset.model`.
+      dataset: Data set whose image shape, classes and pixel statistics are used.
+      seed: Seed of the initial weights.
+
+    Raises:
+      ValueError: There is no network of this name.
     """
+    if name not in MODEL_DEPTHS:
+        raise ValueError(
+            f"model: expected one of {', '.join(MODEL_DEPTHS)}, found {name!r}."
+        )
     statistics = tuple(s.tolist() for s in dataset.channel_statistics())
 
     def model_fn() -> tf.keras.Model:
+        from tff_fedmpq.keras.resnets import resnet
+
         return resnet(
             MODEL_DEPTHS[name],
             dataset.image_shape,

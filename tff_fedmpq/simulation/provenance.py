@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
+from tff_fedmpq._tff import tff
 
 from tff_fedmpq.version import __version__
 

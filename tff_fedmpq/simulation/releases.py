@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow_federated as tff
+from tff_fedmpq._tff import tff
 
-from tff_fedmpq.simulation.waiting import wait_for
+from tff_fedmpq.federated.waiting import wait_for
 
 _RELEASED = (
     "test_accuracy",

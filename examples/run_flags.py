@@ -1,0 +1,80 @@
+"""What the programs that run experiments share: data, preset, errors in one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+# TensorFlow's start-up notes say nothing about a run.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import sys  # noqa: E402
+from typing import Callable  # noqa: E402
+
+from absl import app, flags, logging  # noqa: E402
+
+from tff_fedmpq.simulation import data  # noqa: E402
+from tff_fedmpq.simulation.config import (  # noqa: E402
+    PRESETS,
+    ExperimentConfig,
+    define_flags,
+)
+
+PRESET = flags.DEFINE_enum(
+    "preset",
+    "paper",
+    list(PRESETS),
+    "Settings to start from. paper: 50 rounds of 5 local epochs, hours on a laptop. "
+    "quick: few images and a small network, minutes.",
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Directory of the data set; default: $TFF_FEDMPQ_DATA_DIR, then ~/.keras/datasets, "
+    "then a download.",
+)
+_DATASET = flags.DEFINE_enum(
+    "dataset",
+    "auto",
+    sorted(data.LOADERS),
+    "Data set. auto is CIFAR-10 where it is found or can be downloaded, else "
+    "scikit-learn's digits, which need no file.",
+)
+define_flags()
+
+
+@functools.lru_cache(maxsize=None)
+def load_dataset() -> data.ImageDataset:
+    """Returns the data set that the flags name."""
+    return data.load(_DATASET.value, DATA_DIR.value)
+
+
+def announce(config: ExperimentConfig, dataset: data.ImageDataset) -> None:
+    """Prints what a run trains on which data, before TensorFlow is imported."""
+    height, width = dataset.image_shape[:2]
+    available = len(dataset.train_labels)
+    used = min(config.train_examples or available, available)
+    budgets = sorted(set(config.budgets))
+    print(
+        f"{config.scheme.name}: {config.model or dataset.model} on {dataset.name}, "
+        f"{used:,} training images of {height}x{width} ({dataset.source})\n"
+        f"{config.num_clients} clients, Dirichlet({config.alpha:g}), budgets of "
+        f"{budgets[0]:g} to {budgets[-1]:g} bits per weight; {config.rounds} rounds of "
+        f"{config.clients_per_round} clients, {config.scheme.epochs} local epochs\n"
+        "Building the federated process ...",
+        flush=True,
+    )
+
+
+def run(main: Callable[[list[str]], int]) -> int:
+    """Runs a program; errors of its user end in one line and status 2."""
+    logging.set_verbosity(logging.WARNING)
+
+    def guarded(argv: list[str]) -> int:
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return 2
+
+    return app.run(guarded)

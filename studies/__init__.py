@@ -1,0 +1,1 @@
+"""Experiments with the package; not part of the wheel."""

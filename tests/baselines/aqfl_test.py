@@ -1,0 +1,90 @@
+"""AQFL: fixed precision, whatever training does; by codes or by float masters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tff_fedmpq.federated import build_aqfl, messages
+from tff_fedmpq.baselines.aqfl import aqfl_scheme
+from tff_fedmpq.federated.local_training import OPTIMIZERS, LocalTrainer
+
+
+def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
+    """Algorithm 2, pruning and Lasso are off: the table is that of the start."""
+    process = build_aqfl(
+        problem.model_fn,
+        problem.budgets,
+        problem.client_data,
+        epochs=1,
+        batch_size=4,
+        code_update="straight_through",
+    )
+    state = process.initialize()
+    start = state.distributor["bit_widths"]
+    assert start.tolist() == [[2, 2], [8, 8], [6, 5], [4, 4]]
+    for participants in (["bert", "cleo"], problem.client_ids):
+        output = process.next(state, participants)
+        state = output.state
+        np.testing.assert_array_equal(state.distributor["bit_widths"], start)
+    sizes = problem.spec.layer_sizes
+    packed = [sum(-(-n * b // 8) * 8 for n, b in zip(sizes, row)) for row in start]
+    for direction in ("uplink_bits", "downlink_bits"):
+        np.testing.assert_array_equal(output.metrics[direction][:, 0], packed)
+
+
+_RATES = ((0.3, "code"), (0.02, "weight"))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize(
+    ("code_update", "rate", "unit"),
+    [
+        (code_update, rate, unit)
+        for code_update in sorted(OPTIMIZERS)
+        # Float masters learn at the float rate.
+        for rate, unit in _RATES[: 1 if code_update == "straight_through" else None]
+    ],
+)
+def test_every_way_to_train_codes_learns(problem, code_update, rate, unit, bits):
+    scheme = aqfl_scheme(
+        epochs=30,
+        batch_size=6,
+        learning_rate=rate,
+        learning_rate_unit=unit,
+        float_learning_rate=0.02,
+        momentum=0.9,  # With a shorter memory, compensation dithers at few bits.
+        code_update=code_update,
+    )
+    model = scheme.build_client_model(problem.model_fn)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    start = problem.scheme.build_global_model(problem.model_fn)
+    weights = problem.spec.split(
+        [v.numpy() for v in start.trainable_variables],
+        [v.numpy() for v in start.non_trainable_variables],
+    )
+    received = messages.quantize_weights(
+        weights,
+        tf.fill([len(weights.kernels)], bits),
+        scheme.weights.representation,
+        scheme.weights.scale_rule,
+    )
+    images, labels = problem.make_examples(24, seed=9)
+    trainer = LocalTrainer(model, scheme.training, loss)
+    # One draw of the rounding may be unlucky; four are not.
+    examples = tf.constant(images), tf.constant(labels)
+    runs = [
+        trainer.train(received, *examples, tf.constant([1, seed])) for seed in range(4)
+    ]
+    trained = runs[0][0]
+    np.testing.assert_array_equal(trained.bit_widths, received.bit_widths)
+    np.testing.assert_array_equal(trained.scales, received.scales)
+    for before, after in zip(received.codes, trained.codes):
+        assert after.dtype == tf.uint8 and np.max(after) < 2**bits
+        assert np.any(before != after)
+    # Over thirty epochs of examples as bright as their label says.
+    totals = [sums for _, sums, _ in runs]
+    count = sum(float(sums.count) for sums in totals)
+    assert sum(float(sums.correct) for sums in totals) / count > 0.8
+    assert sum(float(sums.loss) for sums in totals) / count < 0.6 * np.log(3)

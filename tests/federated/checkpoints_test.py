@@ -1,0 +1,122 @@
+"""Rounds that are saved, and what is left of them when files are lost or damaged."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import numpy as np
+import pytest
+
+from tff_fedmpq.federated.checkpoints import CheckpointError, Checkpoints
+from tff_fedmpq.federated.waiting import wait_for
+
+NOTHING = {"weights": np.zeros(4, np.float32), "round": np.int32(0)}
+
+
+def state_of(round_number):
+    return {
+        "weights": np.full(4, round_number, np.float32),
+        "round": np.int32(round_number),
+    }
+
+
+def save(directory, *rounds):
+    checkpoints = Checkpoints(directory)
+    for number in rounds:
+        checkpoints.save(number, state_of(number), {"round": number})
+
+
+def load(directory):
+    """Returns the round of the state, checked to be whole, and those of the records."""
+    state, records = Checkpoints(directory).load_latest(NOTHING)
+    number = int(state["round"])
+    np.testing.assert_array_equal(state["weights"], state_of(number)["weights"])
+    return number, [record["round"] for record in records]
+
+
+def damage(directory, round_number):
+    files = [p for p in (directory / f"checkpoints/round_{round_number}").rglob("*.pb")]
+    assert files
+    for file in files:
+        file.write_bytes(b"")
+
+
+def test_nothing_saved_gives_the_structure(tmp_path):
+    assert load(tmp_path) == (0, [])
+
+
+def test_the_latest_is_loaded_and_few_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    assert load(tmp_path) == (3, [1, 2, 3])
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"round_2", "round_3"}
+
+
+def test_a_damaged_state_is_passed_over_and_its_round_saved_again(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    damage(tmp_path, 3)
+    assert load(tmp_path) == (2, [1, 2])
+    assert (tmp_path / "checkpoints/damaged_3").exists()
+    save(tmp_path, 3)
+    assert load(tmp_path) == (3, [1, 2, 3])
+
+
+def test_nothing_is_deleted_where_no_state_can_be_read(tmp_path):
+    save(tmp_path, 1, 2)
+    for _ in range(2):
+        damage(tmp_path, 1)
+        damage(tmp_path, 2)
+        with pytest.raises(CheckpointError, match="round 2: .*round 1: "):
+            load(tmp_path)
+
+
+def test_a_state_of_another_structure_is_not_deleted(tmp_path):
+    save(tmp_path, 1, 2)
+    with pytest.raises(CheckpointError):
+        Checkpoints(tmp_path).load_latest({**NOTHING, "new": np.int32(0)})
+    assert load(tmp_path) == (2, [1, 2])
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_lost_record_is_named_and_states_are_kept(tmp_path, content):
+    save(tmp_path, 1, 2)
+    record = tmp_path / "rounds/00001.json"
+    before = record.read_text()
+    record.unlink() if content is None else record.write_text(content)
+    with pytest.raises(CheckpointError, match="00001.json"):
+        load(tmp_path)
+    record.write_text(before)
+    assert load(tmp_path) == (2, [1, 2])
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_without_its_own_record_a_state_is_passed_over(tmp_path, content):
+    save(tmp_path, 1, 2, 3)
+    record = tmp_path / "rounds/00003.json"
+    record.unlink() if content is None else record.write_text(content)
+    assert load(tmp_path) == (2, [1, 2])
+
+
+def test_works_where_an_event_loop_runs_already(tmp_path):
+    """As in a notebook."""
+
+    async def cell():
+        save(tmp_path, 1)
+        return load(tmp_path)
+
+    assert asyncio.run(cell()) == (1, [1])
+
+
+def test_waiting_raises_what_was_raised():
+    async def fail():
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        wait_for(fail())
+
+
+def test_a_folder_without_checkpoints_begins_anew(tmp_path):
+    save(tmp_path, 1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert load(tmp_path) == (0, [])

@@ -1,0 +1,345 @@
+"""Tests of `tff_fedmpq.federated.runtime`, with real workers.
+
+A process started here carries a unique environment variable that everything below
+it inherits; by it the tests find, in /proc, what a run has left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_fedmpq.simulation import runtime
+
+_ROOT = pathlib.Path(runtime.__file__).parents[2]
+_MARKER = "TFF_FEDMPQ_RUNTIME_TEST"
+
+# Ends in the way that its argument names: with a child that outlives it, and for the
+# signals with a worker that is in the midst of a computation (it would never end).
+_SCRIPT = """
+import os, signal, sys, threading, time
+import tensorflow as tf, tensorflow_federated as tff
+from tff_fedmpq.simulation import runtime
+
+@tff.tensorflow.computation
+def never_ends():
+    return tf.while_loop(lambda i: i >= 0, lambda i: tf.constant(1), [tf.constant(1)])
+
+def end_by(name):
+    time.sleep(1)
+    os.kill(os.getpid(), getattr(signal, name))
+
+# A job started with `&` inherits SIGINT as ignored, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ending = sys.argv[1]
+with runtime.local_runtime():
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        time.sleep(60)
+        os._exit(0)
+    print("in the block", flush=True)
+    if ending == "exception":
+        raise ValueError("on purpose")
+    if ending != "end":
+        threading.Thread(target=end_by, args=[ending], daemon=True).start()
+        never_ends()
+"""
+_STATUSES = {
+    "end": 0,
+    "exception": 1,
+    "SIGINT": -signal.SIGINT,
+    "SIGTERM": -signal.SIGTERM,
+    "SIGKILL": -signal.SIGKILL,
+}
+
+
+@tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS))
+def _total(numbers):
+    return tff.federated_sum(numbers)
+
+
+@tff.tensorflow.computation(tff.SequenceType(np.int64))
+def _sum_of_dataset(numbers):
+    return numbers.reduce(np.int64(0), lambda total, number: total + number)
+
+
+@tff.tensorflow.computation(tff.TensorType(np.float32, [None]))
+def _plus_one(vector):
+    return vector + 1.0
+
+
+@pytest.fixture
+def marker(monkeypatch):
+    """A value of the variable; processes that still carry it are ended."""
+    value = uuid.uuid4().hex
+    monkeypatch.setenv(_MARKER, value)
+    yield value
+    for pid in _processes_with(value):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _processes_with(marker: str, name: bytes = b"") -> list[int]:
+    """Returns the processes that inherited the marker, but not this one.
+
+    `os.environ` changes only what children inherit, not our own /proc entry.
+    """
+    found = []
+    for directory in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environment = (directory / "environ").read_bytes().split(b"\0")
+            if f"{_MARKER}={marker}".encode() in environment:
+                if name in (directory / "cmdline").read_bytes():
+                    found.append(int(directory.name))
+    return found
+
+
+def _wait_until_gone(marker: str, name: bytes) -> list[int]:
+    """Returns who is still there after at most 5 s."""
+    deadline = time.monotonic() + 5
+    while (left := _processes_with(marker, name)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _children() -> set[str]:
+    """Returns this process's children, those that nobody reaped included."""
+    tasks = pathlib.Path("/proc/self/task").glob("*/children")
+    return {child for task in tasks for child in task.read_text().split()}
+
+
+def test_computes_what_tff_computes():
+    with runtime.local_runtime() as context:
+        assert tff.framework.get_context_stack().current is context
+        assert _total([1, 2, 3]) == 6
+        assert _total([5] * 20) == 100  # another number of clients
+        assert _sum_of_dataset(tf.data.Dataset.range(5)) == 10
+
+
+def test_messages_beyond_grpc_default_limit_pass():
+    vector = np.arange(2_000_000, dtype=np.float32)  # 8 MB; the default is 4 MB
+    with runtime.local_runtime():
+        np.testing.assert_array_equal(_plus_one(vector), vector + 1)
+
+
+def test_leaves_nothing_behind(marker):
+    before = tff.framework.get_context_stack().current
+    children = _children()
+    for _ in range(2):
+        with runtime.local_runtime():
+            assert _total([1, 2]) == 3
+            assert len(_processes_with(marker, b"worker_binary")) == 3
+        assert not _processes_with(marker)
+        assert _children() == children
+        assert tff.framework.get_context_stack().current is before
+
+
+def test_nested_runtimes_have_their_own_workers(marker):
+    with runtime.local_runtime() as outer:
+        with runtime.local_runtime() as inner:
+            assert inner is not outer
+            assert _total([1, 2]) == 3
+        assert tff.framework.get_context_stack().current is outer
+        assert _total([1, 2]) == 3
+        assert len(_processes_with(marker, b"worker_binary")) == 3
+
+
+def test_worker_outlives_the_thread_that_started_it():
+    with contextlib.ExitStack() as stack:
+        contexts = []
+        thread = threading.Thread(
+            # Installed in that thread alone, as TFF's contexts are.
+            target=lambda: contexts.append(
+                stack.enter_context(runtime._owned_worker(None, 60.0, None))
+            )
+        )
+        thread.start()
+        thread.join()
+        arguments = contexts[0].context_arguments()
+        context = tff.framework.SyncExecutionContext(**arguments)
+        with tff.framework.get_context_stack().install(context):
+            assert _total([1, 2]) == 3
+
+
+def test_forked_child_does_not_keep_the_worker(marker):
+    release = multiprocessing.get_context("fork").Event()
+    child = multiprocessing.get_context("fork").Process(target=release.wait)
+    with runtime.local_runtime():
+        child.start()
+        assert _total([1, 2]) == 3  # nor does its start end the worker
+    assert not _processes_with(marker, b"worker_binary")
+    release.set()
+    child.join()
+
+
+def test_async_runtime_runs_federated_programs():
+    async def run() -> int:
+        return await tff.program.materialize_value(_total([1, 2, 3]))
+
+    before = tff.framework.get_context_stack().current
+    with runtime.local_async_runtime() as context:
+        assert isinstance(context, tff.program.NativeFederatedContext)
+        assert asyncio.run(run()) == 6
+    assert tff.framework.get_context_stack().current is before
+
+
+def test_log_gets_the_worker_output(tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    log_path = tmp_path / "worker.log"
+    log_path.write_text("kept\n")
+    with runtime.local_runtime(log_path=log_path):
+        pass
+    log = log_path.read_text()
+    assert log.startswith("kept\n")
+    assert "ExecutorService started" in log
+    assert "Killed" not in log
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_values_that_outlive_their_worker_are_collected_quietly():
+    with runtime.local_runtime() as context:
+        executor = context.executor_factory.create_executor({})
+        one, type_spec = np.int32(1), tff.TensorType(np.int32)
+        values = [asyncio.run(executor.create_value(one, type_spec)) for _ in range(40)]
+    del values  # TFF disposes of values in batches of 20
+
+
+def test_proxy_settings_do_not_matter(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with runtime.local_runtime(startup_timeout_seconds=20):
+        assert _total([1, 2]) == 3
+
+
+def test_lost_worker_is_an_error(marker, tmp_path):
+    log_path = tmp_path / "worker.log"
+    with runtime.local_runtime(log_path=log_path):
+        assert _total([1, 2]) == 3
+        # Its two companions have /bin/sh in their command lines.
+        shells = _processes_with(marker, b"/bin/sh")
+        (worker,) = set(_processes_with(marker, b"worker_binary")) - set(shells)
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="exit status 137") as error:
+            _total([1, 2])
+    assert str(log_path) in str(error.value)
+
+
+def _fake_worker(tmp_path, monkeypatch, body: str) -> None:
+    path = tmp_path / "worker_binary"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(runtime, "_worker_path", lambda: path)
+
+
+def test_worker_that_ends_at_once(tmp_path, monkeypatch, marker):
+    _fake_worker(tmp_path, monkeypatch, "echo out of order >&2; exit 3")
+    log_path = tmp_path / "worker.log"
+    with pytest.raises(RuntimeError, match=r"status 3\)(.|\n)*out of order") as error:
+        with runtime.local_runtime(log_path=log_path):
+            pytest.fail("entered without a worker")
+    assert str(log_path) in str(error.value)
+    assert not _processes_with(marker)
+
+
+def test_worker_that_never_answers(tmp_path, monkeypatch, marker):
+    _fake_worker(tmp_path, monkeypatch, "echo waiting; exec sleep 60")
+    with pytest.raises(RuntimeError, match="startup_timeout_seconds=0.5(.|\n)*waiting"):
+        with runtime.local_runtime(startup_timeout_seconds=0.5):
+            pytest.fail("entered without a worker")
+    assert not _processes_with(marker)
+
+
+def test_worker_that_dies_once_gets_another_port(tmp_path, monkeypatch):
+    real = runtime._worker_path()
+    flag = tmp_path / "flag"
+    body = f'test -e {flag} && exec {real} "$@"; touch {flag}'
+    _fake_worker(tmp_path, monkeypatch, body)
+    with runtime.local_runtime():
+        assert _total([1, 2]) == 3
+
+
+def test_missing_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(tff, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(RuntimeError, match="Expected TFF's worker at .*reinstall"):
+        with runtime.local_runtime():
+            pytest.fail("entered without a worker")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_refuses_timeouts_that_are_not_positive(timeout):
+    with pytest.raises(ValueError, match="startup_timeout_seconds > 0"):
+        with runtime.local_runtime(startup_timeout_seconds=timeout):
+            pytest.fail("entered with a wrong timeout")
+
+
+@pytest.mark.parametrize(
+    ("threads", "own", "expected"), [(1, None, "1"), (None, None, None), (1, "3", "3")]
+)
+def test_threads_of_an_operation(threads, own, expected, marker, monkeypatch):
+    """The worker is told, but what the user has set comes first."""
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", own)
+    with runtime.local_runtime(intra_op_threads=threads):
+        worker, *_ = _processes_with(marker, b"worker_binary")
+        environment = pathlib.Path(f"/proc/{worker}/environ").read_bytes()
+    settings = dict(e.split("=", 1) for e in environment.decode().split("\0") if e)
+    assert settings.get("TF_NUM_INTRAOP_THREADS") == expected
+
+
+def test_refuses_no_threads():
+    with pytest.raises(ValueError, match="intra_op_threads >= 1, got 0"):
+        with runtime.local_runtime(intra_op_threads=0):
+            pytest.fail("entered with a wrong number of threads")
+
+
+@pytest.mark.parametrize(("clients", "threads"), [(1, 8), (3, 2), (8, 1), (100, 1)])
+def test_threads_per_client_share_the_cores(clients, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert runtime.threads_per_client(clients) == threads
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The script once per ending, all at a time: importing TFF takes 10 s each."""
+    started = {}
+    for ending in _STATUSES:
+        value = uuid.uuid4().hex
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT, ending],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=_ROOT,
+            env={**os.environ, _MARKER: value},
+        )
+        started[ending] = process, value
+    yield started
+    for process, value in started.values():
+        for pid in _processes_with(value):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize("ending", _STATUSES)
+def test_pipe_reaches_its_end_and_no_worker_is_left(scripts, ending):
+    process, value = scripts[ending]
+    assert process.wait(timeout=300) == _STATUSES[ending]
+    # End-of-file comes only when nobody else holds the pipe any more.
+    output, _ = process.communicate(timeout=5)
+    assert b"in the block" in output
+    assert _wait_until_gone(value, b"worker_binary") == []

@@ -1,0 +1,6 @@
+"""Makes `studies`, which is outside the package, importable."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))

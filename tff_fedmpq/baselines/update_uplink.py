@@ -1,0 +1,233 @@
+"""Quantized updates of float models: the encodings of FedPAQ and UVeQFed.
+
+Matrices and convolution kernels are quantized; vectors (BatchNorm, biases) are few, and
+their updates are sent in float32, like the float parameters of the other schemes.
+
+The range coder of UVeQFed runs where the round's measurements are read
+(`simulation.ledger`), not inside the computation, whose workers have no Python: within
+the round coordinates travel as int16, and the range-coded bytes are counted.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tff_fedmpq.baselines import entropy_coding, stochastic_quantizer
+from tff_fedmpq.baselines import lattice as lattices
+from tff_fedmpq.federated import messages
+from tff_fedmpq.federated.messages import Message, Uplink
+from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
+from tff_fedmpq.lookup import lookup
+from tff_fedmpq.quantization import packing
+
+# Bits of a range coder's block beside symbols and frequencies: its header and padding.
+_BLOCK_BITS = 192.0
+_BITS_PER_FREQUENCY = 16.0
+
+_LOG2_STEP_RANGE = (-12.0, 5.0)  # Of the step, in root mean squares.
+_BISECTIONS = 14
+_MAX_COORDINATE = 2.0**15 - 1  # Coordinates are int16.
+_MIN_RANK = 2  # Of tensors that are quantized.
+
+
+def tensor_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
+    """Returns the shapes of the tensors that are quantized."""
+    return [shape for shape in spec.float_parameter_shapes if len(shape) >= _MIN_RANK]
+
+
+class UpdateUplink(Uplink):
+    """Sends ``trained - received``: quantized for tensors of rank 2 and more."""
+
+    update_bits = "v"
+
+    @abc.abstractmethod
+    def encode_update(
+        self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor
+    ) -> Message:
+        """Returns a message of quantized tensors (without ``rest``)."""
+
+    @abc.abstractmethod
+    def decode_update(
+        self, message: Message, shapes: Sequence[tuple[int, ...]]
+    ) -> list[tf.Tensor]:
+        """Returns the tensors of those shapes."""
+
+    def encode(
+        self,
+        trained: messages.QuantizedWeights,
+        received: messages.QuantizedWeights,
+        budget: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> Message:
+        updates = [new - old for new, old in zip(trained.float_parameters, received.float_parameters)]
+        tensors = [u for u in updates if u.shape.rank >= _MIN_RANK]
+        vectors = tuple(u for u in updates if u.shape.rank < _MIN_RANK)
+        return {**self.encode_update(tensors, budget, seed), "float_parameters": vectors}
+
+    def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
+        tensors = iter(self.decode_update(message, tensor_shapes(spec)))
+        vectors = iter(message["float_parameters"])
+        rest = tuple(
+            next(tensors if len(shape) >= _MIN_RANK else vectors)
+            for shape in spec.float_parameter_shapes
+        )
+        return FloatWeights((), rest)
+
+    def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
+        return tf.nest.map_structure(tf.add, present, mean)
+
+
+class ScalarUpdateUplink(UpdateUplink):
+    """Sends updates of v_n bits per entry, and a norm per tensor.
+
+    A fractional budget is rounded down to whole bits, of which there are at least 2.
+    """
+
+    min_bits = float(stochastic_quantizer.MIN_UPDATE_BITS)
+
+    def __init__(self, norm: str | stochastic_quantizer.Norm = "max"):
+        self._norm = lookup(norm, stochastic_quantizer.NORMS, "norm")
+
+    def encode_update(
+        self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor
+    ) -> Message:
+        bits = tf.cast(tf.floor(budget), tf.int32)
+        norms, packed = [], []
+        for i, update in enumerate(updates):
+            norm = self._norm(update)
+            uniform = tf.random.stateless_uniform(
+                update.shape, tf.random.fold_in(seed, i), alg="philox"
+            )
+            codes = stochastic_quantizer.quantize(update, norm, bits, uniform)
+            packed.append(packing.pack(tf.reshape(codes, [-1]), bits))
+            norms.append(norm)
+        return {
+            "bit_widths": tf.cast([bits], tf.uint8),
+            "codes": tf.concat(packed, axis=0),
+            "scales": tf.stack(norms),
+        }
+
+    def decode_update(
+        self, message: Message, shapes: Sequence[tuple[int, ...]]
+    ) -> list[tf.Tensor]:
+        bits = tf.cast(message["bit_widths"][0], tf.int32)
+        sizes = [tf.TensorShape(shape).num_elements() for shape in shapes]
+        lengths = packing.packed_size(tf.constant(sizes), bits)
+        parts = tf.split(message["codes"], lengths, num=len(sizes))
+        updates = []
+        for i, (part, size, shape) in enumerate(zip(parts, sizes, shapes)):
+            codes = packing.unpack(part, bits, size)
+            values = stochastic_quantizer.dequantize(codes, message["scales"][i], bits)
+            updates.append(tf.reshape(values, shape))
+        return updates
+
+    def count_bits(
+        self, message: Message, headers: Sequence[tf.Tensor] = ()
+    ) -> tf.Tensor:
+        return messages.count_model_bits(message, headers)
+
+
+class LatticeUpdateUplink(UpdateUplink):
+    """Sends lattice points of updates, and a step per tensor."""
+
+    def __init__(self, lattice: str = "hexagonal"):
+        self._lattice = lookup(lattice, lattices.LATTICES, "lattice")
+
+    def encode_update(
+        self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor
+    ) -> Message:
+        sizes = tf.stack([tf.sqrt(tf.reduce_mean(tf.square(u))) for u in updates])
+        # A tensor that did not change is all zero, and so it is decoded: without its
+        # size, 0, the dither would be noise on weights that nobody moved.
+        divisors = tf.where(sizes > 0, sizes, 1.0)
+        scaled = [u / divisors[i] for i, u in enumerate(updates)]
+        vectors = tf.concat([self._to_vectors(u) for u in scaled], axis=0)
+        uniform = self._uniform(tf.shape(vectors), seed)
+        num_entries = sum(u.shape.num_elements() for u in updates)
+        step, fits = self._finest_step(vectors, uniform, budget * num_entries)
+        coordinates = self._coordinates(vectors, step, uniform)
+        return {
+            "bit_widths": tf.zeros([0], tf.uint8),
+            "codes": tf.cast(coordinates, tf.int16),
+            "dither_seed": seed,
+            # An update too small for its budget (the block's overhead alone exceeds
+            # it) is better not applied than applied as noise.
+            "scales": tf.where(fits, step * sizes, 0.0),
+        }
+
+    def decode_update(
+        self, message: Message, shapes: Sequence[tuple[int, ...]]
+    ) -> list[tf.Tensor]:
+        coordinates = tf.cast(message["codes"], tf.float32)
+        uniform = self._uniform(tf.shape(coordinates), message["dither_seed"])
+        points = lattices.dequantize(self._lattice, coordinates, 1.0, uniform)
+        sizes = [tf.TensorShape(shape).num_elements() for shape in shapes]
+        parts = tf.split(points, [self._num_vectors(size) for size in sizes])
+        return [
+            message["scales"][i] * tf.reshape(tf.reshape(part, [-1])[:size], shape)
+            for i, (part, size, shape) in enumerate(zip(parts, sizes, shapes))
+        ]
+
+    def count_bits(
+        self, message: Message, headers: Sequence[tf.Tensor] = ()
+    ) -> tf.Tensor:
+        """Counts coordinates as int16, before entropy coding; see the module."""
+        return messages.count_model_bits(message, [message["dither_seed"], *headers])
+
+    def symbols(self, message: Message) -> tf.Tensor:
+        return tf.transpose(message["codes"])
+
+    def symbols_shape(self, spec: ModelSpec) -> tuple[int, int]:
+        sizes = [tf.TensorShape(s).num_elements() for s in tensor_shapes(spec)]
+        num_vectors = sum(self._num_vectors(size) for size in sizes)
+        return self._lattice.dimension, num_vectors
+
+    def _num_vectors(self, size: int) -> int:
+        return -(-size // self._lattice.dimension)
+
+    def _to_vectors(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns entries as float32[n, L]; zeros fill the last vector."""
+        size = x.shape.num_elements()
+        missing = self._num_vectors(size) * self._lattice.dimension - size
+        flat = tf.pad(tf.reshape(x, [-1]), [[0, missing]])
+        return tf.reshape(flat, [-1, self._lattice.dimension])
+
+    def _uniform(self, shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_uniform(shape, seed, alg="philox")
+
+    def _coordinates(
+        self, vectors: tf.Tensor, step: tf.Tensor, uniform: tf.Tensor
+    ) -> tf.Tensor:
+        return lattices.quantize(self._lattice, vectors, step, uniform)
+
+    def _finest_step(
+        self, vectors: tf.Tensor, uniform: tf.Tensor, max_bits: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the smallest step of at most `max_bits`, and whether there is one."""
+        low, high = (tf.constant(bound) for bound in _LOG2_STEP_RANGE)
+        # Finer steps would take the largest entry out of the coordinates' range.
+        largest = tf.reduce_max(tf.abs(vectors)) / (_MAX_COORDINATE - 1.0)
+        low = tf.maximum(low, tf.math.log(largest) / math.log(2.0))
+        high = tf.maximum(high, low)
+        coarsest = self._coordinates(vectors, tf.pow(2.0, high), uniform)
+        some_step_fits = self._coded_bits(coarsest) <= max_bits
+        for _ in tf.range(_BISECTIONS):
+            middle = (low + high) / 2.0
+            coordinates = self._coordinates(vectors, tf.pow(2.0, middle), uniform)
+            fits = self._coded_bits(coordinates) <= max_bits
+            low, high = tf.where(fits, low, middle), tf.where(fits, middle, high)
+        return tf.pow(2.0, high), some_step_fits
+
+    def _coded_bits(self, coordinates: tf.Tensor) -> tf.Tensor:
+        """Returns a bound on the range-coded size of all coordinates, float32[]."""
+        bits = tf.constant(0.0)
+        for column in range(self._lattice.dimension):
+            symbols = coordinates[:, column]
+            spread = tf.reduce_max(symbols) - tf.reduce_min(symbols) + 1.0
+            overhead = _BLOCK_BITS + _BITS_PER_FREQUENCY * spread
+            bits += entropy_coding.symbol_bits(symbols) + overhead
+        return bits

@@ -1,0 +1,191 @@
+"""Typed settings of local training, which every scheme's configuration extends.
+
+    LocalTrainingConfig            SGD on float weights
+      CodeTrainingConfig           integer updates of quantized kernels
+        FedMPQConfig (fedmpq.py), AQFLConfig, FPQ8Config
+      FedAvgConfig, FedPAQConfig, UVeQFedConfig
+
+Options with a name also accept the user's own callable. Importing this module does not
+import TensorFlow: command lines derive their flags from these classes.
+"""
+
+# Not `from __future__ import annotations`: flags are derived from evaluated types, and
+# Python 3.9 cannot evaluate `int | None`.
+import dataclasses
+import math
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Optional,
+    Union,
+    get_args,
+    get_type_hints,
+)
+
+from tff_fedmpq.lookup import check_bool, check_count, check_name
+
+if TYPE_CHECKING:
+    from tff_fedmpq.federated.scheme import Scheme
+
+# Names here, objects in `local_training`, `scheme`, `quantization.scales` and
+# `allocation.policies`; `tests/federated/config_test.py` keeps them equal.
+Decay = Union[Literal["none", "cosine"], Callable[..., Any]]
+AggregationWeight = Union[Literal["examples", "budget_and_examples"], Callable[..., Any]]
+ScaleRule = Union[Literal["least_squares", "gaussian", "max"], Callable[..., Any]]
+Representation = Literal["sign_magnitude", "offset_binary"]
+LearningRateUnit = Literal["weight", "code"]
+
+
+class Rate(NamedTuple):
+    """A learning rate over the rounds of a run.
+
+    Attributes:
+      initial: Rate in the first round.
+      decay: Name or function of its decay.
+    """
+
+    initial: float
+    decay: Decay
+
+
+def allowed_names(annotation: Any) -> tuple[str, ...]:
+    """Returns the names that a field's type lists, () if it lists none."""
+    if getattr(annotation, "__origin__", None) is Literal:
+        return get_args(annotation)
+    return tuple(name for part in get_args(annotation) for name in allowed_names(part))
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTrainingConfig:
+    """SGD of a client on its own examples, and the client's weight in the average.
+
+    Attributes:
+      rounds: Rounds of the whole run, over which learning rates decay. None keeps them
+        constant. After these rounds a rate that decays stays at its final value.
+      epochs: Passes over the client's examples per round, the paper's tau.
+      batch_size: Examples per step; the last step of an epoch may have fewer.
+      learning_rate: Learning rate of the weights (of quantized kernels, where there are
+        any).
+      learning_rate_decay: Decay of `learning_rate`: "none", "cosine" (to zero), or a
+        function from the fraction of rounds done, float32[], to a factor.
+      momentum: Momentum of SGD, from 0 to below 1.
+      weight_decay: L2 coefficient.
+      aggregation_weight: Weight p_n of a client before normalisation: "examples" is
+        |D_n|, "budget_and_examples" is v_n |D_n| (FedMPQ, Eq. 15), or a function of
+        budget and number of examples, both float32[].
+
+    Raises:
+      ValueError: if a setting is out of range or unknown.
+    """
+
+    name: ClassVar[str]
+
+    rounds: Optional[int] = None
+    epochs: int = 5
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    learning_rate_decay: Decay = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    aggregation_weight: AggregationWeight = "examples"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            check_count(getattr(self, name), name)
+        if self.rounds is not None:
+            check_count(self.rounds, "rounds")
+        for name in ("learning_rate", "weight_decay"):
+            check_not_negative(getattr(self, name), name)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum has to be in [0, 1), found {self.momentum!r}.")
+        annotations = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            names = allowed_names(annotations[field.name])
+            value = getattr(self, field.name)
+            if names and not callable(value):
+                check_name(value, dict.fromkeys(names), field.name)
+
+    def learning_rates(self) -> tuple[Rate, Rate]:
+        """Returns the rates of quantized kernels and of float parameters."""
+        rate = Rate(self.learning_rate, self.learning_rate_decay)
+        return rate, rate
+
+    def compose(self) -> "Scheme":
+        """Returns the scheme that this configuration describes."""
+        raise NotImplementedError(f"{type(self).__name__} describes no scheme.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeTrainingConfig(LocalTrainingConfig):
+    """Training of integer codes, and the quantization of models sent to clients.
+
+    Attributes:
+      float_learning_rate: Learning rate of float parameters (BatchNorm, biases).
+      float_learning_rate_decay: Decay of `float_learning_rate`.
+      learning_rate_unit: Unit of `learning_rate`: "weight" moves a weight by the rate
+        times its gradient, "code" moves its code as Eq. 6-10 are printed.
+      activation_bits: Bits of ReLU outputs on clients, 1 to 8; None leaves them float.
+      representation: Meaning of the codes: "sign_magnitude", or "offset_binary" as the
+        paper reads literally.
+      scale_rule: Scale of a layer that is quantized: "least_squares", "gaussian", "max"
+        (2 max|W|, the paper's), or a function of weights, bit-width, representation.
+      error_feedback: Whether the server adds the clients' changes to its own float
+        weights, so that quantization errors of the download do not accumulate; False
+        averages the clients' models.
+
+    Raises:
+      ValueError: if a setting is out of range or unknown.
+    """
+
+    aggregation_weight: AggregationWeight = "budget_and_examples"
+    float_learning_rate: float = 0.1
+    float_learning_rate_decay: Decay = "none"
+    learning_rate_unit: LearningRateUnit = "weight"
+    activation_bits: Optional[int] = 4
+    representation: Representation = "sign_magnitude"
+    scale_rule: ScaleRule = "least_squares"
+    error_feedback: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self.float_learning_rate, "float_learning_rate")
+        check_bool(self.error_feedback, "error_feedback")
+        if self.activation_bits is not None:
+            check_count(self.activation_bits, "activation_bits")
+            if self.activation_bits > 8:
+                raise ValueError(
+                    "activation_bits has to be None or an integer from 1 to 8, found "
+                    f"{self.activation_bits}."
+                )
+
+    def learning_rates(self) -> tuple[Rate, Rate]:
+        """Returns the rates of quantized kernels and of float parameters."""
+        return (
+            Rate(self.learning_rate, self.learning_rate_decay),
+            Rate(self.float_learning_rate, self.float_learning_rate_decay),
+        )
+
+
+# The paper's equations where the defaults differ from them.
+LITERAL_CODE_TRAINING: dict[str, Any] = {
+    "representation": "offset_binary",
+    "scale_rule": "max",
+    "error_feedback": False,
+    "learning_rate_unit": "code",
+    "learning_rate": 0.1,
+    "learning_rate_decay": "none",
+}
+
+
+def check_not_negative(value: float, what: str) -> None:
+    """Checks that a setting is a finite number of at least 0.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+        raise ValueError(f"{what} has to be 0 or more, found {value!r}.")

@@ -1,0 +1,328 @@
+"""TFF's worker process, owned by this library instead of by TFF.
+
+TFF runs computations in a C++ server, `worker_binary`.  The one that its default
+context starts inherits stdout and outlives a Python that is killed, so that
+`python train.py | tee log` may never end.  Here the worker cannot outlive Python:
+
+    Python --(pipe: nothing is ever written to it)--> watcher --SIGKILL--> worker
+       '--------- child, reaped by Python ---> sh ---- parent of both -------'
+
+When Python ends, in whatever way, the kernel closes the pipe's only write end; the
+watcher reads end-of-file and kills the worker, and `sh` reaps both.  Unlike
+PR_SET_PDEATHSIG this does not depend on the thread that started the worker.
+
+The worker has no authentication and listens on all interfaces (it has no flag for
+that): on a shared network its port belongs behind a firewall.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator
+from typing import IO, Any
+
+import grpc
+from tff_fedmpq._tff import tff
+
+# A background job of a non-interactive sh reads /dev/null unless redirected, hence
+# the detour over descriptor 3.  `read` is a builtin: the watcher is one process.
+# sh itself drops stderr, or each log would end with its message "Killed".
+_WRAPPER_SCRIPT = """
+exec 3<&0
+"$@" </dev/null 3<&- & worker=$!
+{ read -r _; kill -9 $worker; } <&3 3<&- 2>/dev/null & watcher=$!
+exec </dev/null 3<&- 2>/dev/null
+wait $worker; status=$?
+kill -9 $watcher; wait $watcher
+exit $status
+"""
+
+_CHANNEL_OPTIONS = [
+    # Model states and client data travel in one message; gRPC's default is 4 MB.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A proxy configured for the internet must not get the loopback traffic.
+    ("grpc.enable_http_proxy", 0),
+]
+_PORT_ATTEMPTS = 3
+_LOG_TAIL_BYTES = 3000
+
+# A child made by os.fork() (multiprocessing on Linux) inherits the pipes' write ends
+# and would keep the workers alive after Python: it has to close them.
+_pipes_to_watchers: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _close_pipes_in_forked_child() -> None:
+    for pipe in list(_pipes_to_watchers):
+        pipe.close()
+
+
+os.register_at_fork(after_in_child=_close_pipes_in_forked_child)
+
+
+def _release_default_context() -> None:
+    """Frees TFF's own default context while its modules are still there.
+
+    Left to the end of the interpreter, its destructor fails and prints a traceback,
+    below whatever was the program's last word.
+    """
+    factory = tff.framework.ResourceManagingExecutorFactory(lambda _: None)
+    tff.framework.set_default_context(tff.framework.SyncExecutionContext(factory))
+
+
+atexit.register(_release_default_context)
+
+
+@contextlib.contextmanager
+def local_runtime(
+    *,
+    log_path: str | os.PathLike[str] | None = None,
+    startup_timeout_seconds: float = 60.0,
+    intra_op_threads: int | None = None,
+) -> Iterator[tff.framework.SyncExecutionContext]:
+    """Runs TFF computations in a worker process that lives as long as the block.
+
+    Inside the block the context is TFF's current one, and the one before it is
+    current again afterwards.  As TFF's contexts are per thread, another thread has
+    to `tff.framework.get_context_stack().install` the yielded context itself.
+
+    Args:
+      log_path: File to which the worker's output is appended.  By default it goes
+        to an unnamed temporary file, kept only to be quoted in error messages.
+      startup_timeout_seconds: How long the worker may take until it answers.
+      intra_op_threads: How many threads share one TensorFlow operation; None = as many
+        as there are cores. See `threads_per_client`.
+
+    Yields:
+      The execution context.
+
+    Raises:
+      RuntimeError: If the worker is not installed, or ends or does not answer while
+        starting; also from a computation whose worker ended (TFF itself would
+        retry it for ever).
+      ValueError: If `startup_timeout_seconds` or `intra_op_threads` is not positive.
+    """
+    with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
+        context = tff.framework.SyncExecutionContext(**worker.context_arguments())
+        with tff.framework.get_context_stack().install(context):
+            yield context
+
+
+def threads_per_client(num_clients: int) -> int:
+    """Returns the `intra_op_threads` that serve rounds of so many clients best.
+
+    TFF trains the clients of a round at the same time. Where they are no fewer than
+    the cores that the process may use, each operation is quickest on one thread: none
+    waits for another.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // num_clients)
+
+
+@contextlib.contextmanager
+def local_async_runtime(
+    *,
+    log_path: str | os.PathLike[str] | None = None,
+    startup_timeout_seconds: float = 60.0,
+    intra_op_threads: int | None = None,
+) -> Iterator[tff.program.NativeFederatedContext]:
+    """`local_runtime` for federated programs, such as `tff.learning.programs`.
+
+    The yielded context is asynchronous: a computation returns value references,
+    which `await tff.program.materialize_value(...)` turns into values.  Arguments
+    and errors are those of `local_runtime`.
+    """
+    with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
+        context = tff.program.NativeFederatedContext(
+            tff.framework.AsyncExecutionContext(**worker.context_arguments())
+        )
+        with tff.framework.get_context_stack().install(context):
+            yield context
+
+
+class _Stub(tff.framework.RemoteExecutorGrpcStub):
+    """A stub that can be closed and lets values outlive their worker.
+
+    Those of an interrupted call do; collecting them would print tracebacks.
+    """
+
+    def __init__(self, port: int):
+        """Starts to connect; `is_ready` tells when it has."""
+        self.is_closed = False
+        self._own_channel = grpc.insecure_channel(f"127.0.0.1:{port}", _CHANNEL_OPTIONS)
+        super().__init__(self._own_channel)
+
+    def close(self) -> None:
+        """Cancels the calls under way and disconnects."""
+        self.is_closed = True
+        self._own_channel.close()
+
+    def dispose(self, request: Any) -> Any:
+        """Frees values in the worker, if there still is one."""
+        return None if self.is_closed else super().dispose(request)
+
+
+class _Worker:
+    """One worker process and the channel to it."""
+
+    def __init__(self, log: IO[bytes], intra_op_threads: int | None):
+        """Starts the process; `wait_until_ready` tells whether it came up."""
+        command = [str(_worker_path())]
+        self._log = log
+        self._log_start = os.fstat(log.fileno()).st_size
+        self._port_holder = _reserve_port()
+        self._port = self._port_holder.getsockname()[1]
+        command.append(f"--port={self._port}")
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", _WRAPPER_SCRIPT, "tff-worker-wrapper", *command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            bufsize=0,
+            env={**_worker_settings(intra_op_threads), **os.environ},
+            # Ctrl-C is for Python, which then stops the worker in good order.
+            start_new_session=True,
+        )
+        self._pipe: Any = self._process.stdin
+        _pipes_to_watchers.add(self._pipe)
+        self._stub: Any = None
+
+    def wait_until_ready(self, deadline: float) -> bool:
+        """Returns whether the worker answers before `time.monotonic() == deadline`."""
+        while self.exit_status() is None and time.monotonic() < deadline:
+            if self._stub is None:
+                # gRPC itself would try at once and then again only after a second.
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self._port), 1.0).close()
+                    self._stub = _Stub(self._port)
+            elif self._stub.is_ready:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def exit_status(self) -> int | None:
+        """Returns sh's: 128 + n after a death by signal n, None while it runs."""
+        return self._process.poll()
+
+    def error(self, event: str) -> RuntimeError:
+        """Returns the error to raise: `event`, exit status and end of the log."""
+        if self.exit_status() is not None:
+            event += f" (exit status {self.exit_status()})"
+        size = os.fstat(self._log.fileno()).st_size
+        start = max(self._log_start, size - _LOG_TAIL_BYTES)
+        # pread, because the worker writes at the shared file offset.
+        tail = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, start)
+        text = tail.decode(errors="replace").strip() or "(nothing)"
+        name = "not kept" if isinstance(self._log.name, int) else self._log.name
+        return RuntimeError(f"{event}. Its log ({name}) ends with:\n{text}")
+
+    def context_arguments(self) -> dict[str, Any]:
+        """Returns what TFF's own local contexts are built with, on this worker."""
+        return {
+            "executor_fn": tff.framework.ResourceManagingExecutorFactory(
+                self._create_executor
+            ),
+            "compiler_fn": tff.backends.native.desugar_and_transform_to_native,
+            "transform_args": tff.tensorflow.transform_args,
+            "transform_result": tff.tensorflow.transform_result,
+        }
+
+    def _create_executor(self, cardinalities: dict[Any, int]) -> Any:
+        if self._stub.is_closed:
+            raise RuntimeError("The block of this TFF context's runtime has been left.")
+        # TFF retries a call that lost its worker for ever, but asks for a new
+        # executor before each trial: the place to end it.
+        if self.exit_status() is not None:
+            raise self.error("The TFF worker ended while it was in use")
+        executor = tff.framework.RemoteExecutor(self._stub)
+        executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
+        return executor
+
+    def stop(self) -> None:
+        """Ends the process and reaps it."""
+        try:
+            # First, for gRPC's watching thread often fails (harmlessly, but with a
+            # traceback) when a channel is closed just after it lost its server.
+            if self._stub is not None:
+                self._stub.close()
+        finally:
+            self._pipe.close()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+            self._port_holder.close()
+
+
+@contextlib.contextmanager
+def _owned_worker(
+    log_path: str | os.PathLike[str] | None,
+    startup_timeout_seconds: float,
+    intra_op_threads: int | None,
+) -> Iterator[_Worker]:
+    """A worker that is ready inside the block and gone after it."""
+    timeout = startup_timeout_seconds
+    if not timeout > 0:
+        raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
+    if intra_op_threads is not None and intra_op_threads < 1:
+        raise ValueError(f"Expected intra_op_threads >= 1, got {intra_op_threads}")
+    deadline = time.monotonic() + timeout
+    with tempfile.TemporaryFile() if log_path is None else open(log_path, "a+b") as log:
+        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+            worker = _Worker(log, intra_op_threads)
+            try:
+                if worker.wait_until_ready(deadline):
+                    yield worker
+                    return
+                if worker.exit_status() is None:
+                    event = f"did not answer within startup_timeout_seconds={timeout}"
+                    raise worker.error(f"The TFF worker {event}")
+                # It ends when its port is taken: another port may do.
+                if not attempts_left:
+                    raise worker.error("The TFF worker ended while starting")
+            finally:
+                worker.stop()
+
+
+def _worker_settings(intra_op_threads: int | None) -> dict[str, str]:
+    """Returns environment variables; those that are set already come first."""
+    # The C library gives every thread an arena, and the worker's many threads fill
+    # them one by one: its memory grew for hundreds of rounds.
+    settings = {"MALLOC_ARENA_MAX": "2"}
+    if intra_op_threads is not None:
+        settings["TF_NUM_INTRAOP_THREADS"] = str(intra_op_threads)
+    return settings
+
+
+def _worker_path() -> pathlib.Path:
+    """Returns where the installed TFF keeps its worker."""
+    path = pathlib.Path(tff.__file__).parent / "data" / "worker_binary"
+    if not path.is_file():
+        raise RuntimeError(
+            f"Expected TFF's worker at {path}, found no file there; reinstall "
+            "tensorflow-federated==0.87.0 (its wheel exists for Linux x86_64)."
+        )
+    return path
+
+
+def _reserve_port() -> socket.socket:
+    """Returns a bound socket that keeps its port from everyone but the worker.
+
+    gRPC servers listen with SO_REUSEPORT, so two workers given the same port by
+    accident would both start and share each other's calls.  The kernel gives a
+    port that is bound, even by a socket that never listens, to nobody else who
+    asks for a free one; the worker, asking for it by number, may have it.
+    """
+    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(("", 0))
+    return holder

@@ -1,0 +1,108 @@
+"""Summaries of quantized models: bits, bytes and compression per layer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tff_fedmpq.keras.quantized_kernel import quantized_kernels
+from tff_fedmpq.quantization.packing import packed_size
+
+_FLOAT_BITS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """One row of a summary.
+
+    Attributes:
+      name: Name of the variable, or of a group of variables.
+      num_weights: Number of weights.
+      bit_width: Bits per weight.
+      num_bytes: Stored size: packed codes and float32 scale, or float32 weights.
+    """
+
+    name: str
+    num_weights: int
+    bit_width: int
+    num_bytes: int
+
+    @property
+    def compression(self) -> float:
+        """Size in float32 divided by the stored size."""
+        return self.num_weights * _FLOAT_BITS / 8 / max(self.num_bytes, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSummary:
+    """Summary of a model; its string is a table.
+
+    Attributes:
+      layers: Rows of the quantized layers, in the order of the model.
+      float_parameters: Row of all weights that are stored in float32.
+    """
+
+    layers: tuple[LayerSummary, ...]
+    float_parameters: LayerSummary
+
+    @property
+    def num_weights(self) -> int:
+        """Number of all weights."""
+        return sum(row.num_weights for row in (*self.layers, self.float_parameters))
+
+    @property
+    def num_bytes(self) -> int:
+        """Stored size of the whole model."""
+        return sum(row.num_bytes for row in (*self.layers, self.float_parameters))
+
+    @property
+    def mean_bit_width(self) -> float:
+        """Average bits per quantized weight; nan without quantized weights."""
+        bits = sum(row.num_weights * row.bit_width for row in self.layers)
+        weights = sum(row.num_weights for row in self.layers)
+        return bits / weights if weights else float("nan")
+
+    @property
+    def compression(self) -> float:
+        """Size in float32 divided by the stored size."""
+        return self.num_weights * _FLOAT_BITS / 8 / max(self.num_bytes, 1)
+
+    def __str__(self) -> str:
+        rows = (*self.layers, self.float_parameters)
+        width = max(len(row.name) for row in rows)
+        header = f"{'layer':<{width}}  {'weights':>9}  {'bits':>5}  {'bytes':>9}  ratio"
+        lines = [header, "-" * len(header)]
+        for row in rows:
+            lines.append(
+                f"{row.name:<{width}}  {row.num_weights:>9,}  {row.bit_width:>5}  "
+                f"{row.num_bytes:>9,}  {row.compression:>4.1f}x"
+            )
+        lines.append("-" * len(header))
+        lines.append(
+            f"{'total':<{width}}  {self.num_weights:>9,}  {self.mean_bit_width:>5.2f}  "
+            f"{self.num_bytes:>9,}  {self.compression:>4.1f}x"
+        )
+        return "\n".join(lines)
+
+
+def summary(model: tf.keras.Model) -> ModelSummary:
+    """Summarizes a built Keras model, quantized or not.
+
+    ``print(summary(model))`` prints a table with a row per quantized layer.
+    """
+    kernels = quantized_kernels(model)
+    rows = []
+    for kernel in kernels:
+        bits = int(kernel.bit_width.numpy())
+        num_bytes = packed_size(kernel.size, bits) + _FLOAT_BITS // 8
+        name = kernel.codes.name.split(":")[0]
+        rows.append(LayerSummary(name, kernel.size, bits, num_bytes))
+    quantized = {id(v) for k in kernels for v in (k.codes, k.scale, k.bit_width)}
+    floats = sum(
+        v.shape.num_elements() for v in model.variables if id(v) not in quantized
+    )
+    float_parameters = LayerSummary(
+        "(float parameters)", floats, _FLOAT_BITS, floats * _FLOAT_BITS // 8
+    )
+    return ModelSummary(tuple(rows), float_parameters)

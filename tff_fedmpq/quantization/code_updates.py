@@ -1,0 +1,99 @@
+"""The integer weight update (FedMPQ, Eq. 6-10).
+
+The paper updates each bit plane by a signed power of two. With ``delta = s/(2**b-1)``,
+``dL/dB_i = 2**(i-1) delta dL/dW`` (Eq. 5) and ``S(x) = 2**round(log2 x)``, plane ``i``
+contributes ``2**(i-1) S(eta |dL/dB_i|)`` code units. With the gradient on the code,
+``g = dL/du = delta dL/dW``, the sum over planes has a closed form, in code units:
+
+    t = S(eta |g|) * K,     K = sum_i 4**(i-1) = (4**b - 1) / 3
+
+The fractional part of ``t`` is rounded stochastically (the paper's Bernoulli parts with
+``q_i <= 0``), which is a floor with a uniform random number ``U``::
+
+    u <- clip(u + floor(U - sign(g) t), 0, 2**b - 1)
+
+The planes of this sum are the binary digits of the code in every representation. In
+`SIGN_MAGNITUDE` they differ from the planes of the group Lasso and of MSB pruning.
+
+The paper prints ``2^(B-1)`` as the denominator in Eq. 8-10; ``2^B - 1`` is meant.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tff_fedmpq.quantization import representations
+
+_FLOAT32_SIGN_AND_EXPONENT = -0x00800000  # The bits 0xFF800000 as an int32.
+_SQRT2 = 1.4142135
+
+
+def step_gain(bit_width: tf.Tensor) -> tf.Tensor:
+    """Returns ``K = (4**b - 1) / 3``, float32[]: code units per unit of gradient."""
+    largest = representations.max_code(bit_width)  # m = 2**b - 1: K = m (m + 2) / 3.
+    return largest * (largest + 2.0) / 3.0
+
+
+def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
+    """Returns ``sign(x) 2**round(log2 |x|)``; 0 for 0 and subnormals, +-inf for NaN.
+
+    ``round(log2 x) = floor(log2(x sqrt 2))``, the exponent of a float: clearing the
+    mantissa is exact, and faster than log and pow.
+
+    Args:
+      x: Values, float32[...].
+    """
+    bits = tf.bitcast(x * _SQRT2, tf.int32)
+    power = tf.bitwise.bitwise_and(bits, _FLOAT32_SIGN_AND_EXPONENT)
+    return tf.bitcast(power, tf.float32)
+
+
+def integer_update(
+    codes: tf.Tensor,
+    code_gradient: tf.Tensor,
+    bit_width: tf.Tensor,
+    learning_rate: tf.Tensor | float,
+    uniform: tf.Tensor,
+) -> tf.Tensor:
+    """Takes one step of Eq. 6-10 in closed form.
+
+    Args:
+      codes: Codes, uint8[...].
+      code_gradient: Gradient ``dL/du`` in loss per code unit, float32[...].
+      bit_width: Bit-width, int32[].
+      learning_rate: Learning rate (the paper's eta).
+      uniform: Random numbers of the rounding in [0, 1), float32[...].
+
+    Returns:
+      New codes, uint8[...]. A NaN in the gradient gives the smallest or largest code:
+      codes cannot show that training diverged.
+
+    Raises:
+      TypeError: If codes are not uint8.
+      ValueError: If gradient or random numbers have another shape than the codes.
+    """
+    units = nearest_power_of_two(learning_rate * code_gradient) * step_gain(bit_width)
+    if codes.dtype != tf.uint8:
+        raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
+    for what, tensor in (("gradient", units), ("uniform", uniform)):
+        # A single number would broadcast, and all codes would be rounded alike.
+        if not codes.shape.is_compatible_with(tensor.shape):
+            raise ValueError(
+                f"Expected {what} of the codes' shape {codes.shape}, found "
+                f"{tensor.shape}."
+            )
+    # Rounded before the codes are added, so that small steps keep their precision.
+    return move_codes(codes, tf.floor(uniform - units), bit_width)
+
+
+def move_codes(codes: tf.Tensor, change: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+    """Returns codes moved by whole units and clipped to their range, uint8[...].
+
+    Args:
+      codes: Codes, uint8[...].
+      change: Whole numbers of units, float32[...].
+      bit_width: Bit-width, int32[].
+    """
+    moved = tf.cast(codes, tf.float32) + change
+    largest = representations.max_code(bit_width)
+    return tf.cast(tf.clip_by_value(moved, 0.0, largest), tf.uint8)

@@ -1,0 +1,84 @@
+"""Data of a simulation: from the files of a data set to the examples of each client.
+
+    load("cifar10") --> ImageDataset --> Partition --> ClientData
+
+cifar.py, tiny_imagenet.py, digits.py  loaders of the data sets
+image_dataset.py                       what they return, and where they look for files
+partitions.py                          which client has which training examples
+client_data.py                         these examples in files, as TFF's `ClientData`
+augmentation.py                        random crops and flips
+
+All modules but `client_data` are imported without TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from absl import logging
+
+from tff_fedmpq.files import PathLike
+from tff_fedmpq.simulation.data.cifar import load_cifar10, load_cifar100
+from tff_fedmpq.simulation.data.digits import load_digits
+from tff_fedmpq.simulation.data.image_dataset import (
+    DATA_DIR_VARIABLE,
+    DatasetError,
+    DatasetNotFoundError,
+    ImageDataset,
+)
+from tff_fedmpq.simulation.data.tiny_imagenet import load_tiny_imagenet
+
+__all__ = [
+    "DATA_DIR_VARIABLE",
+    "LOADERS",
+    "DatasetError",
+    "DatasetNotFoundError",
+    "ImageDataset",
+    "load",
+    "load_cifar10",
+    "load_cifar100",
+    "load_digits",
+    "load_tiny_imagenet",
+]
+
+
+def _load_auto(data_dir: PathLike | None) -> ImageDataset:
+    """Loads CIFAR-10, or the digits where it is not found and no place was given."""
+    try:
+        return load_cifar10(data_dir)
+    except DatasetNotFoundError as error:
+        if data_dir:
+            raise
+        logging.warning(
+            "USING DIGITS INSTEAD OF CIFAR-10, results are not comparable: %s", error
+        )
+        return load_digits()
+
+
+LOADERS: Mapping[str, Callable[[PathLike | None], ImageDataset]] = {
+    "auto": _load_auto,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "digits": lambda data_dir: load_digits(),
+    "tiny_imagenet": load_tiny_imagenet,
+}
+
+
+def load(name: str, data_dir: PathLike | None = None) -> ImageDataset:
+    """Loads a data set by its name.
+
+    Args:
+      name: Key of `LOADERS`. "auto" is CIFAR-10 where it is found or can be
+        downloaded, otherwise the digits with a loud warning.
+      data_dir: Directory of the files, see `image_dataset.find_folder`.
+
+    Raises:
+      ValueError: There is no data set of this name.
+      DatasetNotFoundError: The data set was not found and could not be downloaded.
+      DatasetError: It was found and is damaged.
+    """
+    if name not in LOADERS:
+        raise ValueError(
+            f"dataset: expected one of {', '.join(sorted(LOADERS))}, found {name!r}."
+        )
+    return LOADERS[name](data_dir)

@@ -1,0 +1,157 @@
+"""CIFAR-10 and CIFAR-100, from the official files or downloaded by Keras.
+
+The official files are pickles, which can run any code when read; they are read with
+an unpickler that accepts NumPy arrays and plain values only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import pickle
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from tff_fedmpq.files import PathLike
+from tff_fedmpq.simulation.data import image_dataset
+from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
+from tff_fedmpq.simulation.data.image_dataset import DatasetError, ImageDataset
+
+_URL = "https://www.cs.toronto.edu/~kriz/cifar-{}-python.tar.gz"
+_CONNECT_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cifar:
+    """The files of an official "python version"."""
+
+    num_classes: int
+    folder: str
+    train_files: tuple[str, ...]
+    test_file: str
+    label_key: str
+
+    @property
+    def title(self) -> str:
+        return f"CIFAR-{self.num_classes}"
+
+    @property
+    def url(self) -> str:
+        return _URL.format(self.num_classes)
+
+
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+_CIFAR10 = _Cifar(10, "cifar-10-batches-py", _BATCHES, "test_batch", "labels")
+_CIFAR100 = _Cifar(100, "cifar-100-python", ("train",), "test", "fine_labels")
+
+_PICKLE_GLOBALS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads Python's plain values and NumPy arrays; refuses every other object."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core.", "numpy.core.")  # As NumPy 2 writes.
+        if (module, name) in _PICKLE_GLOBALS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}, which no official file does, refused"
+        )
+
+
+def load_cifar10(data_dir: PathLike | None = None) -> ImageDataset:
+    """Loads CIFAR-10: 50,000 training and 10,000 test images of 32x32, 10 classes.
+
+    `data_dir` and errors are those of `simulation.data.load`.
+    """
+    return _load_cifar(_CIFAR10, data_dir)
+
+
+def load_cifar100(data_dir: PathLike | None = None) -> ImageDataset:
+    """Loads CIFAR-100 with its 100 fine labels; otherwise as `load_cifar10`."""
+    return _load_cifar(_CIFAR100, data_dir)
+
+
+def _load_cifar(cifar: _Cifar, data_dir: PathLike | None) -> ImageDataset:
+    folder = image_dataset.find_folder(cifar.folder, cifar.test_file, data_dir)
+    if folder is None:
+        train, test = _download(cifar)
+    else:
+        parts = [_read_file(folder / name, cifar) for name in cifar.train_files]
+        train = tuple(np.concatenate(arrays) for arrays in zip(*parts))
+        test = _read_file(folder / cifar.test_file, cifar)
+    return ImageDataset(
+        name=f"cifar{cifar.num_classes}",
+        source=str(folder or "keras download"),
+        train_images=train[0],
+        train_labels=train[1].reshape(-1).astype(np.int32),
+        test_images=test[0],
+        test_labels=test[1].reshape(-1).astype(np.int32),
+        num_classes=cifar.num_classes,
+        model="resnet20",
+        augment=random_crop_and_flip,
+    )
+
+
+def _read_file(path: pathlib.Path, cifar: _Cifar) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images uint8[n, 32, 32, 3] and labels int32[n] of one file."""
+    remedy = f"unpack {cifar.url} again, or give another data_dir"
+    try:
+        with open(path, "rb") as file:
+            content = _ArrayUnpickler(file, encoding="bytes").load()
+        # Keys are bytes in the official files, which Python 2 wrote, and strings in
+        # later files of the same layout.
+        fields = {os.fsdecode(key): value for key, value in content.items()}
+        data, labels = np.asarray(fields["data"]), np.asarray(fields[cifar.label_key])
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path}: expected a file of {cifar.title}, found none; {remedy}."
+        ) from None
+    except Exception as error:  # A damaged pickle can raise nearly any error.
+        problem = image_dataset.one_line(error)
+        raise DatasetError(
+            f"{path}: not a readable file of {cifar.title} ({problem}); {remedy}."
+        ) from error
+    if data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
+        found = image_dataset.describe(data)
+        raise DatasetError(
+            f"{path}: expected images uint8[n, 3072], found {found}; {remedy}."
+        )
+    images = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    if labels.dtype.kind in "iu":
+        labels = labels.astype(np.int32)
+    image_dataset.check_examples(path, images, labels, cifar.num_classes, remedy)
+    return images, labels
+
+
+def _download(cifar: _Cifar) -> Any:
+    """Downloads with Keras, after a check that the server answers."""
+    archive = pathlib.Path(image_dataset.KERAS_DIRECTORY, f"{cifar.folder}.tar.gz")
+    try:
+        if not archive.expanduser().is_file():
+            _check_connection(cifar.url)
+        logging.info("Downloading %s with Keras.", cifar.title)
+        import tensorflow as tf
+
+        return getattr(tf.keras.datasets, f"cifar{cifar.num_classes}").load_data()
+    except Exception as error:  # Keras raises a bare Exception.
+        details = f", and its download failed ({image_dataset.one_line(error)})"
+        raise image_dataset.not_found_error(cifar.title, cifar.url, details) from error
+
+
+def _check_connection(url: str) -> None:
+    """Raises an error where the server does not answer: Keras has no time limit."""
+    # A server that answers with an HTTP error does answer; Keras reports the error.
+    with contextlib.suppress(urllib.error.HTTPError):
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()

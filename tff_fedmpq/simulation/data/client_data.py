@@ -1,0 +1,108 @@
+"""Client data that a computation reads from files named by client id.
+
+    Partition --> files, two per client --> ClientData --> dataset_computation
+                  0.images  0.labels        ids "0", "1", ...   str -> <image, label>*
+
+`dataset_computation` has the type `(str -> <uint8[h,w,c], int32>*)`: only client ids
+are sent to the process that runs it, and this process reads the files itself. Every
+machine that runs clients needs the directory under the same path.
+
+Files are raw: images uint8[n, h, w, c] row by row, labels int32[n] little endian.
+Their folder is named by a digest of their contents, so that several partitions and
+data sets can share a directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_fedmpq.files import PathLike, write_atomically
+from tff_fedmpq.simulation.data.image_dataset import ImageDataset
+from tff_fedmpq.simulation.data.partitions import Partition
+
+
+def build_client_data(
+    directory: PathLike, dataset: ImageDataset, partition: Partition
+) -> tff.simulation.datasets.ClientData:
+    """Builds a `ClientData` over files that the computation reads by client id.
+
+    Args:
+      directory: Directory of the files; see `write_client_files`, which writes them.
+      dataset: Data set whose training examples the clients have.
+      partition: Training examples of each client.
+
+    Returns:
+      A `ClientData` with the client ids "0", "1", ... in the partition's order, and
+      elements (image uint8[h, w, c], label int32[]). A client without examples has
+      an empty dataset.
+
+    Raises:
+      ValueError: The partition was made for other data.
+    """
+    prefix = f"{write_client_files(directory, dataset, partition)}{os.sep}"
+    image_shape = dataset.image_shape
+
+    def read_client(client_id: tf.Tensor) -> tf.data.Dataset:
+        images = tf.io.read_file(tf.strings.join([prefix, client_id, ".images"]))
+        labels = tf.io.read_file(tf.strings.join([prefix, client_id, ".labels"]))
+        images = tf.reshape(tf.io.decode_raw(images, tf.uint8), [-1, *image_shape])
+        labels = tf.io.decode_raw(labels, tf.int32, little_endian=True)
+        return tf.data.Dataset.from_tensor_slices((images, labels))
+
+    client_ids = [str(client) for client in range(partition.num_clients)]
+    return tff.simulation.datasets.ClientData.from_clients_and_tf_fn(
+        client_ids, read_client
+    )
+
+
+def write_client_files(
+    directory: PathLike, dataset: ImageDataset, partition: Partition
+) -> pathlib.Path:
+    """Writes each client's training examples; arguments as in `build_client_data`.
+
+    Existing files of the right size are kept. Files are written atomically, so that
+    an interrupted call can be repeated.
+
+    Returns:
+      The absolute path of the folder of `<client id>.images` and `<client id>.labels`.
+    """
+    if partition.dataset and partition.dataset != dataset.name:
+        raise ValueError(
+            f"partition: expected one of {dataset.name}, found one of "
+            f"{partition.dataset}; partition the labels of {dataset.name}."
+        )
+    num_examples = len(dataset.train_labels)
+    highest = max(indices.max(initial=-1) for indices in partition.client_indices)
+    if highest >= num_examples:
+        raise ValueError(
+            f"partition: expected positions below {num_examples}, the number of "
+            f"training examples, found {highest}; it was made for other data."
+        )
+    folder = pathlib.Path(directory).expanduser().resolve()
+    folder /= _digest(dataset, partition)
+    folder.mkdir(parents=True, exist_ok=True)
+    for client, indices in enumerate(partition.client_indices):
+        images = dataset.train_images[indices]
+        labels = dataset.train_labels[indices].astype("<i4")
+        for name, array in ((f"{client}.images", images), (f"{client}.labels", labels)):
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != array.nbytes:
+                write_atomically(path, array.tobytes())
+    return folder
+
+
+def _digest(dataset: ImageDataset, partition: Partition) -> str:
+    """Returns the folder name for the contents of the files, 16 hexadecimal digits."""
+    digest = hashlib.sha256(repr(dataset.image_shape).encode())
+    digest.update(partition.sizes.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(dataset.train_images).data)
+    digest.update(dataset.train_labels.astype("<i4").tobytes())
+    for indices in partition.client_indices:
+        digest.update(indices.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""Files of a run in its output directory.
+
+    config.json       settings; a directory serves one configuration only
+    partition.json    training images of each client
+    rounds/           record of each round
+    checkpoints/      latest states
+    metrics.csv, tensorboard/   numbers of each round, by TFF's release managers
+    clients/          images of each client, until the end (`client_data`)
+    worker.log, progress.log    while it runs, or when it fails
+    result.json, curves.png     at the end
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.data.partitions import Partition
+from tff_fedmpq.files import PathLike, write_atomically
+
+
+class OutputDirectoryError(ValueError):
+    """The output directory cannot be used for this run."""
+
+
+def check_output_dir(
+    output_dir: PathLike, config: ExperimentConfig, resume: bool
+) -> pathlib.Path:
+    """Checks that a run may write into a directory.
+
+    Args:
+      output_dir: Directory of the run.
+      config: Configuration of the run.
+      resume: Whether to go on with a run of that configuration, if there is one.
+
+    Returns:
+      The directory's path.
+
+    Raises:
+      OutputDirectoryError: if the run may not write there.
+    """
+    output_dir = pathlib.Path(output_dir).expanduser()
+    config_path = output_dir / "config.json"
+    if output_dir.exists() and not output_dir.is_dir():
+        raise OutputDirectoryError(f"{output_dir} is no directory; choose another.")
+    if not config_path.exists():
+        if output_dir.exists() and any(output_dir.iterdir()):
+            raise OutputDirectoryError(
+                f"{output_dir} holds files that are not of a run; choose another."
+            )
+        return output_dir
+    if not resume:
+        raise OutputDirectoryError(
+            f"{output_dir} holds a run already: continue it with --resume, or choose "
+            "another directory."
+        )
+    present, wanted = read_json(config_path), config.as_dict()
+    differing = sorted(k for k in wanted if present.get(k) != wanted[k])
+    if differing:
+        details = "; ".join(
+            f"{k}: {present.get(k)!r} there, {wanted[k]!r} requested" for k in differing
+        )
+        raise OutputDirectoryError(
+            f"{output_dir} holds a run of another configuration ({details})."
+        )
+    return output_dir
+
+
+def make_directory(path: pathlib.Path) -> None:
+    """Makes an output directory.
+
+    Raises:
+      OutputDirectoryError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputDirectoryError(f"Cannot make {path}: {error}.") from None
+
+
+def save_partition(partition: Partition, path: pathlib.Path) -> None:
+    """Saves a run's partition, or checks that it is the one that the run began with.
+
+    Raises:
+      OutputDirectoryError: if the saved one is another.
+    """
+    if path.exists() and Partition.load(path) != partition:
+        raise OutputDirectoryError(
+            f"{path} is another partition, perhaps of another data set than "
+            f"{partition.dataset}; continue the run with the data that it began with."
+        )
+    partition.save(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a file that `write_json` wrote.
+
+    Raises:
+      OutputDirectoryError: if it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise OutputDirectoryError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise OutputDirectoryError(f"{path} is damaged: it holds {content!r}.")
+    return content
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
