@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure
+from tff_fedmpq.federated.evaluation import Evaluation, Evaluator
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.simulation import data as datasets
-from tff_fedmpq.federated.evaluation import Evaluation, Evaluator
 from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
 
 _KERAS_BATCH_SIZES = (100, 500, 1000)

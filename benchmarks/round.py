@@ -28,13 +28,13 @@ import tensorflow_federated as tff
 from benchmarks import measure
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.process import build_process
+from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.simulation import data as datasets
+from tff_fedmpq.simulation.compute import DTYPE_POLICIES
 from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.data.client_data import build_client_data
-from tff_fedmpq.simulation.compute import DTYPE_POLICIES
-from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.data.partitions import Partition
-from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
+from tff_fedmpq.simulation.models import build_model_fn
 
 NUM_CLIENTS = 5
 BATCH_SIZE = 64

@@ -37,11 +37,11 @@ import tensorflow as tf
 from benchmarks import measure
 from tff_fedmpq.allocation import tiered_budgets
 from tff_fedmpq.federated.fedmpq import build_fedmpq
+from tff_fedmpq.federated.runtime import local_runtime
 from tff_fedmpq.simulation import data as datasets
 from tff_fedmpq.simulation.data.client_data import build_client_data
-from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
 from tff_fedmpq.simulation.data.partitions import Partition
-from tff_fedmpq.federated.runtime import local_runtime
+from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SETTLED = 20  # Round from which memory is not to grow.

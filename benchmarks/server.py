@@ -29,10 +29,10 @@ from tff_fedmpq.allocation.policies import pruning_growing
 from tff_fedmpq.federated import aggregation, messages
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import TrainingSums
-from tff_fedmpq.keras.variables import ModelSpec, float_non_trainable_variables
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.server import Server
 from tff_fedmpq.keras.resnets import resnet20, resnet44
+from tff_fedmpq.keras.variables import ModelSpec, float_non_trainable_variables
 
 _MODELS = {"resnet20": resnet20, "resnet44": resnet44}
 _NUM_CLIENTS = 10

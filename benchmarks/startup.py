@@ -65,11 +65,11 @@ def build_fedmpq(model: str) -> float:
     """Builds FedMPQ's process once; returns the seconds that it took."""
     from tff_fedmpq.federated.fedmpq import fedmpq_scheme
     from tff_fedmpq.federated.process import build_process
+    from tff_fedmpq.federated.runtime import local_runtime
     from tff_fedmpq.simulation import data as datasets
     from tff_fedmpq.simulation.data.client_data import build_client_data
-    from tff_fedmpq.simulation.models import build_model_fn
     from tff_fedmpq.simulation.data.partitions import dirichlet_partition
-    from tff_fedmpq.federated.runtime import local_runtime
+    from tff_fedmpq.simulation.models import build_model_fn
 
     data = datasets.load("digits")
     partition = dirichlet_partition(data.train_labels, 10, 0.5, 0, data.name)
@@ -89,9 +89,9 @@ def build_fed_avg(model: str) -> float:
     import tensorflow as tf
 
     from benchmarks.round import build_tff_fed_avg
+    from tff_fedmpq.federated.runtime import local_runtime
     from tff_fedmpq.simulation import data as datasets
     from tff_fedmpq.simulation.models import build_model_fn
-    from tff_fedmpq.federated.runtime import local_runtime
 
     data = datasets.load("digits")
     batch = (

@@ -16,14 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure
+from tff_fedmpq.federated.evaluation import Evaluator
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import assign_quantized_weights, quantize_weights
 from tff_fedmpq.keras.variables import ModelSpec
 from tff_fedmpq.simulation import data as datasets
-from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.compute import DTYPE_POLICIES
-from tff_fedmpq.federated.evaluation import Evaluator
+from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.models import build_model_fn
 
 BITS = 4

@@ -35,8 +35,8 @@ from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.fedmpq import fedmpq_scheme
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import QuantizedWeights
-from tff_fedmpq.keras.variables import ModelSpec
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.keras.variables import ModelSpec
 from tff_fedmpq.quantization import entropy_coding
 from tff_fedmpq.simulation import data as datasets
 from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip

@@ -12,7 +12,7 @@ import os
 import sys
 
 import run_flags
-from absl import app, flags
+from absl import flags
 
 from tff_fedmpq.baselines.registry import SCHEMES
 from tff_fedmpq.simulation.config import make_config, read_flags
@@ -28,10 +28,8 @@ _RESUME = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
     """Runs the experiment that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     output_dir = _OUTPUT_DIR.value or os.path.join("runs", _SCHEME.value)
     dataset = run_flags.load_dataset()
     config = make_config(
@@ -50,7 +48,6 @@ def main(argv: list[str]) -> int:
     )
     print(report.describe_result(result))
     print(f"Results: {output_dir}")
-    return 0
 
 
 if __name__ == "__main__":

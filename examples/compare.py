@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 import run_flags
-from absl import app, flags
+from absl import flags
 
 from tff_fedmpq.baselines.registry import SCHEMES
 from tff_fedmpq.simulation.config import (
@@ -33,10 +33,8 @@ _OUTPUT_DIR = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
     """Runs the comparison that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     configs = make_configs(_SCHEMES.value, parse_seeds(_SEEDS.value))
     dataset = run_flags.load_dataset()
     run_flags.announce(next(iter(configs.values()))[0], dataset)
@@ -51,7 +49,6 @@ def main(argv: list[str]) -> int:
     )
     print(comparison.format_table(rows))
     print(f"Results: {_OUTPUT_DIR.value}")
-    return 0
 
 
 def make_configs(

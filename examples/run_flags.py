@@ -11,8 +11,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import sys  # noqa: E402
 from typing import Callable  # noqa: E402
 
-from absl import app, flags, logging  # noqa: E402
+from absl import flags, logging  # noqa: E402
 
+from tff_fedmpq.simulation import config as config_module  # noqa: E402
 from tff_fedmpq.simulation import data  # noqa: E402
 from tff_fedmpq.simulation.config import (  # noqa: E402
     PRESETS,
@@ -41,9 +42,10 @@ _DATASET = flags.DEFINE_enum(
     "scikit-learn's digits, which need no file.",
 )
 define_flags()
+_HELP = {"--help", "-help", "-h", "--helpshort"}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_dataset() -> data.ImageDataset:
     """Returns the data set that the flags name."""
     return data.load(_DATASET.value, DATA_DIR.value)
@@ -66,15 +68,33 @@ def announce(config: ExperimentConfig, dataset: data.ImageDataset) -> None:
     )
 
 
-def run(main: Callable[[list[str]], int]) -> int:
-    """Runs a program; errors of its user end in one line and status 2."""
+def run(main: Callable[[], None]) -> int:
+    """Parses the flags and runs a program.
+
+    Errors of the user end in one line and status 2. Not `absl.app.run`: TensorFlow
+    imported inside it starts in graph mode.
+
+    Args:
+      main: Program, which reads its flags.
+
+    Returns:
+      The exit status.
+    """
     logging.set_verbosity(logging.WARNING)
-
-    def guarded(argv: list[str]) -> int:
-        try:
-            return main(argv)
-        except (ValueError, OSError) as error:
-            print(f"Error: {error}", file=sys.stderr)
-            return 2
-
-    return app.run(guarded)
+    if _HELP & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        for module in (__name__, config_module.__name__):
+            print(flags.FLAGS.module_help(module))
+        return 0
+    try:
+        extra = flags.FLAGS(sys.argv)[1:]
+        if extra:
+            raise ValueError(f"unexpected arguments {extra}")
+        main()
+    except (flags.Error, ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; continue with --resume.", file=sys.stderr)
+        return 130
+    return 0

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import scipy.stats
 
-MEASURES = ("accuracy", "loss")
 GLOBAL = None  # In place of a device's budget: the global model.
 Budget = Optional[str]
 Result = Mapping[str, Any]

@@ -59,10 +59,10 @@ def render(study: Study, found: Results) -> str:
         study=study,
         page=_Page(study, finished),
         protocol=_format_protocol(study),
-        runs=_format_runs(study),
+        runs=_format_runs(study, found),
         diverged=[r for r in records if r["state"] == results.DIVERGED],
         commands=[record["command"] for record in records],
-        machines=_distinct(_describe_machine(r) for r in records if r.get("versions")),
+        machines=_distinct(_describe_machine(record) for record in records),
     )
 
 
@@ -192,10 +192,10 @@ def _format_protocol(study: Study) -> str:
     return _table(rows)
 
 
-def _format_runs(study: Study) -> str:
-    """Returns a table of the settings in which runs differ from the protocol."""
+def _format_runs(study: Study, found: Results) -> str:
+    """Returns a table of the settings that runs have beside the protocol."""
     rows = {}
-    for cell in study.cells:
+    for cell in (cell for cell in study.cells if found[cell.id]):
         shared = {**study.protocol, **cell.coordinates}
         own = {k: v for k, v in cell.settings.items() if k not in shared}
         if "population" in shared:

@@ -14,8 +14,17 @@ from typing import Any
 from tff_fedmpq.files import write_atomically
 
 FINISHED, DIVERGED = "finished", "diverged"
-_ROUND = ("round", "test_loss", "test_accuracy", "train_loss", "uplink_bits")
-_ROUND += ("downlink_bits", "mean_bit_width", "devices", "seconds")
+_ROUND = (
+    "round",
+    "test_loss",
+    "test_accuracy",
+    "train_loss",
+    "uplink_bits",
+    "downlink_bits",
+    "mean_bit_width",
+    "devices",
+    "seconds",
+)
 _HEADING = ("versions", "hardware")
 # Settings appear once, under their own name; the layers' names are those of the model.
 _LEFT_OUT = (*_HEADING, "rounds", "protocol", "settings", "seed", "layers")
@@ -40,9 +49,18 @@ def finished_record(heading: Mapping[str, Any], result: Mapping[str, Any]) -> di
     }
 
 
-def diverged_record(heading: Mapping[str, Any], error: Exception) -> dict:
-    """Returns the content of the file of a run that raised a `DivergenceError`."""
-    return {**heading, "state": DIVERGED, "error": str(error), "rounds": []}
+def diverged_record(
+    heading: Mapping[str, Any], error: Exception, provenance: Mapping[str, Any]
+) -> dict:
+    """Returns the content of the file of a run that raised a `DivergenceError`.
+
+    Args:
+      heading: Study, run, seed, command and settings.
+      error: The error.
+      provenance: Versions and hardware.
+    """
+    error_text = {"state": DIVERGED, "error": str(error)}
+    return {**heading, **error_text, **provenance, "rounds": []}
 
 
 def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -182,7 +182,8 @@ def run_one(
         )
         record = results.finished_record(heading, result)
     except experiment.DivergenceError as error:
-        record = results.diverged_record(heading, error)
+        provenance = experiment.provenance.describe()
+        record = results.diverged_record(heading, error, provenance)
     except ValueError as error:  # Missing data, a work directory of another run.
         return None, str(error)
     except RuntimeError as error:

@@ -18,7 +18,6 @@ layers register themselves at once: Keras can then load saved models.
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 import wrapt

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tff_fedmpq.quantization import entropy_coding
+from tff_fedmpq.baselines import entropy_coding
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 

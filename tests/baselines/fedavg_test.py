@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_fedmpq.federated import build_fedavg
+from tff_fedmpq.baselines.fedavg import FedAvgConfig, build_fedavg
 from tff_fedmpq.federated.messages import BIT_ITEMS
 
 EPOCHS, RATE, MOMENTUM = 3, 0.05, 0.9
@@ -30,15 +30,16 @@ def model_without_batch_norm():
 
 @pytest.fixture(scope="module")
 def our_process(runtime, problem):
-    return build_fedavg(
-        model_without_batch_norm,
-        problem.budgets,
-        problem.client_data,
+    config = FedAvgConfig(
         epochs=EPOCHS,
         batch_size=ALL_EXAMPLES,
-        float_learning_rate=RATE,
+        learning_rate=RATE,
+        learning_rate_decay="none",
         momentum=MOMENTUM,
         weight_decay=0.0,
+    )
+    return build_fedavg(
+        model_without_batch_norm, problem.budgets, problem.client_data, config
     )
 
 
@@ -96,3 +97,15 @@ def test_the_whole_model_goes_both_ways_in_float(our_process, problem):
             assert items["codes"] == items["scales"] == 0
             assert (items["headers"] > 0) == took_part
     assert output.state.distributor["bit_widths"].shape == (4, 0)
+
+
+def test_there_are_no_codes_to_give_to_a_device(our_process):
+    """The model of a device is the global model."""
+    state = our_process.initialize()
+    device = our_process.device_model(state, "cleo")
+    for value, expected in zip(
+        device.get_weights(), our_process.global_model(state).get_weights()
+    ):
+        np.testing.assert_array_equal(value, expected)
+    with pytest.raises(ValueError, match="No client 'zoe'"):
+        our_process.device_model(state, "zoe")

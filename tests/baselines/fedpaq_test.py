@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_fedmpq.federated import build_fedavg, build_fedpaq, messages
-from tff_fedmpq.baselines.fedpaq import ScalarUpdateUplink, fedpaq_scheme
+from tff_fedmpq.baselines.fedavg import FedAvgConfig, build_fedavg
+from tff_fedmpq.baselines.fedpaq import FedPAQConfig, build_fedpaq
+from tff_fedmpq.baselines.update_uplink import ScalarUpdateUplink
+from tff_fedmpq.federated import messages
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
 SHAPES = ((3, 3, 2, 5), (7,), (10, 4), (4,))  # Of all weights; two are tensors.
@@ -25,10 +27,12 @@ def make_updates(seed=0):
 
 
 def encode(updates, budget, seed=(1, 2), uplink=UPLINK):
-    """What goes up for updates of a model whose weights were one."""
-    rest = [tf.ones(shape) for shape in SHAPES]
-    received = messages.QuantizedWeights((), tf.zeros([0]), [], rest)
-    trained = received._replace(float_parameters=[r + u for r, u in zip(rest, updates)])
+    """Returns the message of updates of a model whose weights were one."""
+    values = [tf.ones(shape) for shape in SHAPES]
+    received = messages.QuantizedWeights((), tf.zeros([0]), [], values)
+    trained = received._replace(
+        float_parameters=[value + update for value, update in zip(values, updates)]
+    )
     budget = tf.constant(budget, tf.float32)
     return uplink.encode(trained, received, budget, tf.constant(seed))
 
@@ -113,12 +117,13 @@ def test_no_update_is_restored_as_none():
 def test_the_mean_update_is_added():
     present = FloatWeights((), (tf.constant([1.0, 2.0]),))
     mean = FloatWeights((), (tf.constant([0.5, -1.0]),))
-    np.testing.assert_array_equal(UPLINK.apply(present, mean).float_parameters[0], [1.5, 1.0])
+    applied = UPLINK.apply(present, mean)
+    np.testing.assert_array_equal(applied.float_parameters[0], [1.5, 1.0])
 
 
 def test_the_norm_is_the_largest_magnitude_by_default():
     by_default, by_name = (
-        fedpaq_scheme(**options).uplink for options in ({}, {"norm": "max"})
+        FedPAQConfig(**options).compose().uplink for options in ({}, {"norm": "max"})
     )
     a, b = (
         encode(make_updates(), 4, uplink=u)["scales"] for u in (by_default, by_name)
@@ -138,11 +143,13 @@ def test_budgets_below_two_bits_are_refused(problem, budget):
 
 def test_a_round_is_fedavgs_but_for_the_quantization(runtime, problem):
     """Clients train alike; of a single one the server gets its quantized update."""
-    options = {"epochs": 2, "batch_size": 4}
-    setting = (problem.model_fn, problem.budgets, problem.client_data)
+    options = {"epochs": 2, "batch_size": 4, "learning_rate_decay": "none"}
     after = {}
-    for name, build in (("fedavg", build_fedavg), ("fedpaq", build_fedpaq)):
-        process = build(*setting, **options)
+    for name, build, config in (
+        ("fedavg", build_fedavg, FedAvgConfig(**options)),
+        ("fedpaq", build_fedpaq, FedPAQConfig(**options)),
+    ):
+        process = build(*problem.setting, config)
         before = process.initialize()
         output = process.next(before, ["cleo"])
         after[name] = process.get_model_weights(output.state)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tff_fedmpq.quantization import lattice as lattice_lib
+from tff_fedmpq.baselines import lattice as lattice_lib
 from tff_fedmpq.baselines.lattice import HEXAGONAL, INTEGERS
 
 # Columns generate the lattice; the equations' own, apart from the code's.

@@ -14,7 +14,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tff_fedmpq.quantization import stochastic_quantizer
+from tff_fedmpq.baselines import stochastic_quantizer
 
 SIGMAS = 5.0
 SOURCES = {

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_fedmpq.federated import build_uveqfed, messages
+from tff_fedmpq.baselines.update_uplink import LatticeUpdateUplink
+from tff_fedmpq.baselines.uveqfed import UVeQFedConfig, build_uveqfed
+from tff_fedmpq.federated import messages
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
-from tff_fedmpq.baselines.uveqfed import LatticeUpdateUplink
 from tff_fedmpq.simulation import ledger
 
 SOURCES = {
@@ -214,13 +215,15 @@ def test_shapes_and_vectors_are_kept(lattice):
     """Odd sizes are padded; biases and statistics go up in float."""
     shapes = ((3, 3, 3, 5), (7,), (43, 9), (4,))
     spec = ModelSpec((), shapes[:3], (False,) * 3, shapes[3:])
-    rest = [np.ones(shape, np.float32) for shape in shapes]
-    rest = [tf.constant(r) for r in rest]
+    values = [tf.ones(shape) for shape in shapes]
     updates = [
-        tf.reshape(draw("gaussian", r.shape.num_elements()), r.shape) for r in rest
+        tf.reshape(draw("gaussian", value.shape.num_elements()), value.shape)
+        for value in values
     ]
-    received = messages.QuantizedWeights((), tf.zeros([0]), [], rest)
-    trained = received._replace(float_parameters=[r + u for r, u in zip(rest, updates)])
+    received = messages.QuantizedWeights((), tf.zeros([0]), [], values)
+    trained = received._replace(
+        float_parameters=[value + update for value, update in zip(values, updates)]
+    )
     uplink = UPLINKS[lattice]
     message = tf.function(uplink.encode)(
         trained, received, tf.constant(8.0), tf.constant([1, 2])
@@ -257,9 +260,8 @@ def test_a_rounds_measured_bits_are_within_every_budget(runtime, problem):
         )
 
     tf.keras.utils.set_random_seed(1)
-    process = build_uveqfed(
-        model_fn, problem.budgets, problem.client_data, epochs=2, batch_size=4
-    )
+    config = UVeQFedConfig(epochs=2, batch_size=4)
+    process = build_uveqfed(model_fn, problem.budgets, problem.client_data, config)
     before = process.initialize()
     output = process.next(before, problem.client_ids)
     records = ledger.client_records(output.metrics, problem.client_ids)

@@ -113,6 +113,7 @@ def test_a_client_trains_as_the_trainer_does(recorded_round, problem, name):
         scheme.build_client_model(problem.model_fn),
         scheme.training,
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        pruning=scheme.pruning,
     )
     sent, result = recorded_round.messages[name], recorded_round.results[name]
     weights = messages.unpack_model(
@@ -128,7 +129,9 @@ def test_a_client_trains_as_the_trainer_does(recorded_round, problem, name):
     same = result.message["codes"] == packed["codes"].numpy()
     assert same.mean() > 0.9
     np.testing.assert_allclose(result.message["scales"], packed["scales"], rtol=1e-6)
-    for mine, value in zip(result.message["float_parameters"], packed["float_parameters"]):
+    for mine, value in zip(
+        result.message["float_parameters"], packed["float_parameters"]
+    ):
         np.testing.assert_allclose(mine, value, rtol=1e-2, atol=1e-2)
 
 
@@ -146,5 +149,7 @@ def test_a_client_without_examples_learns_nothing(recorded_round):
     sent, result = recorded_round.messages["anna"], recorded_round.results["anna"]
     assert result.weight == 0
     assert list(result.training) == [0, 0, 0]
-    for before, after in zip(sent["float_parameters"], result.message["float_parameters"]):
+    for before, after in zip(
+        sent["float_parameters"], result.message["float_parameters"]
+    ):
         np.testing.assert_array_equal(before, after)

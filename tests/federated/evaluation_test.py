@@ -1,22 +1,21 @@
-"""Accuracy, BatchNorm's statistics for a device, and what each device gets."""
+"""Accuracy and loss, the global model, and the models that devices get."""
 
 from __future__ import annotations
+
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_fedmpq.baselines.fedavg import fedavg_scheme
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
-from tff_fedmpq.keras.variables import ModelSpec
-from tff_fedmpq.keras import quantize_model
+from tff_fedmpq.baselines.fedavg import FedAvgConfig
 from tff_fedmpq.federated.evaluation import (
     Evaluator,
-    estimate_batch_statistics,
-    evaluate_recalibrated,
-    evaluate_tiers,
+    assign_global_weights,
+    evaluate_devices,
 )
+from tff_fedmpq.keras import quantize_model
 
 SIDE, CLASSES, FILTERS = 6, 4, 5
 
@@ -56,83 +55,73 @@ def test_accuracy_and_loss_over_all_images(batch_size):
     assert result.loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_statistics_are_the_means_over_whole_batches():
-    model, x = make_model(), images(37, 2)
-    norm = model.get_layer("norm")
-    norm.moving_mean.assign(tf.fill([FILTERS], 7.0))  # Forgotten.
-    estimate_batch_statistics(model, x, batch_size=8)
-    outputs = model.get_layer("conv")(x[:32]).numpy().astype(np.float64)
-    batches = outputs.reshape(4, -1, FILTERS)  # Five images are left out.
-    # The fused kernel keeps unbiased variances.
-    means, variances = batches.mean(axis=1), batches.var(axis=1, ddof=1)
-    np.testing.assert_allclose(norm.moving_mean, means.mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(norm.moving_variance, variances.mean(axis=0), rtol=1e-4)
-    assert norm.momentum == 0.9
+def test_an_evaluator_sees_the_models_present_weights():
+    x, labels = images(20, 0), np.zeros(20, np.int64)
+    evaluator = Evaluator(make_model(), x, labels)
+    first, other = evaluator.evaluate(), make_model(seed=4)
+    evaluator.model.set_weights(other.get_weights())
+    second = evaluator.evaluate()
+    assert second == Evaluator(other, x, labels).evaluate()
+    assert second.loss != first.loss
 
 
-def test_statistics_of_a_model_within_a_model_are_estimated_too():
-    flat, x = make_model(), images(37, 2)
-    nested = tf.keras.Sequential([tf.keras.Input([SIDE, SIDE, 2]), make_model()])
-    for model in (flat, nested):
-        estimate_batch_statistics(model, x, batch_size=8)
-    for expected, found in zip(flat.get_weights(), nested.get_weights()):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_a_recalibrated_model_has_its_own_statistics():
-    """And the weights that are given, whatever the evaluator's model held before."""
-    weights_of, stale = make_model(), make_model()
-    x, calibration = images(200, 4), images(64, 5)
-    labels = np.random.default_rng(6).integers(0, CLASSES, 200)
-    for variable in stale.variables:
+def test_all_weights_of_a_global_model_are_assigned():
+    """Statistics among them, and activation quantizers left alone."""
+    source = make_model(seed=5)
+    source.get_layer("norm").moving_mean.assign(tf.fill([FILTERS], 7.0))
+    weights = tff.learning.models.ModelWeights.from_model(source)
+    model = quantize_model(make_model(), None, 4)
+    for variable in model.trainable_variables:
         variable.assign(tf.ones_like(variable))
-    weights = tff.learning.models.ModelWeights.from_model(weights_of)
-    evaluator = Evaluator(stale, x, labels)
-    before = Evaluator(weights_of, x, labels).evaluate()
-    found = evaluate_recalibrated(evaluator, weights, calibration)
-    estimate_batch_statistics(weights_of, calibration)
-    assert found == Evaluator(weights_of, x, labels).evaluate()
-    assert found.loss != before.loss  # Else this could not tell the two apart.
+    assign_global_weights(model, weights)
+    expected = quantize_model(source, None, 4)
+    for value, wanted in zip(model.get_weights(), expected.get_weights()):
+        np.testing.assert_array_equal(value, wanted)
+    x = images(5, 1)
+    np.testing.assert_array_equal(model(x), expected(x))
 
 
-def test_each_tier_is_the_model_of_its_first_client():
+# --- devices ----------------------------------------------------------------
+
+
+def test_each_budget_is_evaluated_by_its_first_client(runtime, process, problem):
     """One float model, quantized by hand for each budget: nothing is left over."""
-    scheme = fedmpq_scheme(activation_bits=4)
-    float_model = make_model()
-    x, calibration = images(200, 4), images(64, 5)
-    labels = np.random.default_rng(6).integers(0, CLASSES, 200)
-    spec = ModelSpec.from_model(scheme.build_client_model(make_model))
-    weights = spec.split(
-        tuple(tf.constant(v) for v in float_model.trainable_variables),
-        tuple(tf.constant(v) for v in float_model.non_trainable_variables),
-    )
-    budgets = np.array([8.0, 1.5, 8.0, 4.0])
+    state = process.initialize()
     table = np.array([[8, 8], [2, 1], [3, 3], [3, 5]], np.int32)
-    tiers = evaluate_tiers(
-        scheme, make_model, weights, table, budgets, x, labels, calibration
+    state.distributor["bit_widths"] = table
+    # The first and the third client have the same budget, other than in `problem`.
+    clients = types.SimpleNamespace(
+        scheme=process.scheme,
+        budgets=np.array([8.0, 1.5, 8.0, 4.0]),
+        client_ids=process.client_ids,
+        device_model=process.device_model,
+        assign_device_weights=process.assign_device_weights,
     )
-    assert list(tiers) == ["1.5", "4", "8"]
-    found = []
-    for budget, client in (("1.5", 1), ("4", 3), ("8", 0)):
-        model = quantize_model(float_model, 8, 4)
-        outer = (model.layers[0], model.layers[-1])
-        for layer, value, bits in zip(outer, weights.kernels, table[client]):
-            layer.quantized_kernel.bit_width.assign(bits)
-            layer.quantized_kernel.quantize(value)
-        as_sent = Evaluator(model, x, labels).evaluate()
-        estimate_batch_statistics(model, calibration)
-        estimated = Evaluator(model, x, labels).evaluate()
-        tier = tiers[budget]
-        assert tier["client"] == client
-        assert tier["accuracy"] == estimated.accuracy
-        assert tier["accuracy_aggregated_statistics"] == as_sent.accuracy
-        assert tier["loss"] == pytest.approx(estimated.loss, rel=1e-5)
-        found += [estimated.loss, as_sent.loss]
-    assert len(set(found)) == 6  # Else this could not tell one tier from another.
-    sizes = np.array([3 * 3 * 2 * FILTERS, 4 * 4 * FILTERS * CLASSES])
-    assert tiers["4"]["mean_bit_width"] == pytest.approx([3, 5] @ sizes / sizes.sum())
+    x, labels = problem.make_examples(200, 4)
+    devices = evaluate_devices(clients, state, x, labels)
+    assert list(devices) == ["1.5", "4", "8"]
+    sizes, float_model = problem.spec.layer_sizes, problem.model_fn()
+    for budget, row in (("1.5", 1), ("4", 3), ("8", 0)):
+        model = quantize_model(float_model, 8, 4, scale_rule="max")
+        for name, bits in zip(("conv", "classifier"), table[row]):
+            kernel = model.get_layer(name).quantized_kernel
+            kernel.bit_width.assign(bits)
+            kernel.quantize(float_model.get_layer(name).kernel)
+        expected = Evaluator(model, x, labels).evaluate()
+        device = devices[budget]
+        assert device["client"] == problem.client_ids[row]
+        assert device["accuracy"] == expected.accuracy
+        assert device["loss"] == pytest.approx(expected.loss, rel=1e-5)
+        mean = table[row] @ sizes / sizes.sum()
+        assert device["mean_bit_width"] == pytest.approx(mean)
+        # Packed codes and a float32 scale per kernel; float32 for the other weights.
+        codes = sum(-(-size * bits // 8) for size, bits in zip(sizes, table[row]))
+        others = problem.spec.num_weights - sizes.sum()
+        assert device["num_bytes"] == codes + 4 * 2 + 4 * others
+    # Else this could not tell one budget from another.
+    assert len({device["loss"] for device in devices.values()}) == 3
 
 
-def test_float_schemes_have_no_tiers():
-    with pytest.raises(ValueError, match="no tiers"):
-        evaluate_tiers(fedavg_scheme(), make_model, None, None, None, None, None, None)
+def test_float_schemes_have_no_models_of_devices():
+    process = types.SimpleNamespace(scheme=FedAvgConfig().compose())
+    assert evaluate_devices(process, None, images(2, 0), np.zeros(2, np.int64)) == {}

@@ -23,10 +23,10 @@ ORACLES = {
 # Sizes that leave every number of bits in the last byte.
 SHAPES = ((5,), (3, 3, 2, 1), (7, 3), (1, 1), (16,))
 SIZES = (5, 18, 21, 1, 16)
-REST_SHAPES = ((3,), (2, 2), ())
+FLOAT_SHAPES = ((3,), (2, 2), ())
 
 
-def make_spec(kernel_shapes=SHAPES, float_parameter_shapes=REST_SHAPES) -> ModelSpec:
+def make_spec(kernel_shapes=SHAPES, float_parameter_shapes=FLOAT_SHAPES) -> ModelSpec:
     return ModelSpec(
         tuple(f"layer{i}" for i in range(len(kernel_shapes))),
         (*kernel_shapes, *float_parameter_shapes),
@@ -44,7 +44,7 @@ def random_weights(bit_widths, seed) -> messages.QuantizedWeights:
         ),
         rng.random(len(bit_widths)).astype(np.float32) + 0.1,
         np.array(bit_widths, np.int32),
-        tuple(rng.normal(size=shape).astype(np.float32) for shape in REST_SHAPES),
+        tuple(rng.normal(size=shape).astype(np.float32) for shape in FLOAT_SHAPES),
     )
 
 
@@ -103,11 +103,11 @@ def test_one_graph_serves_all_bit_widths():
     assert len(traces) == 1
 
 
-def test_a_float_model_is_all_rest():
+def test_a_float_model_has_float_parameters_only():
     spec = make_spec(kernel_shapes=())
-    rest = tuple(tf.ones(shape) for shape in REST_SHAPES)
+    values = tuple(tf.ones(shape) for shape in FLOAT_SHAPES)
     weights = messages.quantize_weights(
-        FloatWeights((), rest), tf.zeros([0], tf.int32), None, None
+        FloatWeights((), values), tf.zeros([0], tf.int32), None, None
     )
     message = messages.pack_model(weights)
     np.testing.assert_array_equal(
@@ -115,7 +115,9 @@ def test_a_float_model_is_all_rest():
     )
     restored = messages.unpack_model(message, spec)
     assert restored.codes == ()
-    tf.nest.map_structure(np.testing.assert_array_equal, restored.float_parameters, rest)
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, restored.float_parameters, values
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))
@@ -124,9 +126,9 @@ def test_quantized_weights_are_the_oracles(name, seed):
     rng = np.random.default_rng(seed)
     bit_widths = rng.permutation([1, 2, 4, 7, 8])
     kernels = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
-    rest = [rng.normal(size=shape).astype(np.float32) for shape in REST_SHAPES]
+    values = [rng.normal(size=shape).astype(np.float32) for shape in FLOAT_SHAPES]
     quantized = messages.quantize_weights(
-        FloatWeights([tf.constant(kernel) for kernel in kernels], rest),
+        FloatWeights([tf.constant(kernel) for kernel in kernels], values),
         tf.constant(bit_widths, tf.int32),
         get_representation(name),
         get_scale_rule("max"),
@@ -145,7 +147,9 @@ def test_quantized_weights_are_the_oracles(name, seed):
         np.testing.assert_allclose(
             restored.kernels[i], table[quantized.codes[i].numpy()], rtol=1e-5, atol=1e-7
         )
-    tf.nest.map_structure(np.testing.assert_array_equal, list(restored.float_parameters), rest)
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, list(restored.float_parameters), values
+    )
 
 
 def test_each_layer_gets_the_scale_of_its_own_bit_width():
@@ -161,16 +165,43 @@ def test_each_layer_gets_the_scale_of_its_own_bit_width():
 
 
 def test_bits_are_itemised():
-    bits = messages.count_bits(
-        codes=[tf.zeros([10], tf.uint8), tf.zeros([3], tf.uint8)],
-        scales=[tf.zeros([2])],
-        headers=[tf.zeros([2], tf.uint8), tf.constant(1.0), tf.zeros([2], tf.int32)],
-        float_parameters=[tf.zeros([4, 5]), tf.zeros([])],
-    )
+    message = {
+        "bit_widths": tf.zeros([2], tf.uint8),
+        "codes": tf.zeros([13], tf.uint8),
+        "float_parameters": (tf.zeros([4, 5]), tf.zeros([])),
+        "scales": tf.zeros([2]),
+    }
+    headers = [tf.constant(1.0), tf.zeros([2], tf.int32)]
+    bits = messages.count_model_bits(message, headers)
     assert messages.BIT_ITEMS == ("codes", "scales", "headers", "float_parameters")
     assert bits.dtype == tf.int64
     assert bits.numpy().tolist() == [13 * 8, 2 * 32, 2 * 8 + 32 + 2 * 32, 21 * 32]
-    assert messages.count_bits().numpy().tolist() == [0, 0, 0, 0]
+    without = messages.count_model_bits(message)
+    assert without.numpy().tolist() == [13 * 8, 2 * 32, 2 * 8, 21 * 32]
+
+
+def test_a_model_change_costs_what_the_model_costs():
+    """The received model accompanies the message in TFF alone, and is not counted."""
+    weights = as_tensors(random_weights([1, 2, 3, 4, 5], 0))
+    received = as_tensors(random_weights([1, 2, 3, 4, 5], 1))
+    arguments = (weights, received, tf.constant(3.0), tf.constant([0, 0]))
+    representation = get_representation("sign_magnitude")
+    plain = messages.ModelUplink(representation)
+    change = messages.ModelChangeUplink(representation)
+    header = [tf.constant(1.0)]
+    np.testing.assert_array_equal(
+        change.count_bits(change.encode(*arguments), header),
+        plain.count_bits(plain.encode(*arguments), header),
+    )
+    decoded = change.decode(change.encode(*arguments), make_spec())
+    for found, new, old in zip(
+        tf.nest.flatten(decoded),
+        *(
+            tf.nest.flatten(messages.dequantize_weights(w, representation))
+            for w in (weights, received)
+        ),
+    ):
+        np.testing.assert_array_equal(found, new - old)
 
 
 # --- a real round -----------------------------------------------------------
@@ -178,14 +209,14 @@ def test_bits_are_itemised():
 # The model of conftest.py: 3x3x3x4 and 36x4 weights; BatchNorm's two and two times
 # four, the bias's four.
 LAYER_SIZES = (108, 144)
-NUM_REST = 4 * 4 + 4
+NUM_FLOAT_PARAMETERS = 4 * 4 + 4
 
 
 def bits_by_hand(bit_widths, extra_header_bits) -> list[int]:
     """sum_l b_l M_l in whole bytes per layer; scales; headers; the float parameters."""
     codes = 8 * packed_bytes(bit_widths, LAYER_SIZES)
     headers = 8 * len(LAYER_SIZES) + extra_header_bits
-    return [codes, 32 * len(LAYER_SIZES), headers, 32 * NUM_REST]
+    return [codes, 32 * len(LAYER_SIZES), headers, 32 * NUM_FLOAT_PARAMETERS]
 
 
 def test_uplink_bits_of_a_round(recorded_round, problem):
@@ -229,4 +260,7 @@ def test_the_messages_of_a_round_have_the_counted_bytes(recorded_round, problem)
             counted = recorded_round.metrics[way][row]
             assert 8 * message["codes"].nbytes == counted[0]
             assert 8 * message["scales"].nbytes == counted[1]
-            assert 8 * sum(tensor.nbytes for tensor in message["float_parameters"]) == counted[3]
+            assert (
+                8 * sum(tensor.nbytes for tensor in message["float_parameters"])
+                == counted[3]
+            )

@@ -13,11 +13,14 @@ from oracles import allocation as allocation_oracle
 from oracles import quantization as oracle
 
 from tff_fedmpq.allocation import prune_and_grow
-from tff_fedmpq.federated import build_fedmpq
-from tff_fedmpq.keras.variables import float_non_trainable_variables
+from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.federated.process import build_process
-from tff_fedmpq.keras import quantize_model
 from tff_fedmpq.federated.runtime import local_async_runtime
+from tff_fedmpq.keras import QuantReLU, quantize_model, quantized_kernels
+from tff_fedmpq.keras.variables import (
+    float_non_trainable_variables,
+    float_parameter_variables,
+)
 
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -125,9 +128,8 @@ def test_weights_are_the_mean_of_what_clients_sent(recorded_round, problem):
 
 
 def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
-    """The same models less what was sent, on top of the float weights."""
-    rate = 0.25
-    process = problem.build(error_feedback=True, server_learning_rate=rate)
+    """The same models less those that were sent, on top of the float weights."""
+    process = problem.build(error_feedback=True)
     names, before = recorded_round.participants, recorded_round.before
     output = process.next(before, names)
     changes = []
@@ -137,22 +139,20 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
         changes.append([new - old for new, old in zip(trained, sent)])
     weights = [problem.budgets[n] * len(problem.examples[n][1]) for n in names]
     mean_change = [np.average(list(t), axis=0, weights=weights) for t in zip(*changes)]
-    num_kernels = len(problem.spec.kernel_shapes)
-    rates = [rate] * num_kernels + [1.0] * (len(mean_change) - num_kernels)
-    for value, old, rate, change in zip(
-        as_list(problem, output.state), as_list(problem, before), rates, mean_change
+    for value, old, change in zip(
+        as_list(problem, output.state), as_list(problem, before), mean_change
     ):
-        np.testing.assert_allclose(value, old + rate * change, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(value, old + change, rtol=1e-4, atol=1e-6)
     # It neither costs bits nor decides about them.
     for name in ("uplink_bits", "downlink_bits", "bit_widths"):
         assert_equal(output.metrics[name], recorded_round.metrics[name])
 
 
 def test_the_defaults_learn(runtime, problem):
-    process = build_fedmpq(
-        problem.model_fn, problem.budgets, problem.client_data,
-        epochs=4, batch_size=4, float_learning_rate=0.02, learning_rate=0.02, rounds=6,
-    )  # fmt: skip
+    config = FedMPQConfig(
+        rounds=6, epochs=4, batch_size=4, learning_rate=0.02, float_learning_rate=0.02
+    )
+    process = build_fedmpq(*problem.setting, config)
     state, losses = process.initialize(), []
     start = problem.split(state.global_model_weights)
     for _ in range(6):
@@ -163,6 +163,10 @@ def test_the_defaults_learn(runtime, problem):
         assert np.linalg.norm(new - old) > 0.05 * np.linalg.norm(old)
 
 
+class Stop(Exception):
+    """Ends the building of a process at its model, which takes long."""
+
+
 @pytest.mark.parametrize(
     ("options", "warned"),
     [({}, True), ({"rounds": 9}, False), ({"learning_rate_decay": "none"}, False)],
@@ -170,83 +174,43 @@ def test_the_defaults_learn(runtime, problem):
 def test_says_that_rates_cannot_fall_without_a_number_of_rounds(
     problem, caplog, options, warned
 ):
-    build_fedmpq(problem.model_fn, problem.budgets, problem.client_data, **options)
+    def stop():
+        raise Stop
+
+    with pytest.raises(Stop):
+        build_fedmpq(stop, *problem.setting[1:], FedMPQConfig(**options))
     assert ("learning rates stay constant" in caplog.text) == warned
 
 
-def weights_around_a_round(problem, recorded_round, **rates):
-    """Global weights before and after a round of rates that fall in one round."""
+def test_a_rate_of_zero_moves_its_own_weights_only(recorded_round, problem):
+    """In its last round that of the kernels is zero, in its first the other one."""
     process = problem.build(
-        rounds=1, error_feedback=True, pruning_threshold=None, **rates
+        rounds=1,
+        error_feedback=True,
+        pruning_threshold=None,
+        learning_rate_decay="cosine",
+        float_learning_rate_decay=lambda fraction: fraction,
     )
-    before = recorded_round.before
-    after = process.next(before, recorded_round.participants).state
-    return tuple(problem.split(s.global_model_weights) for s in (before, after))
 
+    def weights_around_a_round(round_number):
+        before = recorded_round.before._replace(
+            distributor=collections.OrderedDict(
+                recorded_round.before.distributor, round=np.int32(round_number)
+            )
+        )
+        after = process.next(before, recorded_round.participants).state
+        return tuple(problem.split(s.global_model_weights) for s in (before, after))
 
-def test_a_rate_that_has_fallen_to_zero_moves_no_code(recorded_round, problem):
-    """BatchNorm and biases go on."""
-    old, new = weights_around_a_round(
-        problem, recorded_round, learning_rate_decay="cosine"
-    )
+    old, new = weights_around_a_round(1)
     for value, expected in zip(new.kernels, old.kernels):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
     assert not np.allclose(new.float_parameters[0], old.float_parameters[0], rtol=1e-3)
 
-
-def test_a_float_rate_that_has_fallen_to_zero_moves_the_codes_only(
-    recorded_round, problem
-):
-    old, new = weights_around_a_round(
-        problem,
-        recorded_round,
-        learning_rate_decay="none",
-        float_learning_rate_decay="cosine",
-    )
-    for value, expected in zip(new.float_parameters[:-2], old.float_parameters[:-2]):  # Then statistics.
+    old, new = weights_around_a_round(0)
+    # Moving statistics, at the end, have no learning rate.
+    for value, expected in zip(new.float_parameters[:-2], old.float_parameters[:-2]):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
     assert not np.allclose(new.kernels[0], old.kernels[0], rtol=1e-3)
-
-
-def test_pooled_statistics_are_those_of_all_inputs(recorded_round, problem):
-    """Law of total variance: the mean variance and the variance of the means."""
-    process = problem.build(pooled_statistics=True)
-    names = recorded_round.participants
-    output = process.next(recorded_round.before, names)
-    results = [recorded_round.results[name] for name in names]
-    weights = [result.weight for result in results]
-    # The model's one BatchNorm: moving mean and variance end the float parameters.
-    means, variances = (
-        np.stack([result.message["float_parameters"][i] for result in results]) for i in (-2, -1)
-    )
-    mean = np.average(means, axis=0, weights=weights)
-    within = np.average(variances, axis=0, weights=weights)
-    between = np.average(np.square(means - mean), axis=0, weights=weights)
-    found = output.state.global_model_weights.non_trainable
-    np.testing.assert_allclose(found[0], mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found[1], within + between, rtol=1e-4, atol=1e-6)
-    assert (between > 1e-3 * within).any()
-    # Nothing else differs.
-    for value, expected in zip(
-        output.state.global_model_weights.trainable,
-        recorded_round.after.global_model_weights.trainable,
-    ):
-        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
-    assert_equal(output.metrics["uplink_bits"], recorded_round.metrics["uplink_bits"])
-
-
-def test_pooled_statistics_survive_error_feedback(recorded_round, problem):
-    names, before = recorded_round.participants, recorded_round.before
-    options = ({}, {"error_feedback": True})
-    plain, with_feedback = (
-        problem.build(pooled_statistics=True, **o).next(before, names).state
-        for o in options
-    )
-    for value, expected in zip(
-        with_feedback.global_model_weights.non_trainable,
-        plain.global_model_weights.non_trainable,
-    ):
-        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_are_pruned_and_grown_from_the_mean(recorded_round, problem):
@@ -382,7 +346,7 @@ def test_a_quantized_model_is_refused(problem):
             lambda: quantize_model(problem.model_fn(), 4),
             problem.budgets,
             problem.client_data,
-            problem.scheme,
+            problem.config(),
         )
 
 
@@ -391,6 +355,87 @@ def test_a_refused_round_leaves_the_process_usable(runtime, process, recorded_ro
         process.next(recorded_round.before, ["zoe"])
     output = process.next(recorded_round.before, recorded_round.participants)
     assert_equal(output.state, recorded_round.after)
+
+
+# --- models of devices ------------------------------------------------------
+
+
+def test_a_device_model_is_the_model_that_the_client_is_sent(
+    process, recorded_round, problem
+):
+    state = recorded_round.before
+    for name, message in recorded_round.messages.items():
+        model = process.device_model(state, name)
+        kernels, begin = quantized_kernels(model), 0
+        assert len(kernels) == 2
+        for i, kernel in enumerate(kernels):
+            bits = int(message["bit_widths"][i])
+            size = int(np.prod(kernel.codes.shape))
+            end = begin + -(-size * bits // 8)
+            sent = oracle.unpack(message["codes"][begin:end], bits, size)
+            np.testing.assert_array_equal(kernel.codes.numpy().ravel(), sent)
+            np.testing.assert_allclose(kernel.scale, message["scales"][i], rtol=1e-6)
+            assert kernel.bit_width.numpy() == bits
+            begin = end
+        assert begin == len(message["codes"])
+        for variable, value in zip(
+            float_parameter_variables(model), message["float_parameters"]
+        ):
+            np.testing.assert_array_equal(variable, value)
+
+
+def test_a_device_model_computes_with_its_codes(process, recorded_round, problem):
+    """Logits are those of a stock model of the dequantized kernels."""
+    name = "dora"
+    device = process.device_model(recorded_round.before, name)
+    kernels = model_by_oracle(problem, recorded_round.messages[name])
+    stock = process.global_model(recorded_round.before)
+    for layer, kernel in zip(("conv", "classifier"), kernels):
+        stock.get_layer(layer).kernel.assign(kernel)
+    images, _ = problem.make_examples(6, 3)
+    expected = stock(images, training=False)
+    np.testing.assert_allclose(device(images, training=False), expected, atol=1e-4)
+
+
+def test_weights_of_another_device_replace_all_of_the_first(
+    process, recorded_round, problem
+):
+    state = recorded_round.before
+    model = process.device_model(state, "bert")
+    process.assign_device_weights(model, state, "dora")
+    expected = process.device_model(state, "dora")
+    assert_equal(model.get_weights(), expected.get_weights())
+    other = process.device_model(state, "bert").get_weights()
+    assert any(np.any(a != b) for a, b in zip(other, expected.get_weights()))
+
+
+@pytest.mark.parametrize("name", ["zoe", "", "Dora"])
+def test_the_device_of_an_unknown_client_is_refused(process, recorded_round, name):
+    with pytest.raises(ValueError, match=rf"No client '{name}'; clients are \['dora'"):
+        process.device_model(recorded_round.before, name)
+
+
+def test_a_global_model_has_the_states_float_weights(process, recorded_round, problem):
+    state = recorded_round.after
+    model = process.global_model(state)
+    assert not quantized_kernels(model)
+    weights = state.global_model_weights
+    assert_equal([v.numpy() for v in model.trainable_variables], weights.trainable)
+    statistics = float_non_trainable_variables(model)
+    assert_equal([v.numpy() for v in statistics], weights.non_trainable)
+    relus = [layer for layer in model.layers if isinstance(layer, QuantReLU)]
+    assert [relu.activation_bits for relu in relus] == [4]
+    # A copy: training it does not touch the state.
+    model.trainable_variables[0].assign_add(tf.ones_like(model.trainable_variables[0]))
+    again = process.global_model(state).trainable_variables[0]
+    np.testing.assert_array_equal(again, weights.trainable[0])
+
+
+def test_a_process_knows_its_clients(process, problem):
+    assert process.client_ids == problem.client_ids
+    assert process.budgets.tolist() == list(problem.budgets.values())
+    assert process.scheme.name == "fedmpq"
+    assert process.spec == problem.spec
 
 
 # --- weights in and out -----------------------------------------------------
@@ -432,7 +477,7 @@ def test_another_seed_gives_another_run(runtime, process, problem):
 # --- with TFF's own evaluation and programs ---------------------------------
 
 
-def global_model(problem) -> tf.keras.Model:
+def stock_global_model(problem) -> tf.keras.Model:
     """The server's model as a user builds it: float weights, 4-bit activations."""
     return quantize_model(problem.model_fn(), bit_width=None, activation_bits=4)
 
@@ -440,7 +485,7 @@ def global_model(problem) -> tf.keras.Model:
 def evaluation_process(problem) -> tff.learning.templates.LearningProcess:
     def model_fn():
         return tff.learning.models.from_keras_model(
-            global_model(problem),
+            stock_global_model(problem),
             loss=LOSS,
             input_spec=(
                 tf.TensorSpec([None, 8, 8, 3]),
@@ -458,7 +503,7 @@ def evaluation_process(problem) -> tff.learning.templates.LearningProcess:
 
 
 def evaluate_by_keras(problem, weights, examples) -> dict[str, float]:
-    model = global_model(problem)
+    model = stock_global_model(problem)
     for variable, value in zip(model.trainable_variables, weights.trainable):
         variable.assign(value)
     statistics = float_non_trainable_variables(model)
@@ -492,12 +537,8 @@ def test_federated_evaluation_agrees_with_keras(
         metrics["crossentropy"], expected["crossentropy"], rtol=1e-4
     )
     np.testing.assert_allclose(metrics["accuracy"], expected["accuracy"], rtol=1e-6)
-    moved = (
-        weights._replace(non_trainable=[value + 1 for value in weights.non_trainable])
-        if hasattr(weights, "_replace")
-        else tff.learning.models.ModelWeights(
-            weights.trainable, [value + 1 for value in weights.non_trainable]
-        )
+    moved = tff.learning.models.ModelWeights(
+        weights.trainable, [value + 1 for value in weights.non_trainable]
     )
     other = evaluate_by_keras(problem, moved, examples)
     assert abs(other["crossentropy"] - expected["crossentropy"]) > 1e-3

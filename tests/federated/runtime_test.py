@@ -23,7 +23,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_fedmpq.simulation import runtime
+from tff_fedmpq.federated import runtime
 
 _ROOT = pathlib.Path(runtime.__file__).parents[2]
 _MARKER = "TFF_FEDMPQ_RUNTIME_TEST"
@@ -33,7 +33,7 @@ _MARKER = "TFF_FEDMPQ_RUNTIME_TEST"
 _SCRIPT = """
 import os, signal, sys, threading, time
 import tensorflow as tf, tensorflow_federated as tff
-from tff_fedmpq.simulation import runtime
+from tff_fedmpq.federated import runtime
 
 @tff.tensorflow.computation
 def never_ends():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tff_fedmpq.simulation import compute
-from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.config import make_config
 
 
 @pytest.mark.parametrize(
@@ -32,14 +32,15 @@ def test_without_a_list_of_processors_bfloat16_is_not_fast(tmp_path):
 @pytest.mark.parametrize("fast, name", [(True, "bfloat16"), (False, "float32")])
 def test_a_configuration_holds_what_auto_became(monkeypatch, fast, name):
     monkeypatch.setattr(compute, "has_fast_bfloat16", lambda: fast)
-    assert ExperimentConfig().compute == name
-    assert ExperimentConfig(scheme="fedavg").compute == "float32"
-    assert ExperimentConfig(compute="auto").as_dict()["compute"] == name
+    assert make_config().compute == name
+    for scheme in ("fedavg", "fedpaq", "uveqfed"):
+        assert make_config("paper", scheme).compute == "float32"
+    assert make_config(compute="auto").as_dict()["compute"] == name
 
 
 @pytest.mark.parametrize("name, policy", compute.DTYPE_POLICIES.items())
 def test_an_argument_is_kept(name, policy):
-    config = ExperimentConfig(compute=name)
+    config = make_config(compute=name)
     assert config.compute == name
     assert config.dtype_policy == policy
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tff_fedmpq.baselines import entropy_coding
 from tff_fedmpq.federated.messages import BIT_ITEMS
-from tff_fedmpq.quantization import entropy_coding
 from tff_fedmpq.simulation import ledger
 
 CLIENT_IDS = ["dora", "bert", "anna"]
@@ -32,7 +32,12 @@ def test_records_are_the_rows_of_participants():
     assert ledger.client_records(make_measurements(), CLIENT_IDS) == [
         {
             "client": "dora",
-            "uplink_bits": {"codes": 1, "scales": 2, "headers": 3, "float_parameters": 4},
+            "uplink_bits": {
+                "codes": 1,
+                "scales": 2,
+                "headers": 3,
+                "float_parameters": 4,
+            },
             "downlink_bits": {
                 "codes": 13,
                 "scales": 14,
@@ -42,7 +47,12 @@ def test_records_are_the_rows_of_participants():
         },
         {
             "client": "anna",
-            "uplink_bits": {"codes": 9, "scales": 10, "headers": 11, "float_parameters": 12},
+            "uplink_bits": {
+                "codes": 9,
+                "scales": 10,
+                "headers": 11,
+                "float_parameters": 12,
+            },
             "downlink_bits": {
                 "codes": 21,
                 "scales": 22,

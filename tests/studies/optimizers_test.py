@@ -3,9 +3,9 @@
 * StochasticRoundingSGD: plain SGD on codes, rounded with the fraction's probability.
 * CompensatedSGD: codes that stay near the path of SGD without rounding, in code units:
   position -= eta K velocity.
-* StraightThroughSGD: quantization-aware training with a master of each weight in the
-  weights' own unit; codes are its nearest levels, gradients of the loss at the quantized
-  weights move the master.
+* StraightThroughSGD: quantization-aware training with a float master per weight, in the
+  unit of the weights; codes are its nearest levels, gradients at the quantized weights
+  move it.
 """
 
 from __future__ import annotations

@@ -28,6 +28,10 @@ scheme = "aqfl"
 [claims]
 margin = "FedMPQ at least 1 point above AQFL."
 """
+PROVENANCE = {
+    "versions": {"tensorflow": "2.14.1"},
+    "hardware": {"processor": "AMD EPYC", "cores": 2},
+}
 ALL = ["fedmpq/seed0", "aqfl/seed0", "fedmpq/seed1", "aqfl/seed1"]
 
 
@@ -46,8 +50,7 @@ class FakeConfig:
 def fake_result(config):
     accuracy = 0.6 if config.settings["scheme"] == "fedmpq" else 0.5
     return {
-        "versions": {"tensorflow": "2.14.1"},
-        "hardware": {"processor": "AMD EPYC", "cores": 2},
+        **PROVENANCE,
         "protocol": config.as_dict(),
         "model_weights": 100,
         "rounds": [
@@ -83,7 +86,9 @@ def world(tmp_path, monkeypatch):
         return fake_result(config)
 
     fake = types.SimpleNamespace(
-        run_experiment=run_experiment, DivergenceError=DivergenceError
+        run_experiment=run_experiment,
+        DivergenceError=DivergenceError,
+        provenance=types.SimpleNamespace(describe=lambda: PROVENANCE),
     )
     monkeypatch.setattr(run, "_load_experiment", lambda: fake)
     monkeypatch.setattr(
@@ -180,6 +185,7 @@ def test_divergence_is_recorded_and_not_repeated(world, capsys):
     assert world.main() == 1
     assert read(world, "fedmpq/seed0")["state"] == "diverged"
     assert read(world, "fedmpq/seed0")["error"] == "Diverged in round 2."
+    assert read(world, "fedmpq/seed0")["versions"] == PROVENANCE["versions"]
     assert world.main() == 1
     assert world.calls == ALL
     world.main("--list")

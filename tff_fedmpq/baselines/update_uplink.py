@@ -63,10 +63,16 @@ class UpdateUplink(Uplink):
         budget: tf.Tensor,
         seed: tf.Tensor,
     ) -> Message:
-        updates = [new - old for new, old in zip(trained.float_parameters, received.float_parameters)]
+        updates = [
+            new - old
+            for new, old in zip(trained.float_parameters, received.float_parameters)
+        ]
         tensors = [u for u in updates if u.shape.rank >= _MIN_RANK]
         vectors = tuple(u for u in updates if u.shape.rank < _MIN_RANK)
-        return {**self.encode_update(tensors, budget, seed), "float_parameters": vectors}
+        return {
+            **self.encode_update(tensors, budget, seed),
+            "float_parameters": vectors,
+        }
 
     def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
         tensors = iter(self.decode_update(message, tensor_shapes(spec)))

@@ -16,11 +16,11 @@ import pathlib
 import shutil
 from typing import Any
 
-from tff_fedmpq._tff import tff
 from absl import logging
 
-from tff_fedmpq.files import write_atomically
+from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.waiting import wait_for
+from tff_fedmpq.files import write_atomically
 
 _PREFIX = "round_"
 _KEEP = 2  # The latest state, and one to fall back to.

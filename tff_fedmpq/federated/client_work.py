@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tff_fedmpq._tff import tff
 
+from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.local_training import (
     Augment,

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 # Names here, objects in `local_training`, `scheme`, `quantization.scales` and
 # `allocation.policies`; `tests/federated/config_test.py` keeps them equal.
 Decay = Union[Literal["none", "cosine"], Callable[..., Any]]
-AggregationWeight = Union[Literal["examples", "budget_and_examples"], Callable[..., Any]]
+AggregationWeight = Union[
+    Literal["examples", "budget_and_examples"], Callable[..., Any]
+]
 ScaleRule = Union[Literal["least_squares", "gaussian", "max"], Callable[..., Any]]
 Representation = Literal["sign_magnitude", "offset_binary"]
 LearningRateUnit = Literal["weight", "code"]

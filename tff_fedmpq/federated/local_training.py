@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
@@ -17,8 +17,8 @@ from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.messages import QuantizedWeights, assign_quantized_weights
 from tff_fedmpq.keras.optimizers import IntegerSGD
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
-from tff_fedmpq.lookup import lookup
 from tff_fedmpq.keras.variables import float_parameter_variables
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import bit_planes
 
 # (batch of images, stateless seed int32[2]) -> batch of images
@@ -49,6 +49,10 @@ DECAYS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
+def _decay(identifier: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    return lookup(identifier, DECAYS, "decay")
+
+
 def learning_rates_at(
     config: LocalTrainingConfig, round_number: tf.Tensor
 ) -> tf.Tensor:
@@ -63,7 +67,7 @@ def learning_rates_at(
         fraction = tf.cast(round_number, tf.float32) / config.rounds
     return tf.stack(
         [
-            rate.initial * lookup(rate.decay, DECAYS, "decay")(fraction)
+            rate.initial * _decay(rate.decay)(fraction)
             for rate in config.learning_rates()
         ]
     )

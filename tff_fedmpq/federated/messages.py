@@ -3,10 +3,10 @@
 A model on the wire is an ordered dict of tensors, its keys in alphabetical order as
 `tff.federated_select` requires:
 
-    bit_widths        uint8[L]       bits per weight of each quantized layer
-    codes             uint8[...]     codes of all layers, packed; layers are byte-aligned
-    float_parameters  (float32...)   all other weights
-    scales            float32[L]     scale of each quantized layer
+    bit_widths        uint8[L]      bits per weight of each quantized layer
+    codes             uint8[...]    packed codes of all layers, each byte-aligned
+    float_parameters  (float32...)  all other weights
+    scales            float32[L]    scale of each quantized layer
 
 An `Uplink` is a scheme's client-to-server encoding. Sizes are counted from the tensors
 that travel, never from a formula.

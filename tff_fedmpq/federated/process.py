@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tff_fedmpq._tff import tff
 from absl import logging
 
+from tff_fedmpq._tff import tff
 from tff_fedmpq.allocation.pruning_growing import check_budgets
 from tff_fedmpq.federated.client_work import build_client_work
 from tff_fedmpq.federated.config import LocalTrainingConfig

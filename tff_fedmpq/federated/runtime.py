@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import grpc
+
 from tff_fedmpq._tff import tff
 
 # A background job of a non-interactive sh reads /dev/null unless redirected, hence

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -187,4 +187,5 @@ def compose_float_scheme(
 
 
 def _aggregation_weight(config: LocalTrainingConfig) -> AggregationWeight:
-    return lookup(config.aggregation_weight, AGGREGATION_WEIGHTS, "aggregation weight")
+    weight: Any = config.aggregation_weight
+    return lookup(weight, AGGREGATION_WEIGHTS, "aggregation weight")

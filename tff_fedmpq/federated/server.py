@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tff_fedmpq._tff import tff
 
+from tff_fedmpq._tff import tff
 from tff_fedmpq.allocation.pruning_growing import uniform_bit_widths
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.client_work import ClientResult
@@ -26,7 +26,8 @@ from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
-State = tff.learning.templates.LearningAlgorithmState
+# The type of `tff.learning.templates.LearningAlgorithmState`, which has no stubs.
+State = Any
 
 
 class RoundSums(NamedTuple):
@@ -107,7 +108,7 @@ class Server:
           trainable: Initial weights, in Keras's order.
           non_trainable: Initial statistics.
         """
-        return State(
+        return tff.learning.templates.LearningAlgorithmState(
             global_model_weights=tff.learning.models.ModelWeights(
                 [tf.constant(w) for w in trainable],
                 [tf.constant(w) for w in non_trainable],
@@ -173,9 +174,7 @@ class Server:
             tf.zeros([num_clients, num_layers], tf.int32),
             tf.zeros([num_clients, num_items], tf.int64),
             tf.zeros([num_clients, num_items], tf.int64),
-            tf.zeros(
-                [num_clients, *self._scheme.uplink.symbols_shape(spec)], tf.int16
-            ),
+            tf.zeros([num_clients, *self._scheme.uplink.symbols_shape(spec)], tf.int16),
         )
 
     def accumulate(self, sums: RoundSums, result: ClientResult) -> RoundSums:
@@ -203,9 +202,7 @@ class Server:
             add_row(sums.symbols, result.symbols),
         )
 
-    def update(
-        self, state: State, sums: RoundSums
-    ) -> tuple[State, Mapping[str, Any]]:
+    def update(self, state: State, sums: RoundSums) -> tuple[State, Mapping[str, Any]]:
         """Returns the next state, and the round's measurements."""
         once = tf.debugging.Assert(
             tf.reduce_all(sums.participations <= 1),

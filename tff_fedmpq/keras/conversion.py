@@ -71,9 +71,9 @@ def quantize_model(
     """
     if not isinstance(model, _FUNCTIONAL):
         raise TypeError(
-            "quantize_model copies a model layer by layer, for which it has to be "
-            f"Sequential or functional; found {type(model).__name__}. In a subclassed "
-            "model, use QuantConv2D, QuantDense and QuantReLU directly."
+            "quantize_model needs a Sequential or functional model, found "
+            f"{type(model).__name__}. In a subclassed model, use QuantConv2D, "
+            "QuantDense and QuantReLU directly."
         )
     quant_layers.check_options(
         bit_width, activation_bits, representation, scale_rule, lasso, "lasso"
@@ -104,15 +104,15 @@ def quantize_model(
     quantized = tf.keras.models.clone_model(model, clone_function=converter)
     if bit_width is not None and converter.left_in_float:
         logging.warning(
-            "quantize_model left these layers in float, knowing no quantized form of "
-            "them: %s.",
+            "quantize_model left these layers in float, as they have no quantized "
+            "form: %s.",
             ", ".join(converter.left_in_float),
         )
     if converter.float_relus:
         logging.warning(
-            "quantize_model left the outputs of these ReLUs in float: %s. It knows "
-            "ReLU layers without slope, threshold or a cut other than 6, and 'relu' as "
-            "the activation of a layer.",
+            "quantize_model left the outputs of these ReLUs in float: %s. It quantizes "
+            "'relu' as the activation of a layer, and ReLU layers without slope, "
+            "threshold or a maximum other than 6.",
             ", ".join(converter.float_relus),
         )
     if copy_weights:

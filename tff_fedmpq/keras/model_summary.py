@@ -71,19 +71,18 @@ class ModelSummary:
     def __str__(self) -> str:
         rows = (*self.layers, self.float_parameters)
         width = max(len(row.name) for row in rows)
-        header = f"{'layer':<{width}}  {'weights':>9}  {'bits':>5}  {'bytes':>9}  ratio"
-        lines = [header, "-" * len(header)]
-        for row in rows:
-            lines.append(
-                f"{row.name:<{width}}  {row.num_weights:>9,}  {row.bit_width:>5}  "
+
+        def line(name: str, bits: str, row: LayerSummary | ModelSummary) -> str:
+            return (
+                f"{name:<{width}}  {row.num_weights:>9,}  {bits:>5}  "
                 f"{row.num_bytes:>9,}  {row.compression:>4.1f}x"
             )
-        lines.append("-" * len(header))
-        lines.append(
-            f"{'total':<{width}}  {self.num_weights:>9,}  {self.mean_bit_width:>5.2f}  "
-            f"{self.num_bytes:>9,}  {self.compression:>4.1f}x"
-        )
-        return "\n".join(lines)
+
+        header = f"{'layer':<{width}}  {'weights':>9}  {'bits':>5}  {'bytes':>9}  ratio"
+        rule = "-" * len(header)
+        lines = [line(row.name, str(row.bit_width), row) for row in rows]
+        total = line("total", f"{self.mean_bit_width:.2f}", self)
+        return "\n".join([header, rule, *lines, rule, total])
 
 
 def summary(model: tf.keras.Model) -> ModelSummary:

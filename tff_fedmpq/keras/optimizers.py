@@ -4,12 +4,12 @@ Every trainable variable has a momentum buffer ``v <- mu v + (gradient + decay w
 Float variables (BatchNorm, biases, layers left in float) move by ``-eta_float v``.
 Codes move by whole units (FedMPQ, Eq. 6-10) at their own learning rate eta.
 
-By default eta is a rate of weights: a weight moves by eta times its gradient, as in
-SGD. With `learning_rate_unit="code"` (Eq. 6-10 as printed), a weight of scale ``s``
-moves by ``eta s**2 / 3 * (2**b + 1) / (2**b - 1)`` times its gradient. For Gaussian
-weights of standard deviation sigma at least-squares scales, which shrink with the bits,
-that is 2.5, 5, 10 and 21 eta sigma**2 at 1, 2, 4 and 8 bits: far less than SGD's usual
-0.1 in a wide layer.
+With `learning_rate_unit="weight"` a weight moves by eta times its gradient, as in SGD,
+whatever its scale and bit-width. With "code" (Eq. 6-10 as printed), a weight of scale
+``s`` moves by ``eta s**2 / 3 * (2**b + 1) / (2**b - 1)`` times its gradient. For
+Gaussian weights of standard deviation sigma at least-squares scales, that is 2.5, 5, 10
+and 21 eta sigma**2 at 1, 2, 4 and 8 bits: far less than SGD's usual 0.1 in a wide
+layer.
 
 Momentum and weight decay belong to the paper's set-up, not to its update equations. The
 momentum buffer takes four bytes per weight on the device.
@@ -48,14 +48,12 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
       float_learning_rate: Learning rate of all other variables.
       momentum: Momentum (mu), from 0 (none) to below 1.
       weight_decay: Coefficient of the L2 decay that is added to the gradient.
-      learning_rate_unit: Unit of the kernels' learning rate: "weight", by which a
-        weight moves by eta times its gradient whatever its scale and bit-width (0.1 is
-        SGD's usual rate), or "code" (Eq. 6-10 as printed).
+      learning_rate_unit: Unit of the kernels' learning rate, "weight" or "code"
+        (module docstring).
       seed: Seed of the stochastic rounding.
       name: Name of the optimizer.
-      **kwargs: Arguments of `tf.keras.optimizers.Optimizer`. Those that clip gradients
-        or average weights need a model without quantized layers, because a code's
-        gradient is per code unit.
+      **kwargs: Arguments of `tf.keras.optimizers.Optimizer`; those that clip gradients
+        or average weights only for models without quantized layers.
 
     Raises:
       ValueError: If momentum or unit is out of range.

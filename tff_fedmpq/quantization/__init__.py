@@ -3,6 +3,10 @@
 Pure functions of tensors, without Keras layers or TensorFlow Federated.
 """
 
+# First: a hook of `tff_fedmpq` on this import loads `tff_fedmpq.keras`, which must not
+# find half-initialized modules of this package.
+import tensorflow  # noqa: F401
+
 from tff_fedmpq.quantization.activations import quantized_relu
 from tff_fedmpq.quantization.bit_planes import (
     msb_density,

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Optional, Union, get_args, get_type_hints
+from typing import Any, Callable, Optional, Union, get_args, get_type_hints
 
 from absl import flags
 
@@ -112,9 +112,10 @@ class ExperimentConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns all settings by name, ready for JSON."""
+        parts: tuple[Any, ...] = (self, self.scheme)
         settings = {
             field.name: getattr(part, field.name)
-            for part in (self, self.scheme)
+            for part in parts
             for field in dataclasses.fields(part)
         }
         settings["scheme"] = self.scheme.name
@@ -197,14 +198,14 @@ class _SettingParser(flags.ArgumentParser):
         return "name" if self._names else self._parse.__name__.lstrip("_")
 
     def parse(self, argument: Any) -> Any:
-        """Returns the value, or "none" for None.
+        """Returns the value, or `_NONE` for None.
 
         Raises:
           ValueError: if the text is not of the field's type.
         """
         if not isinstance(argument, str):
             return argument
-        if self._is_optional and argument.lower() == _NONE:
+        if self._is_optional and argument.lower() == "none":
             return _NONE
         if self._names:
             check_name(argument, dict.fromkeys(self._names), "name")
@@ -221,8 +222,13 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(",") if part.strip())
 
 
-_NONE = "none"
-_PARSERS = {bool: _bool, int: int, float: float, Sequence[float]: _numbers}
+_NONE = object()  # Stands for None, which is absl's value of a flag not given.
+_PARSERS: dict[Any, Callable[[str], Any]] = {
+    bool: _bool,
+    int: int,
+    float: float,
+    Sequence[float]: _numbers,
+}
 
 
 def define_flags() -> None:
@@ -242,7 +248,7 @@ def read_flags() -> dict[str, Any]:
         for name in _settings()
         if name != "dataset" and flags.FLAGS[name].present
     }
-    return {k: None if v == _NONE else v for k, v in given.items()}
+    return {k: None if v is _NONE else v for k, v in given.items()}
 
 
 def _settings() -> dict[str, tuple[Any, str]]:
@@ -250,7 +256,8 @@ def _settings() -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     holders: dict[str, dict[str, Any]] = {}
     for scheme, make in SCHEMES.items():
-        for config in (ExperimentConfig(), make()):
+        configs: tuple[Any, ...] = (ExperimentConfig(), make())
+        for config in configs:
             annotations = get_type_hints(type(config))
             documented = _documented(type(config))
             for field in dataclasses.fields(config):
@@ -285,7 +292,9 @@ def _defaults(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    return (
+        str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    )
 
 
 def _documented(config: type) -> dict[str, str]:

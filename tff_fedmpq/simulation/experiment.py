@@ -28,11 +28,11 @@ from tff_fedmpq.federated.evaluation import (
 )
 from tff_fedmpq.federated.process import FederatedProcess, build_process
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
+from tff_fedmpq.files import PathLike
 from tff_fedmpq.simulation import data, ledger, provenance, report, run_files
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.data.client_data import build_client_data
 from tff_fedmpq.simulation.data.partitions import dirichlet_partition
-from tff_fedmpq.files import PathLike
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tff_fedmpq.federated.messages import BIT_ITEMS
 from tff_fedmpq.baselines import entropy_coding
+from tff_fedmpq.federated.messages import BIT_ITEMS
 
 BITS_PER_MEGABYTE = 8e6
 

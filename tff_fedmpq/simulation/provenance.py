@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tff_fedmpq._tff import tff
 
+from tff_fedmpq._tff import tff
 from tff_fedmpq.version import __version__
 
 _PACKAGE = pathlib.Path(__file__).parents[1]

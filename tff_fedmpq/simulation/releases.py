@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tff_fedmpq._tff import tff
 
+from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.waiting import wait_for
 
 _RELEASED = (

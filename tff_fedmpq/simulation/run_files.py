@@ -1,13 +1,13 @@
 """Files of a run in its output directory.
 
-    config.json       settings; a directory serves one configuration only
-    partition.json    training images of each client
-    rounds/           record of each round
-    checkpoints/      latest states
-    metrics.csv, tensorboard/   numbers of each round, by TFF's release managers
-    clients/          images of each client, until the end (`client_data`)
-    worker.log, progress.log    while it runs, or when it fails
-    result.json, curves.png     at the end
+config.json       settings; a directory serves one configuration only
+partition.json    training images of each client
+rounds/           record of each round
+checkpoints/      latest states
+metrics.csv, tensorboard/   numbers of each round, by TFF's release managers
+clients/          images of each client, until the end (`client_data`)
+worker.log, progress.log    while it runs, or when it fails
+result.json, curves.png     at the end
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import json
 import pathlib
 from typing import Any
 
+from tff_fedmpq.files import PathLike, write_atomically
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.data.partitions import Partition
-from tff_fedmpq.files import PathLike, write_atomically
 
 
 class OutputDirectoryError(ValueError):

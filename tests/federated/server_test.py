@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,18 +10,20 @@ import pytest
 import tensorflow as tf
 from oracles import quantization as oracle
 
-from tff_fedmpq.federated import aggregation, messages
-from tff_fedmpq.federated.aggregation import ClientResult
+from tff_fedmpq.federated import messages
+from tff_fedmpq.federated.client_work import ClientResult
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import TrainingSums
+from tff_fedmpq.federated.messages import ModelUplink
+from tff_fedmpq.federated.server import RoundSums, Server, merge
 from tff_fedmpq.keras.variables import ModelSpec
-from tff_fedmpq.federated.uplink import ModelUplink
 from tff_fedmpq.quantization.representations import SIGN_MAGNITUDE
 
 KERNEL_SHAPES = ((3, 5), (7,))
-REST_SHAPES = ((2,), (1, 3))
+FLOAT_SHAPES = ((2,), (1, 3))
 SPEC = ModelSpec(
-    ("a", "b"), (KERNEL_SHAPES[0], REST_SHAPES[0], KERNEL_SHAPES[1]),
-    (True, False, True), (REST_SHAPES[1],),
+    ("a", "b"), (KERNEL_SHAPES[0], FLOAT_SHAPES[0], KERNEL_SHAPES[1]),
+    (True, False, True), (FLOAT_SHAPES[1],),
 )  # fmt: skip
 
 
@@ -33,6 +36,12 @@ class UplinkWithSymbols(ModelUplink):
 
 UPLINK = UplinkWithSymbols(SIGN_MAGNITUDE)
 NUM_CLIENTS = 6
+SERVER = Server(
+    dataclasses.replace(FedMPQConfig().compose(), uplink=UPLINK),
+    SPEC,
+    np.full(NUM_CLIENTS, 4.0),
+    seed=0,
+)
 KEYS = (4, 0, 3)
 WEIGHTS = (2.0, 30.0, 7.5)
 BIT_WIDTHS = ((1, 8), (3, 2), (8, 5))
@@ -48,7 +57,9 @@ def make_result(key, weight, bit_widths) -> ClientResult:
     message = {
         "bit_widths": np.array(bit_widths, np.uint8),
         "codes": np.concatenate(packed),
-        "float_parameters": tuple(rng.normal(size=s).astype(np.float32) for s in REST_SHAPES),
+        "float_parameters": tuple(
+            rng.normal(size=shape).astype(np.float32) for shape in FLOAT_SHAPES
+        ),
         "scales": rng.random(2).astype(np.float32) + 0.5,
     }
     result = ClientResult(
@@ -66,7 +77,7 @@ def make_result(key, weight, bit_widths) -> ClientResult:
 
 
 def model_by_oracle(result: ClientResult) -> list[np.ndarray]:
-    """The dequantized kernels and the rest that a result's message stands for."""
+    """Returns the dequantized kernels and the float parameters of a message."""
     message = tf.nest.map_structure(lambda tensor: tensor.numpy(), result.message)
     kernels, begin = [], 0
     for shape, bits, scale in zip(
@@ -82,9 +93,8 @@ def model_by_oracle(result: ClientResult) -> list[np.ndarray]:
     return [*kernels, *message["float_parameters"]]
 
 
-def add_up(results) -> aggregation.RoundSums:
-    add = functools.partial(aggregation.accumulate, uplink=UPLINK, spec=SPEC)
-    return functools.reduce(add, results, aggregation.zero(SPEC, UPLINK, NUM_CLIENTS))
+def add_up(results) -> RoundSums:
+    return functools.reduce(SERVER.accumulate, results, SERVER.zero())
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +112,8 @@ def assert_close(a, b):
 
 
 def test_mean_is_numpys_weighted_mean(results):
-    mean, mean_bit_widths = aggregation.weighted_mean(add_up(results))
+    sums = add_up(results)
+    mean, mean_bit_widths = sums.mean_weights(), sums.mean_bit_widths()
     models = [model_by_oracle(result) for result in results]
     expected = [np.average(list(t), axis=0, weights=WEIGHTS) for t in zip(*models)]
     assert_close([*mean.kernels, *mean.float_parameters], expected)
@@ -111,7 +122,8 @@ def test_mean_is_numpys_weighted_mean(results):
 
 
 def test_mean_of_one_client_is_its_model(results):
-    mean, mean_bit_widths = aggregation.weighted_mean(add_up(results[:1]))
+    sums = add_up(results[:1])
+    mean, mean_bit_widths = sums.mean_weights(), sums.mean_bit_widths()
     assert_close([*mean.kernels, *mean.float_parameters], model_by_oracle(results[0]))
     np.testing.assert_allclose(mean_bit_widths, BIT_WIDTHS[0], rtol=1e-6)
 
@@ -150,8 +162,8 @@ def test_a_client_that_comes_twice_is_counted_twice(results):
 def test_merge_is_addition(results):
     whole = add_up(results)
     parts = [add_up([result]) for result in results]
-    left = aggregation.merge(aggregation.merge(parts[0], parts[1]), parts[2])
-    right = aggregation.merge(parts[0], aggregation.merge(parts[1], parts[2]))
+    left = merge(merge(parts[0], parts[1]), parts[2])
+    right = merge(parts[0], merge(parts[1], parts[2]))
     assert_close(left, whole)
     assert_close(right, whole)
     assert_close(add_up(results[::-1]), whole)
@@ -159,15 +171,15 @@ def test_merge_is_addition(results):
 
 def test_merge_is_commutative_and_zero_is_neutral(results):
     a, b = add_up(results[:1]), add_up(results[1:])
-    assert_equal(aggregation.merge(a, b), aggregation.merge(b, a))
-    zero = aggregation.zero(SPEC, UPLINK, NUM_CLIENTS)
-    assert_equal(aggregation.merge(a, zero), a)
-    assert_equal(aggregation.merge(zero, a), a)
+    assert_equal(merge(a, b), merge(b, a))
+    zero = SERVER.zero()
+    assert_equal(merge(a, zero), a)
+    assert_equal(merge(zero, a), a)
 
 
 def test_sums_keep_their_types(results):
     """As a TFF aggregation needs it."""
-    zero, sums = aggregation.zero(SPEC, UPLINK, NUM_CLIENTS), add_up(results)
+    zero, sums = SERVER.zero(), add_up(results)
     tf.nest.map_structure(
         lambda a, b: (
             (a.dtype, a.shape) == (b.dtype, b.shape) or pytest.fail(f"{a} {b}")
@@ -181,8 +193,8 @@ def test_sums_keep_their_types(results):
 def test_no_weight_is_no_average(results, count):
     weightless = [result._replace(weight=tf.constant(0.0)) for result in results]
     sums = add_up(weightless[:count])
-    assert not aggregation.has_average(sums)
-    mean, mean_bit_widths = aggregation.weighted_mean(sums)
+    assert sums.is_empty
+    mean, mean_bit_widths = sums.mean_weights(), sums.mean_bit_widths()
     for tensor in [*mean.kernels, *mean.float_parameters, mean_bit_widths]:
         np.testing.assert_array_equal(tensor, np.zeros(tensor.shape))
 
@@ -191,8 +203,8 @@ def test_any_weight_is_an_average(results):
     weights = (0.0, 1e-3, 0.0)
     few = [r._replace(weight=tf.constant(w)) for r, w in zip(results, weights)]
     sums = add_up(few)
-    assert aggregation.has_average(sums)
-    mean, _ = aggregation.weighted_mean(sums)
+    assert not sums.is_empty
+    mean = sums.mean_weights()
     assert_close([*mean.kernels, *mean.float_parameters], model_by_oracle(results[1]))
 
 
@@ -201,10 +213,10 @@ def test_decoding_follows_the_uplinks_own_message(results):
         tuple(tf.zeros(shape, tf.uint8) for shape in KERNEL_SHAPES),
         tf.constant([1.0, 7.0]),
         tf.constant([1, 3]),
-        tuple(tf.ones(shape) for shape in REST_SHAPES),
+        tuple(tf.ones(shape) for shape in FLOAT_SHAPES),
     )
     message = UPLINK.encode(weights, weights, tf.constant(2.0), tf.constant([0, 0]))
     result = results[0]._replace(message=message)
-    mean, _ = aggregation.weighted_mean(add_up([result]))
+    mean = add_up([result]).mean_weights()
     # Code 0 stands for -s/2.
     assert_close(mean.kernels, tuple(map(np.full, KERNEL_SHAPES, (-0.5, -3.5))))

@@ -1,0 +1,388 @@
+"""Settings of a run: presets, settings by name, flags, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from tff_fedmpq.baselines.registry import SCHEMES
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
+from tff_fedmpq.simulation import config as config_module
+from tff_fedmpq.simulation.config import (
+    PRESETS,
+    ExperimentConfig,
+    define_flags,
+    field_names,
+    make_config,
+    parse_seeds,
+    read_flags,
+)
+
+every_scheme = pytest.mark.parametrize("scheme", list(SCHEMES))
+
+SMALL = {
+    "dataset": "digits",
+    "model": "resnet8",
+    "num_clients": 4,
+    "budgets": (2, 4, 6.5, 8),
+    "clients_per_round": 2,
+    "rounds": 2,
+}
+
+
+# --- presets and settings by name -------------------------------------------
+
+
+def test_the_paper_preset_is_the_papers_protocol():
+    config = make_config("paper")
+    assert config == make_config() == ExperimentConfig()
+    assert config.budgets == (2, 2, 4, 4, 4, 6, 6, 6, 8, 8)
+    assert (config.dataset, config.model, config.alpha) == ("cifar10", None, 0.5)
+    assert (config.num_clients, config.clients_per_round) == (10, 5)
+    assert config.train_examples is None and config.validation_examples is None
+    training = config.scheme
+    assert training == FedMPQConfig(rounds=50)
+    assert (config.rounds, training.epochs, training.batch_size) == (50, 5, 64)
+    assert (training.momentum, training.weight_decay) == (0.9, 5e-4)
+
+
+@every_scheme
+def test_presets_are_of_all_schemes_and_data_sets(scheme):
+    for preset in PRESETS:
+        for dataset in ("cifar10", "cifar100", "digits"):
+            config = make_config(preset, scheme, dataset=dataset)
+            assert config.dataset == dataset
+            assert config.scheme.name == scheme.removesuffix("_literal")
+            assert config.rounds == {"paper": 50, "quick": 8}[preset]
+
+
+def test_the_quick_preset_depends_on_the_data_set():
+    images, digits = (make_config("quick", dataset=d) for d in ("cifar10", "digits"))
+    assert (images.scheme.epochs, images.scheme.batch_size) == (1, 64)
+    assert (digits.scheme.epochs, digits.scheme.batch_size) == (3, 16)
+    for config in (images, digits):
+        assert (config.model, config.clients_per_round) == ("resnet8", 10)
+
+
+def test_settings_replace_those_of_the_preset():
+    config = make_config("quick", "fedpaq", alpha=0.1, epochs=4, norm="l2", seed=3)
+    assert (config.alpha, config.seed) == (0.1, 3)
+    assert (config.scheme.epochs, config.scheme.norm) == (4, "l2")
+    assert config.rounds == make_config("quick").rounds
+
+
+def test_literal_schemes_keep_their_own_settings():
+    literal = make_config("paper", "fedmpq_literal", lasso=0.5)
+    assert literal.scheme == FedMPQConfig.literal(rounds=50, lasso=0.5)
+    changed = make_config("paper", "aqfl_literal", scale_rule="gaussian")
+    assert changed.scheme.scale_rule == "gaussian"
+    assert changed.scheme.representation == "offset_binary"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("quickest",), r"Unknown preset 'quickest'.*'paper', 'quick'"),
+        (("paper", "fedprox"), "Unknown scheme 'fedprox'.*'fedmpq'"),
+        ((None,), "Unknown preset None"),
+    ],
+)
+def test_unknown_presets_and_schemes_are_answered_with_those_that_exist(
+    arguments, words
+):
+    with pytest.raises(ValueError, match=words):
+        make_config(*arguments)
+
+
+@every_scheme
+def test_unknown_settings_are_refused_with_those_that_exist(scheme):
+    with pytest.raises(
+        ValueError, match=r"has no settings \['local_epochs'\]"
+    ) as error:
+        make_config("paper", scheme, local_epochs=3)
+    message = str(error.value)
+    assert scheme in message and "\n" not in message
+    for known in ("epochs", "alpha", *field_names(SCHEMES[scheme]())):
+        assert f"'{known}'" in message
+
+
+@pytest.mark.parametrize(
+    ("scheme", "settings"),
+    [
+        ("fedavg", {"lasso": 0.1}),
+        ("fedavg", {"float_learning_rate": 0.1}),
+        ("fedpaq", {"lattice": "integer"}),
+        ("uveqfed", {"norm": "max"}),
+        ("uveqfed", {"activation_bits": 4}),
+        ("aqfl", {"allocation": "uniform", "lasso": 0.1}),
+        ("aqfl_literal", {"pruning_threshold": None}),
+        ("fpq8", {"norm": "max"}),
+        ("fedmpq", {"scheme_options": {}}),
+        ("fedmpq", {"saturate": True}),
+    ],
+)
+def test_settings_of_another_scheme_are_refused(scheme, settings):
+    with pytest.raises(ValueError) as error:
+        make_config("paper", scheme, **settings)
+    assert f"{scheme} has no settings {sorted(settings)}" in str(error.value)
+
+
+# --- values -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("budgets", (2, 4, 6, 9), "budgets has to be 1 to 8 bits"),
+        ("budgets", (2, 4, 6, 0.5), "budgets has to be 1 to 8 bits"),
+        ("budgets", (2, 4, 6, float("nan")), "budgets has to be 1 to 8 bits"),
+        ("budgets", ("2", "4", "six", "8"), "'six'"),
+        ("budgets", (2, 4, 6), "budgets has to be one number per client, 4"),
+        ("alpha", 0.0, "alpha has to be above 0"),
+        ("alpha", float("nan"), "alpha has to be above 0"),
+        ("alpha", float("inf"), "alpha has to be above 0"),
+        ("num_clients", 0, "num_clients has to be a whole number"),
+        ("clients_per_round", 5, "at most the number of clients, 4"),
+        ("clients_per_round", 0, "clients_per_round has to be a whole number"),
+        ("rounds", 0, "rounds has to be a whole number of at least 1"),
+        ("rounds", None, "rounds has to be a whole number of at least 1"),
+        ("epochs", 2.5, "epochs has to be a whole number"),
+        ("train_examples", 0, "train_examples has to be a whole number"),
+        ("validation_examples", 0.5, "validation_examples has to be a whole number"),
+        ("augment", "no", "augment has to be true or false"),
+        ("model", "vgg", "Unknown model 'vgg'.*'resnet20'"),
+        ("compute", "float8", "compute has to be one of"),
+        ("seed", -1, "seed has to be from 0 to"),
+        ("seed", 2**31, "seed has to be from 0 to"),
+        ("learning_rate", -0.3, "learning_rate has to be 0 or more"),
+        ("allocation", "keep", "Unknown allocation 'keep'.*'uniform'"),
+    ],
+)
+def test_bad_settings_are_refused(setting, value, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make_config(**{**SMALL, setting: value})
+    assert "\n" not in str(error.value)
+
+
+def test_budgets_are_any_sequence_of_numbers():
+    of_array = make_config(**{**SMALL, "budgets": np.array(SMALL["budgets"])})
+    assert of_array == make_config(**SMALL)
+    assert of_array.budgets == (2.0, 4.0, 6.5, 8.0)
+
+
+def test_budgets_follow_the_number_of_clients():
+    config = make_config(num_clients=20)
+    assert config.budgets == (2.0,) * 4 + (4.0,) * 6 + (6.0,) * 6 + (8.0,) * 4
+
+
+# --- as JSON ----------------------------------------------------------------
+
+
+@every_scheme
+def test_a_dictionary_holds_every_setting_and_gives_the_configuration_back(scheme):
+    config = make_config("quick", scheme, alpha=0.3, momentum=0.5, seed=7)
+    settings = config.as_dict()
+    assert json.loads(json.dumps(settings)) == settings
+    expected = field_names(ExperimentConfig) | field_names(config.scheme)
+    assert settings.keys() == expected
+    assert settings.pop("scheme") == config.scheme.name
+    # With all its settings, a literal scheme needs no name of its own.
+    again = make_config("paper", config.scheme.name, **settings)
+    assert again == config
+    assert again.as_dict() == config.as_dict()
+
+
+def test_own_functions_are_written_by_name():
+    settings = make_config(allocation=own_allocation).as_dict()
+    assert settings["allocation"] == f"{__name__}:own_allocation"
+    json.dumps(settings)
+
+
+def own_allocation(*arguments):
+    """Stands for a user's own rule."""
+    return arguments[0]
+
+
+# --- flags ------------------------------------------------------------------
+
+
+def all_settings() -> set[str]:
+    schemes = [field_names(make()) for make in SCHEMES.values()]
+    return (field_names(ExperimentConfig) - {"scheme"}).union(*schemes)
+
+
+@pytest.fixture
+def parse():
+    """Returns (arguments) -> settings that were given, of fresh flags."""
+    names = all_settings() - {"dataset"}
+    assert not names & set(flags.FLAGS)
+    define_flags()
+
+    def parse(*arguments):
+        flags.FLAGS(["program", *arguments])
+        return read_flags()
+
+    yield parse
+    for name in names:
+        delattr(flags.FLAGS, name)
+
+
+def test_every_setting_has_a_flag(parse):
+    """But the data set, whose flag the programs define: they load it themselves."""
+    for name in all_settings() - {"dataset"}:
+        assert name in flags.FLAGS
+    assert "dataset" not in flags.FLAGS
+    assert parse() == {}
+
+
+def test_only_given_flags_are_settings(parse):
+    assert parse("--alpha=0.25", "--seed=0") == {"alpha": 0.25, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("alpha", "0.1", 0.1),
+        ("alpha", "1", 1.0),
+        ("rounds", "12", 12),
+        ("train_examples", "500", 500),
+        ("train_examples", "none", None),
+        ("train_examples", "None", None),
+        ("activation_bits", "none", None),
+        ("activation_bits", "3", 3),
+        ("pruning_threshold", "none", None),
+        ("pruning_threshold", "0.05", 0.05),
+        ("model", "none", None),
+        ("model", "resnet20", "resnet20"),
+        ("augment", "false", False),
+        ("augment", "True", True),
+        ("error_feedback", "FALSE", False),
+        ("budgets", "2,4,6.5", (2.0, 4.0, 6.5)),
+        ("budgets", "", ()),
+        ("allocation", "uniform", "uniform"),
+        ("aggregation_weight", "examples", "examples"),
+        # A name, though it also is the word for None.
+        ("learning_rate_decay", "none", "none"),
+        ("lattice", "integer", "integer"),
+    ],
+)
+def test_text_is_parsed_as_the_fields_type(parse, name, text, value):
+    found = parse(f"--{name}={text}")
+    assert found == {name: value}
+    assert type(found[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("alpha", "low"),
+        ("alpha", "none"),
+        ("rounds", "2.5"),
+        ("rounds", ""),
+        ("augment", "yes"),
+        ("budgets", "2,four"),
+        ("allocation", "keep"),
+        ("allocation", "none"),
+        ("representation", "ternary"),
+        ("pruning_threshold", "few"),
+    ],
+)
+def test_text_of_another_type_is_refused_by_name(parse, name, text):
+    with pytest.raises(flags.IllegalFlagValueError, match=f"flag --{name}="):
+        parse(f"--{name}={text}")
+
+
+@every_scheme
+def test_the_settings_of_a_scheme_survive_the_command_line(parse, scheme):
+    """Each setting, written as a flag, gives the configuration back."""
+    config = make_config("quick", scheme)
+    arguments = []
+    for name, value in config.as_dict().items():
+        if name not in ("scheme", "dataset"):
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            arguments.append(f"--{name}={text}")
+    assert make_config("paper", scheme, **parse(*arguments)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("alpha", "Concentration of the Dirichlet partition"),
+        ("alpha", "Default: 0.5."),
+        ("rounds", "50 (paper), 8 (quick)"),
+        ("epochs", "Default: 5, 1 (quick), 3 (quick on digits)."),
+        ("train_examples", "Default: none, 10000 (quick)."),
+        ("augment", "Default: true."),
+        ("lasso", "Default: 0.01, only in fedmpq, fedmpq_literal."),
+        ("norm", "Default: max, only in fedpaq."),
+        ("allocation", "Default: rate_distortion"),
+        ("activation_bits", "8 (fpq8), 4 (aqfl), 4 (fedmpq)"),
+        ("aggregation_weight", "examples (fpq8), budget_and_examples (aqfl)"),
+        ("learning_rate", "Default: 0.1."),
+    ],
+)
+def test_help_says_what_a_setting_is_and_its_defaults(parse, name, words):
+    assert words in flags.FLAGS[name].help
+
+
+def test_help_lists_names_and_types(parse):
+    parser = flags.FLAGS["allocation"].parser
+    assert set(parser.syntactic_help.split("|")) == {
+        "rate_distortion",
+        "pruning_growing",
+        "literal_pruning_growing",
+        "uniform",
+    }
+    types = {
+        name: flags.FLAGS[name].flag_type()
+        for name in ("allocation", "alpha", "rounds", "augment", "budgets", "model")
+    }
+    assert types == {
+        "allocation": "name",
+        "alpha": "float",
+        "rounds": "int",
+        "augment": "bool",
+        "budgets": "numbers",
+        "model": "str",
+    }
+
+
+def test_help_is_in_whole_sentences(parse):
+    """Those of the dataclasses: nothing is cut off, none is empty."""
+    for name in all_settings() - {"dataset"}:
+        text = flags.FLAGS[name].help
+        assert "  " not in text and "\n" not in text
+        assert text[0].isupper() or text.startswith("L2")
+        assert text.endswith(".") and ". Default: " in text
+
+
+def test_a_field_without_documentation_has_no_flag(monkeypatch):
+    """Which the first program that is started tells."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Undocumented(FedMPQConfig):
+        """Has a field of its own."""
+
+        extra: int = 1
+
+    monkeypatch.setattr(config_module, "SCHEMES", {"undocumented": Undocumented})
+    with pytest.raises(KeyError, match="extra"):
+        define_flags()
+
+
+# --- seeds ------------------------------------------------------------------
+
+
+def test_seeds_are_whole_numbers():
+    assert parse_seeds(["0", " 7", "12"]) == [0, 7, 12]
+    assert parse_seeds([]) == []
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "one", ""])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(ValueError, match="a whole number, 0 or more"):
+        parse_seeds(["0", text])
