@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 
 # TensorFlow's start-up notes say nothing about a run.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 import sys  # noqa: E402
 from typing import Callable  # noqa: E402
 
-from absl import flags, logging  # noqa: E402
+from absl import flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 
 from tff_fedmpq.simulation import config as config_module  # noqa: E402
 from tff_fedmpq.simulation import data  # noqa: E402
@@ -80,7 +83,7 @@ def run(main: Callable[[], None]) -> int:
     Returns:
       The exit status.
     """
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     if _HELP & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         for module in (__name__, config_module.__name__):

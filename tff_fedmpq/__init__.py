@@ -22,7 +22,10 @@ from typing import Any
 
 import wrapt
 
+from tff_fedmpq.processor import enable_onednn
 from tff_fedmpq.version import __version__
+
+enable_onednn()
 
 _NAMES = {
     "tff_fedmpq.allocation": ("prune_and_grow",),

@@ -212,6 +212,7 @@ def table_after_two_rounds(runtime, problem):
     return run
 
 
+@pytest.mark.slow
 def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
     tables = {
         "all": table_after_two_rounds(),

@@ -23,6 +23,11 @@ LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SEED = (3, 4)
 
 
+def client_model(problem, lasso=0.0) -> tf.keras.Model:
+    """Returns a model whose weights are assigned later, by a rule that is fast."""
+    return quantize_model(problem.model_fn(), 8, 4, scale_rule="max", lasso=lasso)
+
+
 def make_trainer(
     problem, *, pruning=None, augment=None, on_step=None, lasso=0.0, **config
 ):
@@ -31,7 +36,7 @@ def make_trainer(
     That is traced once for any number of examples, and beginning with fresh variables,
     the optimizer's among them, at every call.
     """
-    model = quantize_model(problem.model_fn(), 8, 4, lasso=lasso)
+    model = client_model(problem, lasso=lasso)
     defaults = {"epochs": 2, "batch_size": 4, "learning_rate_unit": "code"}
     trainer = LocalTrainer(
         model,
@@ -141,7 +146,7 @@ def known_to_the_graph(problem, learning_rate=0.1):
     config = CodeTrainingConfig(
         epochs=2, batch_size=4, learning_rate=learning_rate, learning_rate_unit="code"
     )
-    trainer = LocalTrainer(quantize_model(problem.model_fn(), 8, 4), config, LOSS)
+    trainer = LocalTrainer(client_model(problem), config, LOSS)
     # A bound `tf.function` alone would not keep the trainer alive.
     return lambda *arguments: trainer.train(*arguments)
 

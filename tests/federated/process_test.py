@@ -466,6 +466,7 @@ def test_the_same_seed_gives_the_same_run(runtime, process, problem):
     assert_equal(run_two_rounds(problem.build()), first)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(runtime, process, problem):
     first, other = run_two_rounds(process), run_two_rounds(problem.build(seed=6))
     kernels = [

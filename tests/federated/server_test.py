@@ -36,12 +36,8 @@ class UplinkWithSymbols(ModelUplink):
 
 UPLINK = UplinkWithSymbols(SIGN_MAGNITUDE)
 NUM_CLIENTS = 6
-SERVER = Server(
-    dataclasses.replace(FedMPQConfig().compose(), uplink=UPLINK),
-    SPEC,
-    np.full(NUM_CLIENTS, 4.0),
-    seed=0,
-)
+SERVER_SCHEME = dataclasses.replace(FedMPQConfig().compose(), uplink=UPLINK)
+SERVER = Server(SERVER_SCHEME, SPEC, np.full(NUM_CLIENTS, 4.0), seed=0)
 KEYS = (4, 0, 3)
 WEIGHTS = (2.0, 30.0, 7.5)
 BIT_WIDTHS = ((1, 8), (3, 2), (8, 5))
@@ -220,3 +216,24 @@ def test_decoding_follows_the_uplinks_own_message(results):
     mean = add_up([result]).mean_weights()
     # Code 0 stands for -s/2.
     assert_close(mean.kernels, tuple(map(np.full, KERNEL_SHAPES, (-0.5, -3.5))))
+
+
+def test_every_client_round_and_run_has_a_training_seed_of_its_own():
+    """And the same ones again from the same server."""
+
+    def training_seeds(seed):
+        server = Server(SERVER_SCHEME, SPEC, np.full(NUM_CLIENTS, 4.0), seed)
+        trainable = [np.ones(shape, np.float32) for shape in SPEC.trainable_shapes]
+        statistics = [np.ones(shape, np.float32) for shape in FLOAT_SHAPES[1:]]
+        state = server.initial_state(trainable, statistics)
+        found = []
+        for number in range(3):
+            state.distributor["round"] = tf.constant(number)
+            for key in range(NUM_CLIENTS):
+                message = server.message_for(state, tf.constant(key))
+                found.append(tuple(message["seed"].numpy()))
+        return found
+
+    first, other = training_seeds(0), training_seeds(1)
+    assert training_seeds(0) == first
+    assert len({*first, *other}) == 2 * 3 * NUM_CLIENTS

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tff_fedmpq.simulation import comparison, data
@@ -134,24 +135,25 @@ def test_tables_are_written_in_every_form(rows, tmp_path):
 # --- the figure -------------------------------------------------------------
 
 
+# Two rounds; the second scheme with two seeds.
+RESULTS = {
+    "fedavg": [make_run("fedavg", [0.25, 0.5])],
+    "fedmpq": [make_run("fedmpq", [0.125, 0.375 + 0.25 * s], s) for s in range(2)],
+}
+
+
 @pytest.fixture
-def figure(tmp_path, monkeypatch):
-    """The figure of two schemes, of two rounds and of one and two seeds."""
-    drawn = []
-    save = Figure.savefig
+def figure(monkeypatch):
+    """The figure of `RESULTS`, which is not written."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **kw: figures.append(self))
+    comparison.plot_comparison(RESULTS, "nowhere.png")
+    return figures[0]
 
-    def record(figure, path, **options):
-        drawn.append(figure)
-        save(figure, path, **options)
 
-    monkeypatch.setattr(Figure, "savefig", record)
-    results = {
-        "fedavg": [make_run("fedavg", [0.25, 0.5])],
-        "fedmpq": [make_run("fedmpq", [0.125, 0.375 + 0.25 * s], s) for s in range(2)],
-    }
-    comparison.plot_comparison(results, tmp_path / "comparison.png")
+def test_the_figure_is_written(tmp_path):
+    comparison.plot_comparison(RESULTS, tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
-    return drawn[0]
 
 
 def test_the_figure_has_two_labelled_panels(figure):
@@ -187,7 +189,9 @@ def test_all_data_is_inside_its_panel(figure):
             limits = (axes.get_xlim(), axes.get_ylim())
             for values, (low, high) in zip(line.get_data(), limits):
                 assert np.all((low <= values) & (values <= high))
-    renderer, frame = figure.canvas.get_renderer(), figure.bbox
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, frame = canvas.get_renderer(), figure.bbox
     boxes = [axes.get_tightbbox(renderer) for axes in figure.axes]
     for box in boxes:
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1

@@ -33,6 +33,7 @@ from typing import IO, Any
 import grpc
 
 from tff_fedmpq._tff import tff
+from tff_fedmpq.processor import onednn_environment
 
 # A background job of a non-interactive sh reads /dev/null unless redirected, hence
 # the detour over descriptor 3.  `read` is a builtin: the watcher is one process.
@@ -298,7 +299,7 @@ def _worker_settings(intra_op_threads: int | None) -> dict[str, str]:
     """Returns environment variables; those that are set already come first."""
     # The C library gives every thread an arena, and the worker's many threads fill
     # them one by one: its memory grew for hundreds of rounds.
-    settings = {"MALLOC_ARENA_MAX": "2"}
+    settings = {"MALLOC_ARENA_MAX": "2", **onednn_environment()}
     if intra_op_threads is not None:
         settings["TF_NUM_INTRAOP_THREADS"] = str(intra_op_threads)
     return settings

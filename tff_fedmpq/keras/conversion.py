@@ -71,7 +71,7 @@ def quantize_model(
     """
     if not isinstance(model, _FUNCTIONAL):
         raise TypeError(
-            "quantize_model needs a Sequential or functional model, found "
+            "The model has to be Sequential or functional; found "
             f"{type(model).__name__}. In a subclassed model, use QuantConv2D, "
             "QuantDense and QuantReLU directly."
         )

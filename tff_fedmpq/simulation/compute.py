@@ -7,8 +7,10 @@ slower than float32. A float model is trained in float32 unless bfloat16 is requ
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping
+
+from tff_fedmpq.lookup import check_name
+from tff_fedmpq.processor import has_fast_bfloat16
 
 AUTO = "auto"
 
@@ -17,9 +19,6 @@ DTYPE_POLICIES: Mapping[str, str | None] = {
     "float32": None,
     "bfloat16": "mixed_bfloat16",
 }
-_CPU_INFO = pathlib.Path("/proc/cpuinfo")
-_GPU_DRIVER = pathlib.Path("/proc/driver/nvidia")
-_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 
 
 def resolve_compute(compute: str, is_quantized: bool) -> str:
@@ -34,29 +33,5 @@ def resolve_compute(compute: str, is_quantized: bool) -> str:
     """
     if compute == AUTO:
         return "bfloat16" if is_quantized and has_fast_bfloat16() else "float32"
-    if compute not in DTYPE_POLICIES:
-        names = ", ".join(sorted([AUTO, *DTYPE_POLICIES]))
-        raise ValueError(f"compute has to be one of {names}; found {compute!r}.")
+    check_name(compute, {AUTO: None, **DTYPE_POLICIES}, "compute")
     return compute
-
-
-def has_fast_bfloat16(
-    cpu_info: pathlib.Path = _CPU_INFO, gpu_driver: pathlib.Path = _GPU_DRIVER
-) -> bool:
-    """Returns whether the processor has instructions for bfloat16.
-
-    Args:
-      cpu_info: Kernel's list of processors; the result is False where it is missing.
-      gpu_driver: File that exists where a GPU is used, whose speed is not known here:
-        the result is False.
-    """
-    if gpu_driver.exists():
-        return False
-    try:
-        lines = cpu_info.read_text().splitlines()
-    except OSError:
-        return False
-    flags = [
-        line.split(":", 1)[1].split() for line in lines if line.startswith("flags")
-    ]
-    return bool(flags) and bool(_BFLOAT16_INSTRUCTIONS.intersection(flags[0]))

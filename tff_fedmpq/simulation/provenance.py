@@ -1,4 +1,4 @@
-"""Which code, of which libraries, on which machine made a result."""
+"""Record of the code, libraries and machine that made a result."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 import pathlib
 import platform
 import subprocess
+from importlib import metadata
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
-from tff_fedmpq._tff import tff
+from tff_fedmpq import processor
 from tff_fedmpq.version import __version__
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
+_LIBRARIES = ("tensorflow", "tensorflow-federated", "numpy")
 
 
 def describe() -> dict[str, Any]:
@@ -26,13 +25,17 @@ def describe() -> dict[str, Any]:
         "versions": {
             "tff_fedmpq": __version__,
             "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "tensorflow_federated": tff.__version__,
-            "numpy": np.__version__,
+            **{name.replace("-", "_"): metadata.version(name) for name in _LIBRARIES},
         },
         "hardware": {
-            "processor": _processor(),
+            "processor": processor.processor_name(),
+            "vector_instructions": sorted(
+                feature
+                for feature in processor.processor_features()
+                if feature.startswith(("avx", "amx"))
+            ),
             "cores": len(os.sched_getaffinity(0)),
+            "onednn": processor.onednn_setting(),
         },
     }
 
@@ -40,37 +43,24 @@ def describe() -> dict[str, Any]:
 def find_commit() -> str | None:
     """Returns the package's last commit, with "-dirty" if it was changed since.
 
-    None where the package is not kept in Git. To be asked once, when a process begins:
-    files may change while it runs, and the code that runs does not.
+    None where the package is not kept in Git. Call it when the process begins: files
+    may change while it runs, the imported code does not.
     """
     try:
-        # Of nothing, where some other project's folder holds the package.
+        # Empty where another project's repository contains the package.
         commit = _git("log", "-1", "--format=%h", "--", ".")
         changes = _git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
-    if not commit:
-        return None
-    return f"{commit}-dirty" if changes else commit
+    return (f"{commit}-dirty" if changes else commit) or None
 
 
 def _git(*arguments: str) -> str:
-    finished = subprocess.run(
+    return subprocess.run(
         ["git", *arguments],
         cwd=_PACKAGE,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=True,
-    )
-    return finished.stdout.strip()
-
-
-def _processor() -> str:
-    """Returns the processor's name as Linux has it."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else "unknown"
+    ).stdout.strip()
