@@ -1,6 +1,6 @@
 """Quantizes a trained Keras model to 4 bits and trains its integer codes.
 
-    python examples/quantize_keras_model.py
+python examples/quantize_keras_model.py
 """
 
 import os
@@ -22,21 +22,26 @@ tf.keras.utils.set_random_seed(0)
 model = tf.keras.Sequential(
     [
         tf.keras.Input((8, 8, 1)),
-        tf.keras.layers.Conv2D(16, 3, activation="relu"),
-        tf.keras.layers.Conv2D(32, 3, activation="relu"),
+        tf.keras.layers.Conv2D(16, 3, use_bias=False, name="conv1"),
+        tf.keras.layers.BatchNormalization(),
+        tf.keras.layers.ReLU(),
+        tf.keras.layers.Conv2D(32, 3, use_bias=False, name="conv2"),
+        tf.keras.layers.BatchNormalization(),
+        tf.keras.layers.ReLU(),
         tf.keras.layers.Flatten(),
-        tf.keras.layers.Dense(10),
+        tf.keras.layers.Dense(10, name="logits"),
     ]
 )
 loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile("adam", loss, metrics=["accuracy"])
-model.fit(train_images, train_labels, epochs=15, verbose=0)
+model.fit(train_images, train_labels, epochs=10, verbose=0)
 _, float_accuracy = model.evaluate(test_images, test_labels, verbose=0)
 
 # 2. The same model with weights of 4 bits and ReLU outputs of 4 bits. The weights are
 #    integer codes; there is no float copy of them.
 quantized = tff_fedmpq.quantize_model(model, bit_width=4, activation_bits=4)
-quantized.compile(tff_fedmpq.IntegerSGD(0.01), loss, metrics=["accuracy"])
+optimizer = tff_fedmpq.IntegerSGD(learning_rate=0.01, float_learning_rate=0.01)
+quantized.compile(optimizer, loss, metrics=["accuracy"])
 _, quantized_accuracy = quantized.evaluate(test_images, test_labels, verbose=0)
 
 # 3. Training moves the codes by whole units.
@@ -44,6 +49,7 @@ quantized.fit(train_images, train_labels, epochs=5, verbose=0)
 _, trained_accuracy = quantized.evaluate(test_images, test_labels, verbose=0)
 
 print(tff_fedmpq.summary(quantized))
-print(f"\nfloat model:            accuracy {float_accuracy:.3f}")
-print(f"quantized to 4 bits:    accuracy {quantized_accuracy:.3f}")
-print(f"trained at 4 bits:      accuracy {trained_accuracy:.3f}")
+print()
+print(f"float model:          accuracy {float_accuracy:.3f}")
+print(f"quantized to 4 bits:  accuracy {quantized_accuracy:.3f}")
+print(f"trained at 4 bits:    accuracy {trained_accuracy:.3f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from importlib import metadata
@@ -10,6 +11,7 @@ from importlib import metadata
 import pytest
 import tensorflow as tf
 
+import tff_fedmpq
 from tff_fedmpq import _tff
 from tff_fedmpq.keras import QuantDense
 
@@ -73,30 +75,69 @@ def test_the_error_names_both_routes(monkeypatch):
     assert "pip install --no-deps -r requirements.txt" in str(error.value)
 
 
-def test_the_lower_layers_import_without_tff():
-    finished = _run_python(
-        _BLOCK_TFF
-        + "import tff_fedmpq.quantization, tff_fedmpq.keras, tff_fedmpq.allocation"
-    )
+# Each line is tried in one process, as importing TensorFlow takes seconds.
+_LOWER = [
+    "import tff_fedmpq.quantization, tff_fedmpq.keras, tff_fedmpq.allocation",
+    "from tff_fedmpq import quantize_model, summary, prune_and_grow, IntegerSGD",
+    "import tff_fedmpq.baselines.registry, tff_fedmpq.simulation.config",
+    "from tff_fedmpq import FedMPQConfig, build_fedmpq; FedMPQConfig()",
+]
+_UPPER = [
+    "import tff_fedmpq.federated.process",
+    "import tff_fedmpq.simulation.experiment",
+    "from tff_fedmpq import local_runtime",
+    "from tff_fedmpq import build_fedmpq; build_fedmpq(None, {}, None)",
+    "from tff_fedmpq import build_fedavg; build_fedavg(None, {}, None)",
+]
+_TRY = """
+import json
+def error_of(line):
+    try:
+        exec(line)
+    except ImportError as error:
+        return str(error)
+print(json.dumps([error_of(line) for line in LINES]))
+"""
+
+
+@pytest.fixture(scope="module")
+def errors():
+    """Line -> message of the ImportError that it raises without TFF, or None."""
+    lines = [*_LOWER, *_UPPER]
+    finished = _run_python(_BLOCK_TFF + f"LINES = {lines!r}\n{_TRY}")
     assert finished.returncode == 0, finished.stderr
+    return dict(zip(lines, json.loads(finished.stdout.splitlines()[-1])))
 
 
-@pytest.mark.parametrize("layer", ["federated", "simulation"])
-def test_the_upper_layers_without_tff_name_the_fix(layer):
-    finished = _run_python(_BLOCK_TFF + f"import tff_fedmpq.{layer}")
-    assert finished.returncode == 1
-    assert "ImportError: tff_fedmpq expects" in finished.stderr
-    assert "uv sync --extra federated" in finished.stderr
+@pytest.mark.parametrize("line", _LOWER)
+def test_the_lower_layers_and_settings_work_without_tff(errors, line):
+    assert errors[line] is None
 
 
-@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model"])
-def test_a_saved_model_loads_after_importing_the_package_alone(tmp_path, name):
-    path = tmp_path / name
+@pytest.mark.parametrize("line", _UPPER)
+def test_the_upper_layers_without_tff_name_the_fix(errors, line):
+    assert errors[line].startswith("tff_fedmpq expects TensorFlow Federated")
+    assert "uv sync --extra federated" in errors[line]
+
+
+def test_a_saved_model_loads_after_importing_the_package_alone(tmp_path):
+    """In each of Keras's formats."""
     model = tf.keras.Sequential([tf.keras.Input([3]), QuantDense(2, bit_width=4)])
-    model.save(path)
+    paths = [str(tmp_path / name) for name in ("model.keras", "model.h5", "model")]
+    for path in paths:
+        model.save(path)
     finished = _run_python(
-        _BLOCK_TFF + "import tensorflow as tf, tff_fedmpq; "
-        f"model = tf.keras.models.load_model({str(path)!r}); "
-        "print(tff_fedmpq.summary(model).layers[0].bit_width)"
+        _BLOCK_TFF + "import tensorflow as tf, tff_fedmpq\n"
+        f"for path in {paths!r}:\n"
+        "    model = tf.keras.models.load_model(path)\n"
+        "    print(tff_fedmpq.summary(model).layers[0].bit_width)"
     )
-    assert finished.stdout.split() == ["4"], finished.stderr
+    assert finished.stdout.split() == ["4", "4", "4"], finished.stderr
+
+
+def test_public_names_exist():
+    for name in tff_fedmpq.__all__:
+        assert getattr(tff_fedmpq, name) is not None
+    assert set(tff_fedmpq.__all__) == set(dir(tff_fedmpq))
+    with pytest.raises(AttributeError, match="no attribute 'fedmpq_scheme'"):
+        tff_fedmpq.fedmpq_scheme  # noqa: B018

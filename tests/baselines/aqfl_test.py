@@ -37,9 +37,9 @@ def test_codes_learn_by_either_rate(problem, rate, unit, bits):
         learning_rate_unit=unit,
         float_learning_rate=0.02,
     ).compose()
-    model = scheme.build_client_model(problem.model_fn)
+    model = scheme.build_client_model(problem.model_fn())
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    start = problem.scheme.build_global_model(problem.model_fn)
+    start = problem.scheme.build_global_model(problem.model_fn())
     weights = problem.spec.split(
         [v.numpy() for v in start.trainable_variables],
         [v.numpy() for v in start.non_trainable_variables],

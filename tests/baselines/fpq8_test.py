@@ -27,7 +27,7 @@ def test_it_is_aqfl_at_eight_bits():
 
 
 def test_activations_of_the_clients_model_have_eight_bits(problem):
-    model = FPQ8Config().compose().build_client_model(problem.model_fn)
+    model = FPQ8Config().compose().build_client_model(problem.model_fn())
     relus = [layer for layer in model.layers if isinstance(layer, QuantReLU)]
     assert [relu.activation_bits for relu in relus] == [8]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_the_rate_of_kernels_falls_and_that_of_other_weights_of_codes_does_not(n
 def test_a_float_scheme_trains_and_sends_float_weights(name, problem):
     scheme = compose(name)
     assert scheme.weights is None and scheme.common_budget is None
-    spec = ModelSpec.from_model(scheme.build_client_model(problem.model_fn))
+    spec = ModelSpec.from_model(scheme.build_client_model(problem.model_fn()))
     assert spec.kernel_names == ()
 
 
@@ -321,14 +322,19 @@ def test_the_rows_of_table_4_send_different_bit_widths(table_4):
 RESNET20_WEIGHTS = 270_000  # Of the kernels, about.
 
 
+@functools.cache
+def float_resnet20():
+    return resnet20()
+
+
 def uplink_bits(name, budget, seed=0):
     """Returns the bits that a client with ResNet-20 sends, by `messages.BIT_ITEMS`.
 
     The trained model is the received one, each float weight moved by a small number.
     """
     scheme = compose(name)
-    spec = ModelSpec.from_model(scheme.build_client_model(resnet20))
-    model = scheme.build_global_model(resnet20)
+    spec = ModelSpec.from_model(scheme.build_client_model(float_resnet20()))
+    model = scheme.build_global_model(float_resnet20())
     trainable = [v.value() for v in model.trainable_variables]
     non_trainable = [v.value() for v in model.non_trainable_variables]
     weights = spec.split(trainable, non_trainable)

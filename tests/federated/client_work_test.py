@@ -110,7 +110,7 @@ def test_a_client_trains_as_the_trainer_does(recorded_round, problem, name):
     """
     scheme = problem.scheme
     trainer = LocalTrainer(
-        scheme.build_client_model(problem.model_fn),
+        scheme.build_client_model(problem.model_fn()),
         scheme.training,
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         pruning=scheme.pruning,

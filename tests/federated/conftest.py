@@ -65,7 +65,7 @@ def _client_computation(problem: Any) -> tff.Computation:
         )
     )
     return build_client_work(
-        problem.model_fn,
+        problem.model_fn(),
         problem.scheme,
         problem.spec,
         problem.client_data,

@@ -109,7 +109,7 @@ def test_options_reach_the_optimizer(problem):
         "learning_rate_unit": "code",
     }
     config = FedMPQConfig(**options)
-    model = config.compose().build_client_model(problem.model_fn)
+    model = config.compose().build_client_model(problem.model_fn())
     found = optimizer_settings(config, model)
     assert {name: found[name] for name in options} == options
 
@@ -118,7 +118,7 @@ def test_options_reach_the_clients_model(problem):
     scheme = FedMPQConfig(
         lasso=0.5, activation_bits=3, representation="offset_binary"
     ).compose()
-    model = scheme.build_client_model(problem.model_fn)
+    model = scheme.build_client_model(problem.model_fn())
     assert [k.representation for k in quantized_kernels(model)] == [OFFSET_BINARY] * 2
     # lambda M_l / M: layers of 108 and 144 weights.
     lasso = [model.get_layer(name).lasso_strength for name in ("conv", "classifier")]

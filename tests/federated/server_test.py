@@ -36,7 +36,9 @@ class UplinkWithSymbols(ModelUplink):
 
 UPLINK = UplinkWithSymbols(SIGN_MAGNITUDE)
 NUM_CLIENTS = 6
-SERVER_SCHEME = dataclasses.replace(FedMPQConfig().compose(), uplink=UPLINK)
+SERVER_SCHEME = dataclasses.replace(
+    FedMPQConfig(scale_rule="max").compose(), uplink=UPLINK
+)
 SERVER = Server(SERVER_SCHEME, SPEC, np.full(NUM_CLIENTS, 4.0), seed=0)
 KEYS = (4, 0, 3)
 WEIGHTS = (2.0, 30.0, 7.5)

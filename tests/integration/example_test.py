@@ -13,7 +13,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _EXAMPLE = [sys.executable, str(_ROOT / "examples" / "cifar10_fedmpq.py")]
 _SMALL = (
     "--dataset=digits --model=resnet8 --train_examples=600 --num_clients=4 "
-    "--budgets=2,4,6,8 --clients_per_round=3 --rounds=4 --local_epochs=2"
+    "--budgets=2,4,6,8 --clients_per_round=3 --rounds=4 --epochs=2"
 ).split()
 _TIMES = ("seconds", "seconds_training")
 
@@ -65,38 +65,35 @@ def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
     assert _load(killed) == _load(whole)
 
 
-@pytest.mark.slow
-def test_help_lists_the_settings_of_a_run_and_their_defaults(tmp_path):
-    help_text = subprocess.run(
-        [*_EXAMPLE, "--help"], capture_output=True, text=True, cwd=tmp_path
-    ).stdout
-    for flag in ("--alpha", "--budgets", "--scheme_options", "--seed"):
-        assert flag in help_text
-    text = " ".join(help_text.split())
-    assert "By default 50 (paper), 8 (quick)" in text
-    assert "allocation=rate_distortion" in text
+@pytest.mark.parametrize("example", ["cifar10_fedmpq", "compare"])
+def test_help_lists_the_settings_of_a_run_and_their_defaults(example):
+    completed = subprocess.run(
+        [sys.executable, str(_ROOT / "examples" / f"{example}.py"), "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0
+    text = " ".join(completed.stdout.split())
+    for flag in ("--alpha", "--budgets", "--lasso", "--preset", "--dataset"):
+        assert flag in text
+    assert "50 (paper), 8 (quick)" in text
+    assert "Default: rate_distortion, only in fedmpq" in text
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--budgets=2,4,6,80"], "1 to 8 bits"),
-        (["--budgets=2,4"], "one number per client"),
-        (["--alpha=0"], "alpha has to be above 0"),
-        (["--lasso=-1"], "lasso has to be 0 or more"),
-        (["--scheme_options=activation_bits=9"], "activation_bits"),
-        (["--scheme_options=low_bit_damping=nan"], "low_bit_damping has to be finite"),
-        (["--clients_per_round=20"], "at most the number of clients"),
-        (["--dataset=cifar10", "--data_dir=/nowhere"], "/nowhere"),
-        (["--scheme=aqfl", "--lasso=0.1"], "are FedMPQ's; found ['aqfl']"),
-        (["--scheme=fedavg", "--learning_rate=0.01"], "--float_learning_rate"),
-        (["--scheme_options=scale_rule"], "name=value"),
-        (["--scheme_options=scale=max"], "scale_rule"),
-        (["--scheme_options=learning_rate=0.3"], "without settings of a run"),
-        (["--scheme_options=error_feedback=False,server_learning_rate=2"], "changes"),
-    ],
-)
-@pytest.mark.slow
+_BAD_FLAGS = [
+    (["--budgets=2,4,6,80"], "1 to 8 bits"),
+    (["--budgets=2,4"], "one number per client"),
+    (["--alpha=0"], "alpha has to be above 0"),
+    (["--lasso=-1"], "lasso has to be 0 or more"),
+    (["--activation_bits=9"], "activation_bits"),
+    (["--clients_per_round=20"], "at most the number of clients"),
+    (["--dataset=cifar10", "--data_dir=/nowhere"], "/nowhere"),
+    (["--scheme=aqfl", "--lasso=0.1"], "aqfl has no settings ['lasso']"),
+    (["--scheme=fedavg", "--float_learning_rate=0.01"], "fedavg has no settings"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), _BAD_FLAGS)
 def test_bad_flags_end_in_one_line(flags, message, tmp_path):
     output_dir = tmp_path / "output"
     completed = subprocess.run(
@@ -110,3 +107,21 @@ def test_bad_flags_end_in_one_line(flags, message, tmp_path):
     assert len(errors) == 1 and message in errors[0]
     assert "Traceback" not in completed.stderr
     assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--alpha=low", "flag --alpha=low"),
+        ("--allocation=keep", "flag --allocation=keep"),
+        ("--scheme=fedprox", "flag --scheme=fedprox"),
+        ("--local_epochs=3", "Unknown command line flag 'local_epochs'"),
+    ],
+)
+def test_flags_that_cannot_be_parsed_are_refused(flag, message, tmp_path):
+    completed = subprocess.run(
+        [*_EXAMPLE, flag], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert completed.returncode != 0
+    assert message in completed.stderr and "Traceback" not in completed.stderr
+    assert not list(tmp_path.iterdir())

@@ -115,6 +115,6 @@ def make_problem() -> Problem:
         OPTIONS,
         SEED,
         scheme,
-        ModelSpec.from_model(scheme.build_client_model(small_model)),
+        ModelSpec.from_model(scheme.build_client_model(small_model())),
         make_examples,
     )

@@ -290,7 +290,7 @@ def test_initial_weights_are_the_same_for_every_scheme():
     configs = make_configs(["fedavg", "fpq8", "fedmpq"], [4])
     models = [
         config.scheme.compose().build_global_model(
-            build_model_fn(config.model, dataset, config.seed)
+            build_model_fn(config.model, dataset, config.seed)()
         )
         for (config,) in configs.values()
     ]

@@ -155,7 +155,7 @@ def test_settings_of_another_scheme_are_refused(scheme, settings):
         ("validation_examples", 0.5, "validation_examples has to be a whole number"),
         ("augment", "no", "augment has to be true or false"),
         ("model", "vgg", "Unknown model 'vgg'.*'resnet20'"),
-        ("compute", "float8", "compute has to be one of"),
+        ("compute", "float8", "Unknown compute .float8."),
         ("seed", -1, "seed has to be from 0 to"),
         ("seed", 2**31, "seed has to be from 0 to"),
         ("learning_rate", -0.3, "learning_rate has to be 0 or more"),

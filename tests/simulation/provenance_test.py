@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from tff_fedmpq import processor
 from tff_fedmpq.simulation import provenance
 
 
@@ -64,4 +65,7 @@ def test_versions_and_hardware(monkeypatch):
     described = provenance.describe()
     assert described["versions"]["numpy"] == np.__version__
     assert described["hardware"]["cores"] == 3
-    assert described["hardware"]["processor"]
+    hardware = described["hardware"]
+    assert hardware["processor"] == processor.processor_name()
+    assert set(hardware["vector_instructions"]) <= processor.processor_features()
+    assert hardware["onednn"] in ("on", "off", "TensorFlow's default")

@@ -221,11 +221,16 @@ class LatticeUpdateUplink(UpdateUplink):
         high = tf.maximum(high, low)
         coarsest = self._coordinates(vectors, tf.pow(2.0, high), uniform)
         some_step_fits = self._coded_bits(coarsest) <= max_bits
-        for _ in tf.range(_BISECTIONS):
+
+        def bisect(low, high):
             middle = (low + high) / 2.0
             coordinates = self._coordinates(vectors, tf.pow(2.0, middle), uniform)
             fits = self._coded_bits(coordinates) <= max_bits
-            low, high = tf.where(fits, low, middle), tf.where(fits, middle, high)
+            return tf.where(fits, low, middle), tf.where(fits, middle, high)
+
+        _, high = tf.while_loop(
+            lambda *_: True, bisect, (low, high), maximum_iterations=_BISECTIONS
+        )
         return tf.pow(2.0, high), some_step_fits
 
     def _coded_bits(self, coordinates: tf.Tensor) -> tf.Tensor:

@@ -135,7 +135,8 @@ class LocalTrainer:
         self._config = config
         self._loss = loss
         self._pruning = pruning
-        self._augment = augment
+        # The user's function may contain Python control flow on tensors.
+        self._augment = None if augment is None else tf.function(augment)
         self._on_step = on_step
         self._kernels = quantized_kernels(model)
         self._float_parameters = float_parameter_variables(model)
@@ -149,7 +150,7 @@ class LocalTrainer:
         )
         self._optimizer.build(model.trainable_variables)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train(
         self,
         weights: QuantizedWeights,
@@ -193,27 +194,37 @@ class LocalTrainer:
     ) -> TrainingSums:
         count, batch_size = tf.shape(images)[0], self._config.batch_size
         steps_per_epoch = (count + batch_size - 1) // batch_size
-        order = tf.range(count)
-        sums = TrainingSums.zero()
-        for step in tf.range(self._config.epochs * steps_per_epoch):
-            # Where the number of images is known to the graph, `order` begins with it.
-            tf.autograph.experimental.set_loop_options(
-                shape_invariants=[(order, tf.TensorShape([None]))]
-            )
+        num_steps = self._config.epochs * steps_per_epoch
+
+        def shuffle(step_seed: tf.Tensor) -> tf.Tensor:
+            return tf.random.experimental.stateless_shuffle(tf.range(count), step_seed)
+
+        def take_step(step, order, sums):
             begin = (step % steps_per_epoch) * batch_size
             step_seed = tf.random.fold_in(seed, step)
-            # `begin == 0` compares identities, and is false, in a TFF computation.
-            if tf.equal(begin, 0):
-                order = tf.random.experimental.stateless_shuffle(
-                    tf.range(count), step_seed
-                )
+            order = tf.cond(
+                tf.equal(begin, 0), lambda: shuffle(step_seed), lambda: order
+            )
             chosen = order[begin : begin + batch_size]
             batch = tf.gather(images, chosen)
             if self._augment is not None:
                 batch = self._augment(batch, step_seed)
             step_sums = self.step(batch, tf.gather(labels, chosen))
-            sums = TrainingSums(*(a + b for a, b in zip(sums, step_sums)))
-        return sums
+            sums = tf.nest.map_structure(tf.add, sums, step_sums)
+            return step + 1, order, sums
+
+        first = (tf.constant(0), tf.range(count), TrainingSums.zero())
+        return tf.while_loop(
+            lambda step, order, sums: step < num_steps,
+            take_step,
+            first,
+            # Where the graph knows the number of images, `order` begins with it.
+            shape_invariants=(
+                tf.TensorShape([]),
+                tf.TensorShape([None]),
+                TrainingSums(*(tf.TensorShape([]) for _ in TrainingSums._fields)),
+            ),
+        )[2]
 
     def step(self, images: tf.Tensor, labels: tf.Tensor) -> TrainingSums:
         """Takes one step of SGD on a batch, and returns the sums over it.

@@ -59,7 +59,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         server: Server,
         scheme: Scheme,
         spec: ModelSpec,
-        model_fn: ModelFn,
+        model: tf.keras.Model,
         client_ids: list[str],
         budgets: np.ndarray,
     ):
@@ -69,11 +69,11 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         self.client_ids = client_ids
         self.budgets = budgets
         self._server = server
-        self._model_fn = model_fn
+        self._model = model
 
     def global_model(self, state: State) -> tf.keras.Model:
         """Returns the global model: float kernels, activations as on clients."""
-        model = self.scheme.build_global_model(self._model_fn)
+        model = self.scheme.build_global_model(self._model)
         assign_global_weights(model, state.global_model_weights)
         return model
 
@@ -87,7 +87,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         Raises:
           ValueError: if the process has no client of that id.
         """
-        model = self.scheme.build_client_model(self._model_fn)
+        model = self.scheme.build_client_model(self._model)
         self.assign_device_weights(model, state, client_id)
         return model
 
@@ -148,15 +148,15 @@ def build_process(
     budget_values = scheme.serve_budgets(budget_values)
     _warn_of_constant_rates(config)
     loss = loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    global_model = scheme.build_global_model(model_fn)
-    if quantized_kernels(global_model):
+    model = model_fn()
+    if quantized_kernels(model):
         raise ValueError(
             "model_fn has to return a float model, which the scheme quantizes; found "
             "one with quantized layers."
         )
-    spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
+    spec = ModelSpec.from_model(scheme.build_client_model(model))
     server = Server(scheme, spec, budget_values, seed)
-    initialize = _build_initialize(server, global_model)
+    initialize = _build_initialize(server, model)
     state_type = initialize.type_signature.result.member
 
     @tff.tensorflow.computation(state_type, np.int32)
@@ -164,7 +164,7 @@ def build_process(
         return server.message_for(state, key)
 
     work = build_client_work(
-        model_fn,
+        model,
         scheme,
         spec,
         client_data,
@@ -217,7 +217,7 @@ def build_process(
         server=server,
         scheme=scheme,
         spec=spec,
-        model_fn=model_fn,
+        model=model,
         client_ids=client_ids,
         budgets=budget_values,
     )

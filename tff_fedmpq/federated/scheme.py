@@ -28,7 +28,6 @@ from tff_fedmpq.federated.config import CodeTrainingConfig, LocalTrainingConfig
 from tff_fedmpq.federated.local_training import Pruning
 from tff_fedmpq.federated.messages import ModelChangeUplink, ModelUplink, Uplink
 from tff_fedmpq.keras.conversion import quantize_model
-from tff_fedmpq.keras.variables import ModelFn
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization.representations import (
     MAX_BIT_WIDTH,
@@ -117,14 +116,19 @@ class Scheme:
         return budgets
 
     def build_client_model(
-        self, model_fn: ModelFn, dtype_policy: str | None = None
+        self, model: tf.keras.Model, dtype_policy: str | None = None
     ) -> tf.keras.Model:
-        """Returns the model that clients train; its weights are assigned later."""
+        """Returns the model that clients train; its weights are assigned later.
+
+        Args:
+          model: Float model.
+          dtype_policy: Keras policy of the layers.
+        """
         representation = {}
         if self.weights is not None:
             representation = {"representation": self.weights.representation.name}
         return quantize_model(
-            model_fn(),
+            model,
             MAX_BIT_WIDTH if self.weights is not None else None,
             self.activation_bits,
             lasso=self.lasso,
@@ -133,12 +137,9 @@ class Scheme:
             **representation,
         )
 
-    def build_global_model(self, model_fn: ModelFn) -> tf.keras.Model:
-        """Returns the server's model: float kernels, activations as on clients.
-
-        Its weights are those that `model_fn` gave it.
-        """
-        return quantize_model(model_fn(), None, self.activation_bits)
+    def build_global_model(self, model: tf.keras.Model) -> tf.keras.Model:
+        """Returns the server's model: float kernels, activations as on clients."""
+        return quantize_model(model, None, self.activation_bits)
 
 
 def compose_code_scheme(

@@ -58,8 +58,8 @@ def quantize_model(
         layer's `lasso_strength` is ``lambda M_l / M``, by its share of the weights.
       dtype_policy: Keras policy for all layers except those that give the output, such
         as "mixed_bfloat16"; None keeps each layer's policy. Variables stay float32.
-      copy_weights: Whether to quantize the model's weights into the copy, which
-        otherwise has initial weights.
+      copy_weights: Whether to quantize the model's weights into the copy. Without, its
+        codes are zero until they are assigned.
 
     Returns:
       Keras model with `trainable_variables` in the order of the original, and uint8
@@ -185,7 +185,9 @@ class _Converter:
         options["lasso_strength"] = self.lasso_per_weight * num_weights
         if layer.activation in quant_layers.RELU_FUNCTIONS:
             options["activation_bits"] = self.activation_bits
-        return _QUANTIZED_FORMS[type(layer)].from_config({**config, **options})
+        converted = _QUANTIZED_FORMS[type(layer)].from_config({**config, **options})
+        converted.has_initial_weights = False
+        return converted
 
 
 def _output_ids(model: tf.keras.Model) -> Iterator[int]:

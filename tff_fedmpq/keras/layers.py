@@ -120,6 +120,9 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         self.scale_rule = scale_rule
         self.lasso_strength = lasso_strength
         self.quantized_kernel: QuantizedKernel | None = None
+        # Whether to compute initial codes: finding scales takes long, and is of no use
+        # where `quantize_model` assigns other weights.
+        self.has_initial_weights = True
         self.activation_bits = activation_bits
         if activation_bits is not None:
             self._quantize_activation(activation_bits)
@@ -146,7 +149,7 @@ class _QuantizedLayer(tf.keras.layers.Layer):
             super().add_weight,
             name,
             tuple(shape),
-            kwargs["initializer"],
+            kwargs["initializer"] if self.has_initial_weights else None,
             self.bit_width,
             self._representation,
             self.scale_rule,

@@ -126,7 +126,7 @@ def add_quantized_kernel(
     add_weight: Callable[..., tf.Variable],
     name: str,
     shape: tuple[int, ...],
-    initializer: tf.keras.initializers.Initializer,
+    initializer: tf.keras.initializers.Initializer | None,
     bit_width: int,
     representation: str | representations.Representation,
     scale_rule: str | ScaleRule,
@@ -139,6 +139,7 @@ def add_quantized_kernel(
       shape: Shape of the kernel.
       initializer: Keras initializer of the float weights that are quantized first. It
         is called twice, so a random one needs a `seed` argument, which may be None.
+        Without initializer, codes are 0 and the scale is 1 until they are assigned.
       bit_width: Initial bit-width, 1 to 8.
       representation: Representation, or its name.
       scale_rule: Scale rule, or its name.
@@ -148,7 +149,8 @@ def add_quantized_kernel(
     """
     representation = representations.get_representation(representation)
     scale_rule = get_scale_rule(scale_rule)
-    initializer = _with_seed(initializer)
+    if initializer is not None:
+        initializer = _with_seed(initializer)
 
     # Variables may be initialized outside of the graph under construction, so each
     # initial value is computed separately; a seeded initializer repeats its values.
@@ -163,13 +165,16 @@ def add_quantized_kernel(
         return representation.quantize(*initial_weights(), tf.constant(bit_width))
 
     codes = add_weight(
-        name=f"{name}_codes", shape=shape, dtype=tf.uint8, initializer=initial_codes
+        name=f"{name}_codes",
+        shape=shape,
+        dtype=tf.uint8,
+        initializer="zeros" if initializer is None else initial_codes,
     )
     scale = add_weight(
         name=f"{name}_scale",
         shape=(),
         dtype=tf.float32,
-        initializer=initial_scale,
+        initializer="ones" if initializer is None else initial_scale,
         trainable=False,
         experimental_autocast=False,  # A bfloat16 scale would change every weight.
     )

@@ -16,6 +16,7 @@ of a layer are negative. Pruning then saturates the positive ones, or, with
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -120,43 +121,47 @@ def prune_msb(
     Returns:
       Codes uint8[...], scale float32[] and bit-width int32[] of the pruned layer.
     """
-    # One graph serves all layers: tracing it for each would take seconds per model.
     codes = tf.convert_to_tensor(codes)
-    pruned, scale, bit_width = _prune_msb_of_flat(
-        representation,
+    pruned, scale, bit_width = _prune_msb_of_flat(representation, saturate)(
         tf.reshape(codes, [-1]),
         tf.convert_to_tensor(scale),
         tf.convert_to_tensor(bit_width),
         tf.convert_to_tensor(threshold, tf.float32),
-        saturate,
     )
     pruned = tf.ensure_shape(tf.reshape(pruned, tf.shape(codes)), codes.shape)
     return pruned, scale, bit_width
 
 
-@functools.partial(tf.function, reduce_retracing=True)
-def _prune_msb_of_flat(
-    representation: Representation,
-    codes: tf.Tensor,
-    scale: tf.Tensor,
-    bit_width: tf.Tensor,
-    threshold: tf.Tensor,
-    saturate: bool,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Implements `prune_msb` for codes uint8[n]."""
-    step = step_size(scale, bit_width)
+# One graph serves all layers: tracing it for each would take seconds per model.
+@functools.cache
+def _prune_msb_of_flat(representation: Representation, saturate: bool) -> Any:
+    """Returns `prune_msb` of codes uint8[n] as a TensorFlow function."""
     remove_plane = (
         representation.saturate if saturate else representation.drop_top_plane
     )
 
-    def is_prunable(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        density = msb_density(representation, codes, bit_width)
-        return tf.logical_and(bit_width > 1, density <= threshold)
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.uint8),
+            tf.TensorSpec([]),
+            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([]),
+        ],
+        autograph=False,
+    )
+    def prune_flat(codes, scale, bit_width, threshold):
+        step = step_size(scale, bit_width)
 
-    def prune(codes: tf.Tensor, bit_width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return remove_plane(codes, bit_width), bit_width - 1
+        def is_prunable(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+            density = msb_density(representation, codes, bit_width)
+            return tf.logical_and(bit_width > 1, density <= threshold)
 
-    pruned, width = tf.while_loop(is_prunable, prune, [codes, bit_width])
-    # A layer that is not pruned keeps its exact scale.
-    pruned_scale = tf.where(width < bit_width, scale_of(step, width), scale)
-    return pruned, pruned_scale, width
+        def prune(codes: tf.Tensor, bit_width: tf.Tensor):
+            return remove_plane(codes, bit_width), bit_width - 1
+
+        pruned, width = tf.while_loop(is_prunable, prune, [codes, bit_width])
+        # A layer that is not pruned keeps its exact scale.
+        pruned_scale = tf.where(width < bit_width, scale_of(step, width), scale)
+        return pruned, pruned_scale, width
+
+    return prune_flat

@@ -36,8 +36,16 @@ def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     """
     if codes.dtype != tf.uint8:
         raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
+    return _pack(codes, tf.cast(bit_width, tf.int32))
+
+
+# Traced once, for all layers of all models: a network's graph is built much sooner.
+@tf.function(
+    input_signature=[tf.TensorSpec([None], tf.uint8), tf.TensorSpec([], tf.int32)],
+    autograph=False,
+)
+def _pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     num_codes = tf.size(codes)
-    bit_width = tf.cast(bit_width, tf.int32)
     codes = tf.pad(codes, [[0, -num_codes % _GROUP]])
     words = _join(tf.reshape(codes, [-1, _GROUP]), bit_width)
     packed = tf.reshape(_split(words, bit_width, 8), [-1])
@@ -55,11 +63,22 @@ def unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: int) -> tf.Tensor
     Returns:
       uint8[n].
     """
-    bit_width = tf.cast(bit_width, tf.int32)
+    codes = _unpack(packed, tf.cast(bit_width, tf.int32), num_codes)
+    return tf.ensure_shape(codes, [num_codes])
+
+
+@tf.function(
+    input_signature=[
+        tf.TensorSpec([None], tf.uint8),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ],
+    autograph=False,
+)
+def _unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: tf.Tensor) -> tf.Tensor:
     packed = tf.pad(packed, [[0, -tf.size(packed) % bit_width]])
     words = _join(tf.reshape(packed, [-1, bit_width]), 8)
-    codes = tf.reshape(_split(words, _GROUP, bit_width), [-1])
-    return tf.ensure_shape(codes[:num_codes], [num_codes])
+    return tf.reshape(_split(words, _GROUP, bit_width), [-1])[:num_codes]
 
 
 def _join(parts: tf.Tensor, part_bits: tf.Tensor | int) -> tf.Tensor:

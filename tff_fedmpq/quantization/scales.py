@@ -18,7 +18,7 @@ float32[...] and a bit-width int32[]; the scale is float32[].
 from __future__ import annotations
 
 import functools
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
@@ -58,32 +58,41 @@ def least_squares_scale(
     computed in turn on the weights, which never raises the error. All-zero weights
     give 1.
     """
-    # One graph serves all layers: tracing it for each would take seconds per model.
-    return _least_squares_scale_of_flat(
-        tf.reshape(weights, [-1]), tf.convert_to_tensor(bit_width), representation
+    scale_of_flat = _least_squares_scale_of_flat(representation)
+    return scale_of_flat(tf.reshape(weights, [-1]), tf.cast(bit_width, tf.int32))
+
+
+# One graph serves all layers: tracing it for each would take seconds per model.
+@functools.cache
+def _least_squares_scale_of_flat(representation: Representation) -> Any:
+    """Returns `least_squares_scale` of weights float32[n] as a TensorFlow function."""
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None]), tf.TensorSpec([], tf.int32)],
+        autograph=False,
     )
+    def scale_of_flat(weights: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
+        largest = max_scale(weights, bit_width, representation)
 
+        def squared_error(scale: tf.Tensor) -> tf.Tensor:
+            codes = representation.quantize(weights, scale, bit_width)
+            restored = representation.dequantize(codes, scale, bit_width)
+            return tf.reduce_sum(tf.math.squared_difference(weights, restored))
 
-@functools.partial(tf.function, reduce_retracing=True)
-def _least_squares_scale_of_flat(
-    weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
-) -> tf.Tensor:
-    """Implements `least_squares_scale` for weights float32[n]."""
-    largest = max_scale(weights, bit_width, representation)
+        scale = _search_on_histogram(weights, largest, bit_width, representation)
+        error = squared_error(scale)
+        for _ in range(_REFINEMENTS):
+            refined = _best_scale_for_codes(weights, scale, bit_width, representation)
+            refined_error = squared_error(refined)
+            is_better = refined_error < error
+            scale = tf.where(is_better, refined, scale)
+            error = tf.where(is_better, refined_error, error)
+        # The histogram is approximate: the result is compared on the weights. For
+        # all-zero weights the smallest scale would win, and could hardly learn.
+        is_better = error < squared_error(largest)
+        return tf.where(is_better & tf.reduce_any(weights != 0.0), scale, largest)
 
-    def squared_error(scale: tf.Tensor) -> tf.Tensor:
-        codes = representation.quantize(weights, scale, bit_width)
-        restored = representation.dequantize(codes, scale, bit_width)
-        return tf.reduce_sum(tf.math.squared_difference(weights, restored))
-
-    scale = _search_on_histogram(weights, largest, bit_width, representation)
-    for _ in range(_REFINEMENTS):
-        refined = _best_scale_for_codes(weights, scale, bit_width, representation)
-        scale = tf.where(squared_error(refined) < squared_error(scale), refined, scale)
-    # The histogram is approximate: the result is compared on the weights themselves.
-    # For all-zero weights the smallest scale would win, and could hardly learn.
-    is_better = squared_error(scale) < squared_error(largest)
-    return tf.where(is_better & tf.reduce_any(weights != 0.0), scale, largest)
+    return scale_of_flat
 
 
 def _search_on_histogram(
