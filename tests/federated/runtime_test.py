@@ -313,11 +313,20 @@ def test_threads_per_client_share_the_cores(clients, threads, monkeypatch):
     assert runtime.threads_per_client(clients) == threads
 
 
+# Others end alike: by Python's own clean-up, or, of SIGTERM, without any.
+_FAST_ENDINGS = ("SIGINT", "SIGKILL")
+
+
 @pytest.fixture(scope="module")
-def scripts():
-    """The script once per ending, all at a time: importing TFF takes 10 s each."""
+def scripts(request):
+    """The script once per selected ending, all at a time: each imports TFF."""
+    selected = {
+        item.callspec.params["ending"]
+        for item in request.session.items
+        if "scripts" in getattr(item, "fixturenames", ())
+    }
     started = {}
-    for ending in _STATUSES:
+    for ending in sorted(selected):
         value = uuid.uuid4().hex
         process = subprocess.Popen(
             [sys.executable, "-c", _SCRIPT, ending],
@@ -335,7 +344,13 @@ def scripts():
         process.communicate()
 
 
-@pytest.mark.parametrize("ending", _STATUSES)
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param(ending, marks=() if ending in _FAST_ENDINGS else pytest.mark.slow)
+        for ending in _STATUSES
+    ],
+)
 def test_pipe_reaches_its_end_and_no_worker_is_left(scripts, ending):
     process, value = scripts[ending]
     assert process.wait(timeout=300) == _STATUSES[ending]

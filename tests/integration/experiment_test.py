@@ -37,9 +37,12 @@ def small_config(scheme="fedmpq", **settings):
     return make_config("paper", scheme, **{**SMALL, **settings})
 
 
-@pytest.fixture
-def two_layers(monkeypatch):
-    """Replaces the network by one of two layers, which is built in less time."""
+@pytest.fixture(scope="module", autouse=True)
+def two_layers():
+    """Replaces the network by one of two layers, which is built in less time.
+
+    `example_test.py` and `comparison_test.py` run the real ones.
+    """
 
     def build_model_fn(name, dataset, seed):
         def model_fn():
@@ -48,7 +51,8 @@ def two_layers(monkeypatch):
             return tf.keras.Sequential(
                 [
                     tf.keras.Input(dataset.image_shape),
-                    layers.Conv2D(4, 3, strides=2, name="conv"),
+                    layers.Conv2D(4, 3, strides=2, use_bias=False, name="conv"),
+                    layers.BatchNormalization(),
                     layers.ReLU(),
                     layers.Flatten(),
                     layers.Dense(dataset.num_classes, name="classifier"),
@@ -57,7 +61,9 @@ def two_layers(monkeypatch):
 
         return model_fn
 
-    monkeypatch.setattr(experiment, "build_model_fn", build_model_fn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "build_model_fn", build_model_fn)
+        yield
 
 
 def without_times(result: dict) -> dict:
@@ -141,7 +147,7 @@ def test_bits_of_a_round_are_those_of_its_clients(finished_run):
             assert sum(sizes) <= codes <= budget * sum(sizes) + 7 * len(sizes)
 
 
-def test_the_same_seed_gives_the_same_result(tmp_path, two_layers):
+def test_the_same_seed_gives_the_same_result(tmp_path):
     first, again = (
         run_experiment(small_config(), tmp_path / name) for name in ("a", "b")
     )
@@ -172,9 +178,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     assert (output_dir / "partition.json").read_bytes() == before
 
 
-def test_an_error_in_a_round_is_not_taken_for_a_users(
-    tmp_path, monkeypatch, two_layers
-):
+def test_an_error_in_a_round_is_not_taken_for_a_users(tmp_path, monkeypatch):
     def fail(*args):
         raise ValueError("shapes do not match")
 
@@ -192,9 +196,7 @@ def test_an_error_in_a_round_is_not_taken_for_a_users(
         ("fedavg", {"learning_rate": 1e38, "rounds": 1, "batch_size": 300}),
     ],
 )
-def test_a_run_that_diverges_says_so_and_leaves_no_result(
-    tmp_path, two_layers, scheme, settings
-):
+def test_a_run_that_diverges_says_so_and_leaves_no_result(tmp_path, scheme, settings):
     config = small_config(scheme, **settings)
     with pytest.raises(DivergenceError, match="diverged in round .*learning_rate"):
         run_experiment(config, tmp_path / "run")
@@ -246,7 +248,7 @@ def test_a_missing_data_directory_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-def test_clients_without_examples_take_part(tmp_path, two_layers):
+def test_clients_without_examples_take_part(tmp_path):
     config = small_config(
         alpha=0.001, num_clients=12, clients_per_round=12, budgets=(), rounds=1
     )

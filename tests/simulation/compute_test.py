@@ -26,7 +26,5 @@ def test_an_argument_is_kept(name, policy):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(
-        ValueError, match="Unknown compute 'float8'.*'auto'"
-    ):
+    with pytest.raises(ValueError, match="Unknown compute 'float8'.*'auto'"):
         compute.resolve_compute("float8", True)

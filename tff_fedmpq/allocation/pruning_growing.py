@@ -1,83 +1,91 @@
-"""Pruning-Growing: averaged bit-widths fitted to bit budgets (Algorithm 2, Eq. 16).
+"""Pruning-Growing: bit-widths of a client within its budget (Algorithm 2, Eq. 16).
 
-Per client, layers are ordered by ``m * (db + 1)`` descending, where ``m`` is a layer's
-number of weights and ``db`` the bits that the client pruned from it in the round. While
-the client is over its budget, the first layer loses bits, down to one, then the next;
-while under, the last layer gains bits, up to eight, then the one before.
+The averaged bit-widths of a round fit no client's budget. An *order* values every bit
+of every layer; while a client is over its budget, the least valuable bits are pruned,
+and while it is under, the most valuable ones that fit are grown. Two orders:
 
-Deviations from the algorithm as printed, restored by `literal=True`: growing also
-reaches the first layer of the order (as printed, an 8-bit client cannot use its
-budget), and it never exceeds the budget (as printed, it exceeds Eq. 2 by up to a
-layer); layers whose next bit does not fit are skipped, so that no usable bit is left.
+* `size_order`, the paper's: layers by ``m (db + 1)``, m the number of weights and db
+  the bits that the client's training pruned. A layer that is large, or was found to
+  need fewer bits, gives up all its bits (down to 1) before the next layer gives any.
+* `distortion_order`: the quantization error that a bit removes per weight it costs,
+  ``(D(b - 1) - D(b)) / (m (db + 1))``, with D(b) the error of Gaussian weights at the
+  best scale as a share of their energy (`quantization.gaussian`). BatchNorm, which
+  follows every layer of a ResNet except the last, makes the network's output
+  independent of a layer's scale, so the sum of these shares over layers measures what
+  reaches the output (a heuristic). Grown from 1 bit this is marginal analysis (Fox,
+  1966), optimal until the first bit that does not fit.
 
-Averaged bit-widths are rounded to nearest (half to even) and clipped to 1..8.
-
-Changing a layer by several bits at once is equivalent to changing it bit by bit. The
-cost is two passes over the layers, vectorized over clients.
+Deviations from the algorithm as printed, where an 8-bit client can never use its budget
+and others exceed theirs by up to a layer: growing reaches the first layer of the order
+too, and never exceeds the budget; bits that do not fit are skipped, so that no bit is
+left that some layer could use. Averaged bit-widths are rounded to nearest (half to
+even) and clipped to 1..8.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Callable
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tff_fedmpq.lookup import lookup
+from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization.representations import MAX_BIT_WIDTH, MIN_BIT_WIDTH
 
+# (weights per layer int64[L], bits pruned int32[N, L]) -> value of bits 2..8 of each
+# layer, float64[N, 7, L], which does not increase from one bit of a layer to the next.
+Order = Callable[[np.ndarray, tf.Tensor], tf.Tensor]
+# (averaged bit-widths float32[N, L], bits pruned int32[N, L], weights per layer
+# int64[L], budgets float64[N]) -> bit-widths int32[N, L], from 1 to 8.
+AllocationPolicy = Callable[[tf.Tensor, tf.Tensor, np.ndarray, tf.Tensor], tf.Tensor]
 
-def check_budgets(budgets: npt.ArrayLike) -> np.ndarray:
-    """Returns budgets as float64; ValueError unless they are numbers from 1 to 8."""
-    try:
-        checked = np.asarray(budgets, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"Budgets have to be numbers; found {budgets!r}.") from None
-    # NaN compares false to everything, so it is not valid.
-    valid = (checked >= MIN_BIT_WIDTH) & (checked <= MAX_BIT_WIDTH)
-    if not valid.all():
-        raise ValueError(
-            f"A budget is {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH} bits per weight on "
-            f"average; found {checked[~valid].tolist()}."
-        )
-    return checked
+_NUM_BITS = MAX_BIT_WIDTH - MIN_BIT_WIDTH  # That may be pruned or grown.
 
 
-def check_layer_sizes(layer_sizes: npt.ArrayLike, num_layers: int) -> np.ndarray:
-    """Returns weights per layer as int64[L]; ValueError unless they are L >= 1 sizes.
+def size_order(layer_sizes: np.ndarray, bit_reductions: tf.Tensor) -> tf.Tensor:
+    """Values bits by the paper's order of layers; see `Order`."""
+    importance = layer_sizes * (tf.cast(bit_reductions, tf.int64) + 1)
+    # The rank of each layer: the first in descending importance is worth least.
+    order = tf.argsort(importance, axis=1, direction="DESCENDING", stable=True)
+    rank = tf.cast(tf.argsort(order, axis=1), tf.float64)
+    return tf.tile(rank[:, tf.newaxis], [1, _NUM_BITS, 1])
 
-    A size is at least 1.
-    """
-    sizes = np.asarray(layer_sizes, np.int64)
-    if sizes.shape != (num_layers,) or not num_layers:
-        raise ValueError(
-            f"Expected the sizes of {num_layers} layers, at least one; found an array "
-            f"of shape {sizes.shape}."
-        )
-    if (sizes < 1).any():
-        raise ValueError("Every layer has at least one weight; found a smaller size.")
-    return sizes
+
+def distortion_order(layer_sizes: np.ndarray, bit_reductions: tf.Tensor) -> tf.Tensor:
+    """Values bits by the quantization error removed per weight; see `Order`."""
+    gains = -np.diff(gaussian.DISTORTIONS)[:, np.newaxis] / layer_sizes
+    weights = 1.0 / tf.cast(bit_reductions + 1, tf.float64)
+    return gains * weights[:, tf.newaxis]
+
+
+ORDERS: Mapping[str, Order] = {"size": size_order, "distortion": distortion_order}
 
 
 def prune_and_grow(
-    mean_bit_widths: np.ndarray,
-    bit_reductions: np.ndarray,
-    layer_sizes: np.ndarray,
-    budget: float | np.ndarray,
+    mean_bit_widths: npt.ArrayLike,
+    bit_reductions: npt.ArrayLike,
+    layer_sizes: npt.ArrayLike,
+    budget: npt.ArrayLike,
     *,
-    literal: bool = False,
+    order: str | Order = "size",
 ) -> np.ndarray:
-    """Fits averaged bit-widths to each client's budget.
+    """Brings averaged bit-widths to each client's budget.
 
     Args:
-      mean_bit_widths: Averages over the round's clients, float[L] or float[N, L].
-      bit_reductions: Bits each client pruned, ``db >= 0``, integers of the same shape.
-      layer_sizes: Weights per layer, int[L].
-      budget: Average bits per weight, 1 to 8; a float, or float[N].
-      literal: Whether to follow the algorithm as printed (module docstring).
+      mean_bit_widths: Average over the round's clients, float[L] or float[N, L].
+      bit_reductions: Bits that each client's training pruned (db), int of the same
+        shape.
+      layer_sizes: Number of weights of each layer (m), int[L].
+      budget: Average bits per weight, 1 to 8: float, or float[N].
+      order: Value of the bits: "size", "distortion", or an `Order`.
 
     Returns:
-      Bit-widths from 1 to 8, int32 of the shape of `mean_bit_widths`. Unless literal,
+      Bit-widths, int32 of the shape of `mean_bit_widths`, from 1 to 8. The total
       ``sum(m * b)`` is at most ``floor(budget * sum(m))``, and no layer below 8 bits
-      could gain another bit.
+      could gain one more.
 
     Raises:
       ValueError: If shapes do not agree or values are out of range.
@@ -94,9 +102,9 @@ def prune_and_grow(
     fitted = prune_and_grow_graph(
         tf.constant(rows),
         tf.constant(np.atleast_2d(reductions), tf.int32),
-        layer_sizes,
-        np.broadcast_to(budgets, len(rows)),
-        literal=literal,
+        check_layer_sizes(layer_sizes, rows.shape[1]),
+        tf.constant(np.broadcast_to(budgets, len(rows))),
+        order=lookup(order, ORDERS, "order"),
     )
     return fitted.numpy().reshape(means.shape)
 
@@ -105,108 +113,120 @@ def prune_and_grow_graph(
     mean_bit_widths: tf.Tensor,
     bit_reductions: tf.Tensor,
     layer_sizes: np.ndarray,
-    budgets: np.ndarray,
+    budgets: tf.Tensor,
     *,
-    literal: bool = False,
+    order: Order = size_order,
 ) -> tf.Tensor:
-    """Fits averaged bit-widths to budgets in a graph; see `prune_and_grow`.
+    """Implements `prune_and_grow` on tensors.
 
     Args:
-      mean_bit_widths: Averages over the round's clients, float32[N, L].
-      bit_reductions: Bits each client pruned, int32[N, L].
-      layer_sizes: Weights per layer, int[L], known when the graph is built.
-      budgets: Average bits per weight, float[N], known when the graph is built.
-      literal: Whether to follow the algorithm as printed.
+      mean_bit_widths: float32[N, L].
+      bit_reductions: int32[N, L].
+      layer_sizes: int64[L], known when the graph is built.
+      budgets: Average bits per weight, float64[N].
+      order: Value of the bits.
 
     Returns:
-      Bit-widths, int32[N, L].
-
-    Raises:
-      TypeError: If layer sizes or budgets are tensors of a graph.
-      ValueError: If they are out of range.
+      int32[N, L].
     """
-    for known in (layer_sizes, budgets):
-        if tf.is_tensor(known) and not hasattr(known, "numpy"):
-            raise TypeError(
-                "layer_sizes and budgets have to be known when the graph is built; "
-                f"found {known}."
-            )
-    sizes = check_layer_sizes(layer_sizes, mean_bit_widths.shape[-1])
-    # In whole bits, a sum is over budget above the floor of the product, and under
-    # budget below its ceiling.
-    total = check_budgets(budgets) * sizes.sum()
-    capacity = np.floor(total).astype(np.int64)
-    target = np.ceil(total).astype(np.int64) if literal else capacity
-
-    importance = sizes * (tf.cast(bit_reductions, tf.int64) + 1)
-    order = tf.argsort(importance, axis=1, direction="DESCENDING", stable=True)
+    num_layers = len(layer_sizes)
     rounded = tf.cast(tf.round(mean_bit_widths), tf.int64)
     widths = tf.clip_by_value(rounded, MIN_BIT_WIDTH, MAX_BIT_WIDTH)
-    widths = tf.unstack(tf.gather(widths, order, batch_dims=1), axis=1)
-    ordered_sizes = tf.unstack(tf.gather(sizes, order), axis=1)
+    total = int(layer_sizes.sum())
+    # Whole bits: the average exceeds the budget where the sum exceeds this floor.
+    left = tf.cast(tf.floor(budgets * total), tf.int64)
+    left -= tf.reduce_sum(widths * layer_sizes, axis=1)
 
-    widths = _prune(widths, ordered_sizes, capacity)
-    widths = _grow(widths, ordered_sizes, target, literal)
-    fitted = tf.gather(
-        tf.stack(widths, axis=1), tf.argsort(order, axis=1), batch_dims=1
+    # All bits, the most valuable first; bit k of layer l has the index k * L + l.
+    values = tf.reshape(
+        order(layer_sizes, bit_reductions), [-1, _NUM_BITS * num_layers]
     )
-    return tf.cast(fitted, tf.int32)
+    ranked = tf.argsort(values, axis=1, direction="DESCENDING", stable=True)
+    layers = tf.math.floormod(ranked, num_layers)
+    bits = tf.cast(ranked // num_layers, tf.int64) + MIN_BIT_WIDTH + 1
+    costs = tf.gather(tf.constant(layer_sizes), layers)
+    is_present = bits <= tf.gather(widths, layers, batch_dims=1)
+
+    # Prune from the last bit on, until the cost of those pruned makes up the excess.
+    present_costs = tf.where(is_present, costs, 0)
+    pruned_after = tf.cumsum(present_costs, axis=1, exclusive=True, reverse=True)
+    is_kept = is_present & (pruned_after >= -left[:, tf.newaxis])
+    left += tf.reduce_sum(tf.where(is_present & ~is_kept, costs, 0), axis=1)
+
+    def grow(rank, is_kept, left):
+        # A bit of a layer whose former bit did not fit does not fit: `left` only falls.
+        cost = costs[:, rank]
+        grows = ~is_kept[:, rank] & (cost <= left)
+        column = tf.one_hot(rank, ranked.shape[1], on_value=True, off_value=False)
+        is_kept |= column & grows[:, tf.newaxis]
+        return rank + 1, is_kept, left - tf.where(grows, cost, 0)
+
+    _, is_kept, _ = tf.while_loop(
+        lambda rank, *_: rank < ranked.shape[1],
+        grow,
+        (tf.constant(0), is_kept, left),
+    )
+    kept_bits = tf.where(
+        is_kept[..., tf.newaxis], tf.one_hot(layers, num_layers, dtype=tf.int32), 0
+    )
+    return MIN_BIT_WIDTH + tf.reduce_sum(kept_bits, axis=1)
 
 
-def uniform_bit_widths(layer_sizes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """Returns initial bit-widths for budgets float[N] and sizes int[L], int32[N, L].
+def uniform_bit_widths(
+    mean_bit_widths: tf.Tensor,
+    bit_reductions: tf.Tensor,
+    layer_sizes: np.ndarray,
+    budgets: tf.Tensor,
+) -> tf.Tensor:
+    """Returns each client's budget, rounded down to whole bits, for every layer.
 
-    Every layer gets the whole bits of the client's budget; Pruning-Growing distributes
-    the bits of a fractional budget that are left.
+    An `AllocationPolicy`: of its arguments only the budgets, float64[N], count.
     """
-    budgets = check_budgets(budgets)
-    floors = np.tile(np.floor(budgets)[:, np.newaxis], [1, len(layer_sizes)])
-    no_reductions = np.zeros(floors.shape, np.int32)
-    return prune_and_grow(floors, no_reductions, layer_sizes, budgets)
+    del mean_bit_widths, bit_reductions
+    whole = tf.cast(tf.floor(budgets), tf.int32)
+    return tf.tile(whole[:, tf.newaxis], [1, len(layer_sizes)])
 
 
-def _used(widths: list[tf.Tensor], sizes: list[tf.Tensor]) -> tf.Tensor:
-    """Returns the bits that all layers together use, int64[N]."""
-    return tf.add_n([width * size for width, size in zip(widths, sizes)])
+def check_budgets(budgets: npt.ArrayLike) -> np.ndarray:
+    """Returns budgets as float64, checked to be numbers from 1 to 8.
 
-
-def _prune(
-    widths: list[tf.Tensor], sizes: list[tf.Tensor], capacity: np.ndarray
-) -> list[tf.Tensor]:
-    """Lowers layers from the first on until they fit into `capacity` bits.
-
-    Args:
-      widths: Bit-widths of the layers in order, L tensors int64[N].
-      sizes: Weights of the layers in order, L tensors int64[N].
-      capacity: Available bits, int64[N].
+    Raises:
+      ValueError: If one is not.
     """
-    excess = _used(widths, sizes) - capacity
-    pruned = []
-    for width, size in zip(widths, sizes):
-        enough = _ceiling_divide(tf.maximum(excess, 0), size)
-        lost = tf.minimum(enough, width - MIN_BIT_WIDTH)
-        pruned.append(width - lost)
-        excess -= lost * size
-    return pruned
+    try:
+        checked = np.asarray(budgets, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"Budgets have to be numbers; found {budgets!r}.") from None
+    # Written so that NaN, which compares false to everything, is caught.
+    valid = (checked >= MIN_BIT_WIDTH) & (checked <= MAX_BIT_WIDTH)
+    if not valid.all():
+        raise ValueError(
+            f"A budget is {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH} bits per weight on "
+            f"average; found {checked[~valid].tolist()}."
+        )
+    return checked
 
 
-def _grow(
-    widths: list[tf.Tensor], sizes: list[tf.Tensor], capacity: np.ndarray, literal: bool
-) -> list[tf.Tensor]:
-    """Raises layers from the last on as far as `capacity` allows; see `_prune`."""
-    divide = _ceiling_divide if literal else tf.math.floordiv
-    left = capacity - _used(widths, sizes)
-    grown = list(widths)
-    for layer in reversed(range(1 if literal else 0, len(widths))):
-        fitting = divide(tf.maximum(left, 0), sizes[layer])
-        gained = tf.minimum(fitting, MAX_BIT_WIDTH - widths[layer])
-        grown[layer] = widths[layer] + gained
-        left -= gained * sizes[layer]
-    return grown
+def check_layer_sizes(layer_sizes: npt.ArrayLike, num_layers: int) -> np.ndarray:
+    """Returns the number of weights per layer, int64[L], checked to be from 1.
 
-
-def _ceiling_divide(numerator: tf.Tensor, denominator: tf.Tensor) -> tf.Tensor:
-    return -tf.math.floordiv(-numerator, denominator)
+    Raises:
+      ValueError: If there is another number of layers, none, or a size below 1.
+    """
+    sizes = np.asarray(layer_sizes)
+    if sizes.shape != (num_layers,) or not num_layers:
+        raise ValueError(
+            f"Expected the sizes of {num_layers} layers, at least one; found an array "
+            f"of shape {sizes.shape}."
+        )
+    if (sizes < 1).any() or (sizes != np.floor(sizes)).any():
+        raise ValueError(
+            f"A layer has a whole number of weights, at least one; found "
+            f"{sizes.tolist()}."
+        )
+    if sizes.sum(dtype=np.float64) * MAX_BIT_WIDTH >= 2**62:
+        raise ValueError(f"Layers of {sizes.tolist()} weights are too large.")
+    return sizes.astype(np.int64)
 
 
 def _check_shapes(means: np.ndarray, reductions: np.ndarray) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tff_fedmpq.federated.scheme import Scheme
 
 # Names here, objects in `local_training`, `scheme`, `quantization.scales` and
-# `allocation.policies`; `tests/federated/config_test.py` keeps them equal.
+# `fedmpq`; `tests/federated/config_test.py` keeps them equal.
 Decay = Union[Literal["none", "cosine"], Callable[..., Any]]
 AggregationWeight = Union[
     Literal["examples", "budget_and_examples"], Callable[..., Any]

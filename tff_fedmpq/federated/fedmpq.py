@@ -22,7 +22,7 @@ Deviations by default, each an option:
   (`representation`, `scale_rule`): layers of 1 bit can be trained;
 * saturating pruning (`pruning_saturates`): weights that held the removed bit keep the
   largest value left;
-* bits where they remove the most quantization error (`allocation="rate_distortion"`);
+* Pruning-Growing in the order of the quantization error that bits remove (`order`);
 * a learning rate of weights instead of codes, which decays to zero
   (`learning_rate_unit`, `learning_rate_decay`);
 * error feedback at the server (`error_feedback`).
@@ -33,6 +33,7 @@ are clipped at 6; pruning keeps the step size.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, Optional, Union
 
@@ -41,7 +42,7 @@ from tff_fedmpq.federated.config import (
     CodeTrainingConfig,
     check_not_negative,
 )
-from tff_fedmpq.lookup import check_bool
+from tff_fedmpq.lookup import check_bool, lookup
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -50,10 +51,8 @@ if TYPE_CHECKING:
     from tff_fedmpq.federated.process import FederatedProcess
     from tff_fedmpq.federated.scheme import Scheme
 
-Allocation = Union[
-    Literal["rate_distortion", "pruning_growing", "literal_pruning_growing", "uniform"],
-    Callable[..., Any],
-]
+Allocation = Union[Literal["pruning_growing", "uniform"], Callable[..., Any]]
+Order = Union[Literal["distortion", "size"], Callable[..., Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +65,10 @@ class FedMPQConfig(CodeTrainingConfig):
         local training, 0 to 1; None prunes nothing.
       pruning_saturates: Whether weights that held a pruned bit saturate at the largest
         level left (True) or lose the bit (False).
-      allocation: Rule that assigns a client's bit-widths within its budget:
-        "rate_distortion", "pruning_growing" (Algorithm 2), "literal_pruning_growing",
-        "uniform", or an `AllocationPolicy`.
+      allocation: Rule of a client's bit-widths within its budget: "pruning_growing"
+        (Algorithm 2), "uniform", or an `AllocationPolicy`.
+      order: Order in which Pruning-Growing prunes and grows bits: "distortion", "size"
+        (the paper's), or an `Order` (`allocation.pruning_growing`).
 
     Raises:
       ValueError: if a setting is out of range or unknown.
@@ -79,7 +79,8 @@ class FedMPQConfig(CodeTrainingConfig):
     lasso: float = 0.01
     pruning_threshold: Optional[float] = 0.03
     pruning_saturates: bool = True
-    allocation: Allocation = "rate_distortion"
+    allocation: Allocation = "pruning_growing"
+    order: Order = "distortion"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,20 +102,31 @@ class FedMPQConfig(CodeTrainingConfig):
         literal = {
             **LITERAL_CODE_TRAINING,
             "pruning_saturates": False,
-            "allocation": "pruning_growing",
+            "order": "size",
         }
         return cls(**{**literal, **changes})
 
     def compose(self) -> "Scheme":
         """Returns FedMPQ as a `Scheme`."""
+        from tff_fedmpq.allocation import pruning_growing
         from tff_fedmpq.federated.local_training import Pruning
         from tff_fedmpq.federated.scheme import compose_code_scheme
 
         pruning = None
         if self.pruning_threshold is not None:
             pruning = Pruning(self.pruning_threshold, self.pruning_saturates)
+        allocations: dict[str, Any] = {
+            "uniform": pruning_growing.uniform_bit_widths,
+            "pruning_growing": functools.partial(
+                pruning_growing.prune_and_grow_graph,
+                order=lookup(self.order, pruning_growing.ORDERS, "order"),
+            ),
+        }
         return compose_code_scheme(
-            self, lasso=self.lasso, pruning=pruning, allocation=self.allocation
+            self,
+            lasso=self.lasso,
+            pruning=pruning,
+            allocation=lookup(self.allocation, allocations, "allocation"),
         )
 
 

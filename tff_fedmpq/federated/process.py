@@ -1,16 +1,17 @@
 """The round that all schemes share, as a `tff.learning.templates.LearningProcess`.
 
-    SERVER   state: float weights W, bit-widths b[N, L], round
+    SERVER   state: float weights W, averaged bit-widths, pruned bits, round
        |
        |  client ids {str}@CLIENTS  ->  keys {int32[1]}@CLIENTS
        |
-       |  federated_select: per key, quantize W to b[key], pack   (`Server.message_for`)
+       |  federated_select: per key, bits within its budget,
+       |                    quantize W, pack                     (`Server.message_for`)
        v
     CLIENTS  unpack, read own examples, train, prune, pack        (`client_work`)
        |
        |  federated_aggregate: unpack, dequantize, add            (`Server.accumulate`)
        v
-    SERVER   weighted mean -> next W; allocation -> next b        (`Server.update`)
+    SERVER   weighted mean -> next W, averaged bit-widths         (`Server.update`)
 
     next: (<S@SERVER, {str}@CLIENTS> -> <state=S@SERVER, metrics=M@SERVER>)
 
@@ -99,9 +100,8 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
             raise ValueError(
                 f"No client {client_id!r}; clients are {self.client_ids[:10]}."
             )
-        row = state.distributor["bit_widths"][self.client_ids.index(client_id)]
-        weights = self._server.float_weights(state)
-        received = self._server.quantize(weights, tf.constant(row))
+        row = self._server.bit_widths(state)[self.client_ids.index(client_id)]
+        received = self._server.quantize(self._server.float_weights(state), row)
         assign_quantized_weights(model, received)
 
 
@@ -136,7 +136,7 @@ def build_process(
 
     Returns:
       The process. Its state is a `tff.learning.templates.LearningAlgorithmState` with
-      ``distributor = {bit_widths: int32[N, L], round: int32}``; for its metrics see
+      ``distributor`` (`server.Server.initial_state`); for its metrics see
       `server.measurements`.
 
     Raises:
@@ -144,8 +144,7 @@ def build_process(
         quantized already.
     """
     scheme = config.compose()
-    client_ids, budget_values = _check_clients(budgets, client_data)
-    budget_values = scheme.serve_budgets(budget_values)
+    client_ids, budget_values = _check_clients(budgets, client_data, scheme)
     _warn_of_constant_rates(config)
     loss = loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = model_fn()
@@ -235,9 +234,11 @@ def _warn_of_constant_rates(config: LocalTrainingConfig) -> None:
 
 
 def _check_clients(
-    budgets: Mapping[str, float], client_data: tff.simulation.datasets.ClientData
+    budgets: Mapping[str, float],
+    client_data: tff.simulation.datasets.ClientData,
+    scheme: Scheme,
 ) -> tuple[list[str], np.ndarray]:
-    """Returns ids and budgets (float64[N]) of the clients, in the mapping's order."""
+    """Returns ids of the clients and their budgets under a scheme, float64[N]."""
     if not budgets:
         raise ValueError("budgets is empty; expected a budget for each client id.")
     without_data = set(budgets) - set(client_data.client_ids)
@@ -249,6 +250,13 @@ def _check_clients(
     values = check_budgets(list(budgets.values()))
     if values.ndim != 1:
         raise ValueError("A client's budget is one number; found a sequence of them.")
+    if scheme.common_budget is not None:
+        values = np.full_like(values, scheme.common_budget)
+    if (values < scheme.min_budget).any():
+        raise ValueError(
+            f"{scheme.name} needs budgets of at least {scheme.min_budget:g} bits per "
+            f"weight; found {values.min():g}."
+        )
     return list(budgets), values
 
 

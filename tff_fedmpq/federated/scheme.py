@@ -16,14 +16,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.allocation.policies import (
-    AllocationPolicy,
-    get_allocation_policy,
-    keep_bit_widths,
-)
+from tff_fedmpq.allocation.pruning_growing import AllocationPolicy, uniform_bit_widths
 from tff_fedmpq.federated.config import CodeTrainingConfig, LocalTrainingConfig
 from tff_fedmpq.federated.local_training import Pruning
 from tff_fedmpq.federated.messages import ModelChangeUplink, ModelUplink, Uplink
@@ -71,7 +66,7 @@ class Scheme:
       activation_bits: Bits of ReLU outputs; None leaves them float.
       lasso: Coefficient lambda of the group Lasso.
       pruning: MSB pruning; None prunes nothing.
-      allocation: Rule of the next round's bit-widths.
+      allocation: Rule of clients' bit-widths, from the average of the last round.
       common_budget: Bits per weight of every client, whatever its own budget.
       min_budget: Smallest budget that the scheme can serve, in bits per weight.
     """
@@ -84,7 +79,7 @@ class Scheme:
     activation_bits: int | None = None
     lasso: float = 0.0
     pruning: Pruning | None = None
-    allocation: AllocationPolicy = keep_bit_widths
+    allocation: AllocationPolicy = uniform_bit_widths
     common_budget: float | None = None
     min_budget: float = 1.0
 
@@ -96,24 +91,6 @@ class Scheme:
             weights = "v" if self.common_budget is None else f"{self.common_budget:g}"
         updates = self.uplink.update_bits or weights
         return f"{updates}/{weights}/{self.activation_bits or 32}"
-
-    def serve_budgets(self, budgets: np.ndarray) -> np.ndarray:
-        """Returns the budgets that clients have under this scheme, float64[N].
-
-        Args:
-          budgets: float64[N], bits per weight, 1 to 8.
-
-        Raises:
-          ValueError: if one is too small for the scheme.
-        """
-        if self.common_budget is not None:
-            return np.full_like(budgets, self.common_budget)
-        if (budgets < self.min_budget).any():
-            raise ValueError(
-                f"{self.name} needs budgets of at least {self.min_budget:g} bits per "
-                f"weight; found {budgets.min():g}."
-            )
-        return budgets
 
     def build_client_model(
         self, model: tf.keras.Model, dtype_policy: str | None = None
@@ -147,7 +124,7 @@ def compose_code_scheme(
     *,
     lasso: float = 0.0,
     pruning: Pruning | None = None,
-    allocation: str | AllocationPolicy = keep_bit_widths,
+    allocation: AllocationPolicy = uniform_bit_widths,
     common_budget: float | None = None,
 ) -> Scheme:
     """Returns a scheme whose clients train integer codes; see `Scheme`."""
@@ -162,7 +139,7 @@ def compose_code_scheme(
         activation_bits=config.activation_bits,
         lasso=lasso,
         pruning=pruning,
-        allocation=get_allocation_policy(allocation),
+        allocation=allocation,
         common_budget=common_budget,
     )
 

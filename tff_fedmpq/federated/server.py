@@ -1,8 +1,13 @@
 """The server's part of a round: messages to clients, aggregation, the next state.
 
-    message_for    W, b_n -> quantized, packed model of one client        (Eq. 14)
+    message_for    averaged bits -> b_n within the client's budget        (Alg. 2)
+                   W, b_n -> quantized, packed model                      (Eq. 14)
     accumulate     client result -> decoded, added to the round's sums    (Eq. 15)
-    update         sums -> next W, next bit-widths                        (Eq. 16)
+    update         sums -> next W, next averaged bits                     (Eq. 15, 16)
+
+A client's bit-widths are computed when it is selected, from the average of the last
+round, the bits that its own training pruned last, and its budget: clients that take
+part for the first time also profit from what the others found.
 
 State, sums and measurements are structures of tensors; `process` places these
 functions. Client results are added one at a time, so the server never holds more than
@@ -19,7 +24,6 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq._tff import tff
-from tff_fedmpq.allocation.pruning_growing import uniform_bit_widths
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
@@ -95,14 +99,15 @@ class Server:
         self._spec = spec
         self._budgets = budgets
         self._seed = seed
-        self._initial_bit_widths = np.zeros([len(budgets), 0], np.int32)
-        if spec.kernel_shapes:
-            self._initial_bit_widths = uniform_bit_widths(spec.layer_sizes, budgets)
 
     def initial_state(
         self, trainable: Sequence[np.ndarray], non_trainable: Sequence[np.ndarray]
     ) -> State:
-        """Returns the state before the first round; bit-widths are uniform.
+        """Returns the state before the first round.
+
+        Its `distributor` holds ``round`` int32[]; ``mean_bit_widths`` float32[L], the
+        average of the last round, 0 before the first; and ``bit_reductions`` int32[N,
+        L], the bits that each client's training pruned when it last took part.
 
         Args:
           trainable: Initial weights, in Keras's order.
@@ -114,7 +119,11 @@ class Server:
                 [tf.constant(w) for w in non_trainable],
             ),
             distributor=collections.OrderedDict(
-                bit_widths=tf.constant(self._initial_bit_widths), round=tf.constant(0)
+                bit_reductions=tf.zeros(
+                    [len(self._budgets), len(self._spec.kernel_shapes)], tf.int32
+                ),
+                mean_bit_widths=tf.zeros([len(self._spec.kernel_shapes)]),
+                round=tf.constant(0),
             ),
             client_work=(),
             aggregator=(),
@@ -131,7 +140,7 @@ class Server:
           state: State of the process.
           key: Client's row in tables, int32[].
         """
-        bit_widths = tf.gather(state.distributor["bit_widths"], key)
+        bit_widths = self.bit_widths(state, [key])[0]
         quantized = self.quantize(self.float_weights(state), bit_widths)
         round_number = state.distributor["round"]
         round_seed = tf.random.fold_in([self._seed, 0], round_number)
@@ -141,6 +150,27 @@ class Server:
             seed=tf.random.fold_in(round_seed, key),
             training_rates=learning_rates_at(self._scheme.training, round_number),
         )
+
+    def bit_widths(self, state: State, keys: Any = None) -> tf.Tensor:
+        """Returns the bit-widths of clients in the next round, int32[n, L].
+
+        Before the first average, Pruning-Growing starts from whole, uniform bits.
+
+        Args:
+          state: State of the process.
+          keys: Rows of the clients, int32[n]; None is all of them.
+        """
+        mean = state.distributor["mean_bit_widths"]
+        reductions = state.distributor["bit_reductions"]
+        budgets = tf.constant(self._budgets)
+        if keys is not None:
+            reductions, budgets = tf.gather(reductions, keys), tf.gather(budgets, keys)
+        if not self._spec.kernel_shapes:
+            return tf.zeros(tf.shape(reductions), tf.int32)
+        uniform = tf.cast(tf.floor(budgets), tf.float32)[:, tf.newaxis]
+        means = tf.where(mean > 0, mean, uniform)
+        sizes = self._spec.layer_sizes
+        return self._scheme.allocation(means, reductions, sizes, budgets)
 
     def float_weights(self, state: State) -> FloatWeights:
         """Returns the global model of a state."""
@@ -214,16 +244,14 @@ class Server:
         )
         with tf.control_dependencies([once]):
             trainable, non_trainable = self._spec.join(self._next_weights(state, sums))
-            table = self._next_bit_widths(state, sums)
+            distributor = self._next_distributor(state, sums)
         next_state = state._replace(
             global_model_weights=tff.learning.models.ModelWeights(
                 list(trainable), list(non_trainable)
             ),
-            distributor=collections.OrderedDict(
-                bit_widths=table, round=state.distributor["round"] + 1
-            ),
+            distributor=distributor,
         )
-        return next_state, measurements(sums, table)
+        return next_state, measurements(sums, self.bit_widths(next_state))
 
     def _next_weights(self, state: State, sums: RoundSums) -> FloatWeights:
         """Returns the next global model; the present one after an empty round."""
@@ -233,22 +261,18 @@ class Server:
             lambda new, old: tf.where(sums.is_empty, old, new), following, present
         )
 
-    def _next_bit_widths(self, state: State, sums: RoundSums) -> tf.Tensor:
-        """Returns the table with new rows for the participants, int32[N, L]."""
-        table = state.distributor["bit_widths"]
-        if not self._spec.kernel_shapes:
-            return table
+    def _next_distributor(self, state: State, sums: RoundSums) -> Mapping[str, Any]:
+        """Returns the averaged bit-widths and what the participants pruned."""
+        present = state.distributor
         took_part = sums.participations[:, tf.newaxis] > 0
-        reductions = tf.where(took_part, table - sums.bit_widths, 0)
-        decided = self._scheme.allocation(
-            table,
-            sums.mean_bit_widths(),
-            reductions,
-            self._spec.layer_sizes,
-            self._budgets,
+        pruned = self.bit_widths(state) - sums.bit_widths
+        return collections.OrderedDict(
+            bit_reductions=tf.where(took_part, pruned, present["bit_reductions"]),
+            mean_bit_widths=tf.where(
+                sums.is_empty, present["mean_bit_widths"], sums.mean_bit_widths()
+            ),
+            round=present["round"] + 1,
         )
-        changed = tf.logical_and(took_part, tf.logical_not(sums.is_empty))
-        return tf.where(changed, decided, table)
 
 
 def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
