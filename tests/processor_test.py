@@ -92,7 +92,7 @@ def test_once_tensorflow_is_imported_the_log_says_what_is_missing(
     environment, monkeypatch, caplog
 ):
     monkeypatch.setitem(sys.modules, "tensorflow", object())
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         processor.enable_onednn()
     assert processor.ONEDNN_VARIABLE not in environment
     assert f"set {processor.ONEDNN_VARIABLE}=1" in caplog.text

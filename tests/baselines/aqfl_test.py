@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracles.problem import device_bit_widths
 
 from tff_fedmpq.baselines.aqfl import AQFLConfig, build_aqfl
 from tff_fedmpq.federated import messages
@@ -15,12 +16,13 @@ def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
     """Algorithm 2, pruning and Lasso are off: the table is that of the start."""
     process = build_aqfl(*problem.setting, AQFLConfig(epochs=1, batch_size=4))
     state = process.initialize()
-    start = state.distributor["bit_widths"]
-    assert start.tolist() == [[2, 2], [8, 8], [6, 5], [4, 4]]
+    start = device_bit_widths(process, state)
+    assert start.tolist() == [[2, 2], [8, 8], [5, 5], [4, 4]]  # Of a budget of 5.5.
     for participants in (["bert", "cleo"], problem.client_ids):
         output = process.next(state, participants)
         state = output.state
-        np.testing.assert_array_equal(state.distributor["bit_widths"], start)
+        np.testing.assert_array_equal(output.metrics["bit_widths"], start)
+        np.testing.assert_array_equal(device_bit_widths(process, state), start)
     sizes = problem.spec.layer_sizes
     packed = [sum(-(-n * b // 8) * 8 for n, b in zip(sizes, row)) for row in start]
     for direction in ("uplink_bits", "downlink_bits"):

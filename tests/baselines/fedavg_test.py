@@ -96,7 +96,8 @@ def test_the_whole_model_goes_both_ways_in_float(our_process, problem):
             assert items["float_parameters"] == (size if took_part else 0)
             assert items["codes"] == items["scales"] == 0
             assert (items["headers"] > 0) == took_part
-    assert output.state.distributor["bit_widths"].shape == (4, 0)
+    assert output.metrics["bit_widths"].shape == (4, 0)
+    assert output.metrics["mean_bit_widths"].shape == (0,)
 
 
 def test_there_are_no_codes_to_give_to_a_device(our_process):

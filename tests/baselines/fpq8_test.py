@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from oracles.problem import device_bit_widths
 
 from tff_fedmpq.baselines.aqfl import AQFLConfig
 from tff_fedmpq.baselines.fpq8 import FPQ8Config, build_fpq8
@@ -46,10 +47,10 @@ def test_budgets_are_ignored(runtime, problem):
     process = build_fpq8(problem.model_fn, budgets, problem.client_data, config)
     assert process.budgets.tolist() == [8, 8, 8, 8]
     state = process.initialize()
-    np.testing.assert_array_equal(state.distributor["bit_widths"], np.full([4, 2], 8))
-    output = process.next(state, problem.client_ids)
-    table = output.state.distributor["bit_widths"]
+    table = device_bit_widths(process, state)
     np.testing.assert_array_equal(table, np.full([4, 2], 8))
+    output = process.next(state, problem.client_ids)
+    np.testing.assert_array_equal(output.metrics["bit_widths"], np.full([4, 2], 8))
     np.testing.assert_array_equal(output.metrics["mean_bit_widths"], [8, 8])
     codes = 8 * problem.spec.layer_sizes.sum()
     for direction in ("uplink_bits", "downlink_bits"):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_fedmpq.allocation import prune_and_grow
-from tff_fedmpq.allocation.policies import (
-    keep_bit_widths,
-    pruning_growing,
-    rate_distortion,
+from tff_fedmpq.allocation import uniform_bit_widths
+from tff_fedmpq.allocation.pruning_growing import (
+    distortion_order,
+    prune_and_grow_graph,
+    size_order,
 )
-from tff_fedmpq.allocation.pruning_growing import uniform_bit_widths
+from tff_fedmpq.baselines.aqfl import AQFLConfig
 from tff_fedmpq.baselines.registry import SCHEMES
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
@@ -36,8 +36,19 @@ every_float_scheme = pytest.mark.parametrize("name", FLOAT_SCHEMES)
 every_quantized_scheme = pytest.mark.parametrize("name", QUANTIZED_SCHEMES)
 
 
+UNIFORM = ("uniform", None)
+
+
 def compose(name, **options):
     return SCHEMES[name](**options).compose()
+
+
+def described(allocation):
+    """Returns name and order of an allocation; `functools.partial` has no equality."""
+    if allocation is uniform_bit_widths:
+        return UNIFORM
+    assert allocation.func is prune_and_grow_graph
+    return "pruning_growing", allocation.keywords["order"]
 
 
 # --- Table 1 ----------------------------------------------------------------
@@ -72,8 +83,8 @@ def test_the_literal_reading_differs_where_the_paper_says_so(name):
     # Parts are FedMPQ's alone in both readings.
     for part in ("lasso", "activation_bits", "precision"):
         assert getattr(literal, part) == getattr(ours, part)
-    allocation = {"aqfl": keep_bit_widths, "fedmpq": pruning_growing}[name]
-    assert literal.allocation is allocation
+    allocation = {"aqfl": UNIFORM, "fedmpq": ("pruning_growing", size_order)}[name]
+    assert described(literal.allocation) == allocation
     pruning = {"aqfl": None, "fedmpq": Pruning(0.03, saturates=False)}[name]
     assert literal.pruning == pruning
     assert (ours.pruning is None) == (pruning is None)
@@ -112,7 +123,7 @@ def test_only_fedmpq_prunes_penalises_and_allocates(name):
     does = (
         scheme.lasso > 0,
         scheme.pruning is not None,
-        scheme.allocation is not keep_bit_widths,
+        scheme.allocation is not uniform_bit_widths,
     )
     assert does == 3 * (name == "fedmpq",)
 
@@ -165,6 +176,7 @@ def test_aggregation_weights_go_by_name(name):
     [
         {"activation_bits": 4},
         {"allocation": "uniform"},
+        {"order": "size"},
         {"lasso": 0.01},
         {"pruning_threshold": 0.03},
         {"representation": "sign_magnitude"},
@@ -242,8 +254,10 @@ def settings_of(scheme):
     }
     settings["uplink"] = type(scheme.uplink)
     training = dataclasses.asdict(settings.pop("training"))
-    for part in ("lasso", "pruning_threshold", "pruning_saturates", "allocation"):
+    own = {f.name for f in dataclasses.fields(FedMPQConfig)}
+    for part in own - {f.name for f in dataclasses.fields(AQFLConfig)}:
         training.pop(part, None)  # FedMPQ's own; composed to parts of the scheme.
+    settings["allocation"] = described(settings["allocation"])
     return {**settings, "training": training}
 
 
@@ -256,12 +270,12 @@ def test_the_rows_of_table_4_differ_in_three_settings_alone():
     found = {row: tuple(settings[row].pop(part) for part in parts) for row in settings}
     pruning = Pruning(THRESHOLD, saturates=True)
     assert found == {
-        "AQFL": (0.0, None, keep_bit_widths),
-        "Lasso": (LASSO, None, keep_bit_widths),
-        "MSB": (0.0, pruning, keep_bit_widths),
-        "MSB+Lasso": (LASSO, pruning, keep_bit_widths),
-        "MSB+Alg.2": (0.0, pruning, rate_distortion),
-        "all": (LASSO, pruning, rate_distortion),
+        "AQFL": (0.0, None, UNIFORM),
+        "Lasso": (LASSO, None, UNIFORM),
+        "MSB": (0.0, pruning, UNIFORM),
+        "MSB+Lasso": (LASSO, pruning, UNIFORM),
+        "MSB+Alg.2": (0.0, pruning, ("pruning_growing", distortion_order)),
+        "all": (LASSO, pruning, ("pruning_growing", distortion_order)),
     }
     assert all(others == settings["all"] for others in settings.values())
 
@@ -295,10 +309,9 @@ def table_4(runtime, problem):
 @pytest.mark.slow
 def test_the_rows_of_table_4_decide_different_bit_widths(table_4):
     tables = {
-        row: output.state.distributor["bit_widths"].tolist()
-        for row, output in table_4.items()
+        row: output.metrics["bit_widths"].tolist() for row, output in table_4.items()
     }
-    uniform = [[2, 2], [8, 8], [6, 5], [4, 4]]
+    uniform = [[2, 2], [8, 8], [5, 5], [4, 4]]
     for row in ("AQFL", "Lasso", "MSB", "MSB+Lasso"):  # Nobody decides.
         assert tables[row] == uniform
     decided = [uniform, tables["MSB+Alg.2"], tables["all"]]
@@ -364,11 +377,14 @@ def quantize(scheme, spec, weights, budget):
             (), tf.zeros([0]), [], weights.float_parameters
         )
     budget, sizes = scheme.common_budget or budget, spec.layer_sizes
-    table = uniform_bit_widths(sizes, np.array([budget]))[0]
-    if scheme.allocation is not keep_bit_widths:
-        mean, nothing = np.full(len(sizes), 4.0), np.zeros(len(sizes), int)
-        table = prune_and_grow(mean, nothing, sizes, budget)
-        assert len(set(table.tolist())) > 1
+    table = scheme.allocation(
+        tf.fill([1, len(sizes)], 4.0),
+        tf.zeros([1, len(sizes)], tf.int32),
+        sizes,
+        tf.constant([budget], tf.float64),
+    )[0]
+    num_widths = len(set(table.numpy().tolist()))
+    assert (num_widths > 1) == (scheme.allocation is not uniform_bit_widths)
     return messages.quantize_weights(
         weights,
         tf.constant(table, tf.int32),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_fedmpq.allocation.policies import ALLOCATION_POLICIES
+from tff_fedmpq.allocation import ORDERS
 from tff_fedmpq.baselines.fedpaq import FedPAQConfig
 from tff_fedmpq.baselines.lattice import LATTICES
 from tff_fedmpq.baselines.registry import SCHEMES
@@ -52,7 +52,8 @@ REGISTRIES = {
     "scale_rule": SCALE_RULES,
     "representation": REPRESENTATIONS,
     "learning_rate_unit": dict.fromkeys(LEARNING_RATE_UNITS),
-    "allocation": ALLOCATION_POLICIES,
+    "allocation": dict.fromkeys(["pruning_growing", "uniform"]),
+    "order": ORDERS,
     "norm": NORMS,
     "lattice": LATTICES,
 }
@@ -112,8 +113,9 @@ def test_own_functions_reach_the_scheme():
 def test_own_functions_decide_a_round(runtime, problem):
     """A round in which each of the four has an effect that no named one has."""
 
-    def three_bits(table, mean_bit_widths, reductions, layer_sizes, budgets):
-        return tf.fill(tf.shape(table), 3)
+    def one_or_three_bits(mean_bit_widths, reductions, layer_sizes, budgets):
+        bits = tf.where(budgets > 7, 3, 1)
+        return tf.tile(bits[:, tf.newaxis], [1, len(layer_sizes)])
 
     def scale_of_seven(weights, bit_width, representation):
         return tf.constant(7.0)
@@ -122,7 +124,7 @@ def test_own_functions_decide_a_round(runtime, problem):
         return tf.where(budget > 7, num_examples, 0.0)
 
     process = problem.build(
-        allocation=three_bits,
+        allocation=one_or_three_bits,
         scale_rule=scale_of_seven,
         aggregation_weight=bert_alone,
         learning_rate_decay=lambda fraction: tf.constant(0.0),
@@ -132,10 +134,10 @@ def test_own_functions_decide_a_round(runtime, problem):
     )
     start = process.initialize()
     output = process.next(start, ["bert", "dora"])
-    # "bert" has 8 bits, "dora" 2; only the former has weight.
-    np.testing.assert_array_equal(output.metrics["mean_bit_widths"], [8, 8])
-    table = output.state.distributor["bit_widths"]
-    assert table.tolist() == [[3, 3], [3, 3], [6, 5], [4, 4]]
+    # "bert" has a budget of 8 bits, "dora" one of 2; only the former has weight.
+    np.testing.assert_array_equal(output.metrics["mean_bit_widths"], [3, 3])
+    table = output.metrics["bit_widths"]
+    assert table.tolist() == [[1, 1], [3, 3], [1, 1], [1, 1]]
     model = process.device_model(start, "cleo")
     assert [float(k.scale) for k in quantized_kernels(model)] == [7, 7]
     # A rate of zero in the first round: the codes stay, the float parameters do not.
@@ -145,6 +147,24 @@ def test_own_functions_decide_a_round(runtime, problem):
     for before, after in zip(old.kernels, new.kernels):
         np.testing.assert_allclose(after, before, atol=1e-6)
     assert np.any(old.float_parameters[0] != new.float_parameters[0])
+
+
+def test_an_own_order_values_the_bits():
+    """Bits of the first layer before all others."""
+
+    def first_layer(layer_sizes, bit_reductions):
+        values = np.zeros([7, len(layer_sizes)])
+        values[:, 0] = 1
+        return tf.tile(values[np.newaxis], [len(bit_reductions), 1, 1])
+
+    scheme = FedMPQConfig(order=first_layer).compose()
+    rows = scheme.allocation(
+        tf.constant([[2.0, 2.0, 2.0]]),
+        tf.zeros([1, 3], tf.int32),
+        np.array([10, 10, 10]),
+        tf.constant([3.0], tf.float64),
+    )
+    assert rows.numpy().tolist() == [[5, 2, 2]]
 
 
 def test_an_own_decay_gets_the_fraction_of_rounds_done():
@@ -200,7 +220,8 @@ OUT_OF_RANGE = {
         "lasso": [-1.0, NAN, INFINITY, None],
         "pruning_threshold": [-0.1, 1.5, 2, NAN],
         "pruning_saturates": ["no", 1, None],
-        "allocation": ["random", "keep", None],
+        "allocation": ["random", "rate_distortion", None],
+        "order": ["bits", None],
     },
     FedPAQConfig: {"norm": ["l1", None]},
     UVeQFedConfig: {"lattice": ["cubic", None]},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from oracles import allocation as allocation_oracle
 from oracles import quantization as oracle
 
 from tff_fedmpq.federated.client_work import build_client_work
@@ -76,18 +77,23 @@ def _client_computation(problem: Any) -> tff.Computation:
 
 
 def _message_by_oracle(problem: Any, state: Any, key: int) -> Any:
-    """What the server sends client `key`: Eq. 3 and 14 in NumPy."""
+    """Returns what the server sends client `key`: Alg. 2, Eq. 3 and 14 in NumPy."""
     weights = problem.split(state.global_model_weights)
-    bit_widths = state.distributor["bit_widths"][key]
+    bit_widths = allocation_oracle.corrected(
+        state.distributor["mean_bit_widths"],
+        state.distributor["bit_reductions"][key],
+        problem.spec.layer_sizes,
+        list(problem.budgets.values())[key],
+    )
     scales = [np.float32(2 * np.abs(kernel).max()) for kernel in weights.kernels]
     packed = []
-    for kernel, scale, bits in zip(weights.kernels, scales, bit_widths.tolist()):
+    for kernel, scale, bits in zip(weights.kernels, scales, bit_widths):
         codes = oracle.nearest_codes(oracle.SIGN_MAGNITUDE, kernel, scale, bits)
         packed.append(oracle.pack(codes.ravel(), bits))
     training = problem.scheme.training
     round_seed = tf.random.fold_in([problem.seed, 0], state.distributor["round"])
     return collections.OrderedDict(
-        bit_widths=bit_widths.astype(np.uint8),
+        bit_widths=np.array(bit_widths, np.uint8),
         codes=np.concatenate(packed),
         float_parameters=tuple(weights.float_parameters),
         scales=np.array(scales, np.float32),

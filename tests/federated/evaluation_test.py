@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from oracles.problem import device_bit_widths
 
 from tff_fedmpq.baselines.fedavg import FedAvgConfig
 from tff_fedmpq.federated.evaluation import (
@@ -87,8 +88,7 @@ def test_all_weights_of_a_global_model_are_assigned():
 def test_each_budget_is_evaluated_by_its_first_client(runtime, process, problem):
     """One float model, quantized by hand for each budget: nothing is left over."""
     state = process.initialize()
-    table = np.array([[8, 8], [2, 1], [3, 3], [3, 5]], np.int32)
-    state.distributor["bit_widths"] = table
+    table = device_bit_widths(process, state)
     # The first and the third client have the same budget, other than in `problem`.
     clients = types.SimpleNamespace(
         scheme=process.scheme,

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_fedmpq.allocation.policies import keep_bit_widths, rate_distortion
+from tff_fedmpq.allocation import uniform_bit_widths
+from tff_fedmpq.allocation.pruning_growing import (
+    distortion_order,
+    prune_and_grow_graph,
+)
 from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.federated.local_training import LocalTrainer, Pruning
 from tff_fedmpq.federated.messages import ModelChangeUplink, ModelUplink
@@ -43,7 +47,8 @@ def test_defaults_are_the_papers_but_for_how_codes_learn():
     assert training.float_learning_rate == 0.1
     assert training.float_learning_rate_decay == "none"
     assert isinstance(scheme.uplink, ModelChangeUplink)  # Error feedback.
-    assert scheme.allocation is rate_distortion
+    assert scheme.allocation.func is prune_and_grow_graph
+    assert scheme.allocation.keywords == {"order": distortion_order}
     assert scheme.weights.representation is SIGN_MAGNITUDE
     assert scheme.weights.scale_rule is least_squares_scale
     assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 40
@@ -78,7 +83,7 @@ def test_options_reach_the_scheme():
         "pruning_threshold": 0.5,
         "pruning_saturates": False,
         "lasso": 0.5,
-        "allocation": keep_bit_widths,
+        "allocation": "uniform",
         "activation_bits": None,
         "representation": "offset_binary",
         "scale_rule": "max",
@@ -91,7 +96,7 @@ def test_options_reach_the_scheme():
         assert getattr(scheme.training, name) == options[name]
     assert scheme.pruning == Pruning(0.5, saturates=False)
     assert scheme.lasso == 0.5
-    assert scheme.allocation is keep_bit_widths
+    assert scheme.allocation is uniform_bit_widths
     assert scheme.activation_bits is None
     assert scheme.weights.representation is OFFSET_BINARY
     assert scheme.weights.scale_rule is max_scale
@@ -127,17 +132,22 @@ def test_options_reach_the_clients_model(problem):
 
 
 @pytest.mark.parametrize(
-    # Printed, Algorithm 2 never grows the first layer of the order.
-    ("allocation", "expected"),
-    [("pruning_growing", [[8, 8]]), ("literal_pruning_growing", [[4, 8]])],
+    ("order", "expected"), [("size", [1, 7]), ("distortion", [4, 4])]
 )
-def test_both_readings_of_algorithm_2_can_be_named(allocation, expected):
-    scheme = FedMPQConfig(allocation=allocation).compose()
+def test_bits_are_pruned_in_the_order_of_that_name(order, expected):
+    """From 8 bits of layers of 12 and 10 weights, to 4 on average: 88 bits.
+
+    By size, the larger layer loses all its bits but one, and then the other one bit; by
+    distortion, both lose their last bits in turn.
+    """
+    scheme = FedMPQConfig(order=order).compose()
     rows = scheme.allocation(
-        np.full([1, 2], 8), np.float32([4, 1]), np.zeros([1, 2], np.int32),
-        np.array([10, 1]), np.array([8.0]),
-    )  # fmt: skip
-    assert np.asarray(rows).tolist() == expected
+        tf.constant([[8.0, 8.0]]),
+        tf.zeros([1, 2], tf.int32),
+        np.array([12, 10]),
+        tf.constant([4.0], tf.float64),
+    )
+    assert rows.numpy().tolist() == [expected]
 
 
 def test_a_representation_that_layers_do_not_know_is_refused():
@@ -159,7 +169,7 @@ def test_the_literal_reading_can_be_changed(changes):
         "learning_rate": 0.1,
         "learning_rate_decay": "none",
         "pruning_saturates": False,
-        "allocation": "pruning_growing",
+        "order": "size",
         **changes,
     }
     assert literal == FedMPQConfig(**expected)
@@ -206,8 +216,8 @@ def table_after_two_rounds(runtime, problem):
         process = problem.build(**{"lasso": 20.0, **options})
         state = process.initialize()
         for _ in range(2):
-            state = process.next(state, problem.client_ids).state
-        return state.distributor["bit_widths"]
+            state, metrics = process.next(state, problem.client_ids)
+        return metrics["bit_widths"]
 
     return run
 
@@ -223,5 +233,5 @@ def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
     shown = {name: table.tolist() for name, table in tables.items()}
     for name in ("no lasso", "no pruning", "no allocation"):
         assert shown[name] != shown["all"], shown
-    # Nobody decides: everyone keeps the uniform bits of the start.
-    assert shown["no allocation"] == [[2, 2], [8, 8], [6, 5], [4, 4]]
+    # The whole bits of each budget.
+    assert shown["no allocation"] == [[2, 2], [8, 8], [5, 5], [4, 4]]

@@ -10,6 +10,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import quantization as oracle
+from oracles.problem import device_bit_widths
 
 from tff_fedmpq.federated import messages
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
@@ -231,8 +232,8 @@ def test_uplink_bits_of_a_round(recorded_round, problem):
             assert counted[row].tolist() == [0, 0, 0, 0]
 
 
-def test_downlink_bits_of_a_round(recorded_round, problem):
-    table = recorded_round.before.distributor["bit_widths"]
+def test_downlink_bits_of_a_round(process, recorded_round, problem):
+    table = device_bit_widths(process, recorded_round.before)
     counted = recorded_round.metrics["downlink_bits"]
     for row, name in enumerate(problem.client_ids):
         if name in recorded_round.participants:

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from oracles import allocation as allocation_oracle
 from oracles import quantization as oracle
+from oracles.problem import device_bit_widths
 
 from tff_fedmpq.allocation import prune_and_grow
 from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
@@ -100,7 +101,9 @@ def test_training_starts_from_model_fns_weights_and_uniform_bits(
     ):
         np.testing.assert_array_equal(value, variable)
     assert state.distributor["round"] == 0
-    table = state.distributor["bit_widths"]
+    assert (state.distributor["mean_bit_widths"] == 0).all()
+    assert (state.distributor["bit_reductions"] == 0).all()
+    table = device_bit_widths(process, state)
     # 5.5 bits of 252 weights: 5 for all, and a sixth for 126 of them, or 108.
     assert table.tolist() == [[2, 2], [8, 8], [6, 5], [4, 4]]
     assert (used_bits(problem, table) <= budget_bits(problem)).all()
@@ -213,9 +216,10 @@ def test_a_rate_of_zero_moves_its_own_weights_only(recorded_round, problem):
     assert not np.allclose(new.kernels[0], old.kernels[0], rtol=1e-3)
 
 
-def test_rows_are_pruned_and_grown_from_the_mean(recorded_round, problem):
-    before = recorded_round.before.distributor["bit_widths"]
-    after = recorded_round.after.distributor["bit_widths"]
+def test_rows_are_pruned_and_grown_from_the_mean(process, recorded_round, problem):
+    """Those of all clients; what one of them pruned is remembered until its next."""
+    before = device_bit_widths(process, recorded_round.before)
+    after = device_bit_widths(process, recorded_round.after)
     results = recorded_round.results
     mean = np.average(
         [result.bit_widths for result in results.values()],
@@ -225,11 +229,17 @@ def test_rows_are_pruned_and_grown_from_the_mean(recorded_round, problem):
     np.testing.assert_allclose(
         recorded_round.metrics["mean_bit_widths"], mean, rtol=1e-6
     )
+    state = recorded_round.after.distributor
+    np.testing.assert_array_equal(
+        state["mean_bit_widths"], recorded_round.metrics["mean_bit_widths"]
+    )
+    remembered = recorded_round.before.distributor["bit_reductions"]
+    assert remembered[problem.client_ids.index("cleo")].any()  # From the first round.
     for row, name in enumerate(problem.client_ids):
-        if name not in results:
-            np.testing.assert_array_equal(after[row], before[row])
-            continue
-        reductions = before[row] - results[name].bit_widths
+        reductions = remembered[row]
+        if name in results:
+            reductions = before[row] - results[name].bit_widths
+        np.testing.assert_array_equal(state["bit_reductions"][row], reductions)
         arguments = (mean, reductions, problem.spec.layer_sizes, problem.budgets[name])
         np.testing.assert_array_equal(after[row], prune_and_grow(*arguments))
         np.testing.assert_array_equal(
@@ -267,8 +277,9 @@ def test_the_table_stays_within_budgets(runtime, process, problem):
     state = process.initialize()
     everyone = problem.client_ids
     for participants in (everyone, ["dora", "cleo"], everyone, ["bert"], everyone):
-        state = process.next(state, participants).state
-        table = state.distributor["bit_widths"]
+        state, metrics = process.next(state, participants)
+        table = metrics["bit_widths"]
+        np.testing.assert_array_equal(table, device_bit_widths(process, state))
         assert ((table >= 1) & (table <= 8)).all()
         used, budget = used_bits(problem, table), budget_bits(problem)
         assert (used <= budget).all()
@@ -293,7 +304,7 @@ def test_every_round_has_its_own_seed(runtime, process, recorded_round):
     """The same weights and table, one round later, train differently."""
     later = recorded_round.before._replace(
         distributor=collections.OrderedDict(
-            bit_widths=recorded_round.before.distributor["bit_widths"],
+            recorded_round.before.distributor,
             round=np.int32(recorded_round.before.distributor["round"] + 1),
         )
     )
@@ -310,13 +321,19 @@ def test_every_round_has_its_own_seed(runtime, process, recorded_round):
 
 @pytest.mark.parametrize("participants", [["anna"], []], ids=["no examples", "nobody"])
 def test_a_round_without_examples_changes_nothing(
-    runtime, process, recorded_round, participants
+    runtime, process, problem, recorded_round, participants
 ):
     before = recorded_round.before
     output = process.next(before, participants)
     assert_equal(output.state.global_model_weights, before.global_model_weights)
     np.testing.assert_array_equal(
-        output.state.distributor["bit_widths"], before.distributor["bit_widths"]
+        output.state.distributor["mean_bit_widths"],
+        before.distributor["mean_bit_widths"],
+    )
+    others = [n for n, name in enumerate(problem.client_ids) if name != "anna"]
+    np.testing.assert_array_equal(
+        output.metrics["bit_widths"][others],
+        device_bit_widths(process, before)[others],
     )
     assert output.state.distributor["round"] == before.distributor["round"] + 1
     train = output.metrics["client_work"]["train"]

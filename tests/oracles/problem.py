@@ -31,6 +31,7 @@ OPTIONS = {
     "learning_rate_decay": "none",
     "error_feedback": False,
     "allocation": "pruning_growing",
+    "order": "size",
     "scale_rule": "max",
     "pruning_threshold": 0.3,
     "lasso": 0.1,
@@ -98,6 +99,11 @@ class Problem(NamedTuple):
     def split(self, weights: Any) -> FloatWeights:
         """Returns `tff.learning.models.ModelWeights` as kernels and other weights."""
         return self.spec.split(list(weights.trainable), list(weights.non_trainable))
+
+
+def device_bit_widths(process: Any, state: Any) -> np.ndarray:
+    """Returns the bits of all clients in the next round, int32[N, L]."""
+    return process._server.bit_widths(state).numpy()
 
 
 def make_problem() -> Problem:

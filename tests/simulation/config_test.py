@@ -319,7 +319,8 @@ def test_the_settings_of_a_scheme_survive_the_command_line(parse, scheme):
         ("augment", "Default: true."),
         ("lasso", "Default: 0.01, only in fedmpq, fedmpq_literal."),
         ("norm", "Default: max, only in fedpaq."),
-        ("allocation", "Default: rate_distortion"),
+        ("allocation", "Default: pruning_growing"),
+        ("order", "Default: distortion, only in fedmpq, fedmpq_literal."),
         ("activation_bits", "8 (fpq8), 4 (aqfl), 4 (fedmpq)"),
         ("aggregation_weight", "examples (fpq8), budget_and_examples (aqfl)"),
         ("learning_rate", "Default: 0.1."),
@@ -331,12 +332,7 @@ def test_help_says_what_a_setting_is_and_its_defaults(parse, name, words):
 
 def test_help_lists_names_and_types(parse):
     parser = flags.FLAGS["allocation"].parser
-    assert set(parser.syntactic_help.split("|")) == {
-        "rate_distortion",
-        "pruning_growing",
-        "literal_pruning_growing",
-        "uniform",
-    }
+    assert set(parser.syntactic_help.split("|")) == {"pruning_growing", "uniform"}
     types = {
         name: flags.FLAGS[name].flag_type()
         for name in ("allocation", "alpha", "rounds", "augment", "budgets", "model")

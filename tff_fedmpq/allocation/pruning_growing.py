@@ -24,6 +24,7 @@ even) and clipped to 1..8.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Callable
 
@@ -191,12 +192,13 @@ def check_budgets(budgets: npt.ArrayLike) -> np.ndarray:
     """Returns budgets as float64, checked to be numbers from 1 to 8.
 
     Raises:
-      ValueError: If one is not.
+      ValueError: If one is not; strings and booleans are not numbers.
     """
-    try:
-        checked = np.asarray(budgets, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"Budgets have to be numbers; found {budgets!r}.") from None
+    # Without this, NumPy would read True as 1 and "4" as 4.
+    for value in np.asarray(budgets, object).flat:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise ValueError(f"Budgets have to be numbers; found {value!r}.")
+    checked = np.asarray(budgets, np.float64)
     # Written so that NaN, which compares false to everything, is caught.
     valid = (checked >= MIN_BIT_WIDTH) & (checked <= MAX_BIT_WIDTH)
     if not valid.all():
