@@ -14,7 +14,7 @@ from tff_fedmpq.baselines.fedavg import FedAvgConfig
 from tff_fedmpq.federated.evaluation import (
     Evaluator,
     assign_global_weights,
-    evaluate_devices,
+    DeviceEvaluator,
 )
 from tff_fedmpq.keras import quantize_model
 
@@ -98,7 +98,7 @@ def test_each_budget_is_evaluated_by_its_first_client(runtime, process, problem)
         assign_device_weights=process.assign_device_weights,
     )
     x, labels = problem.make_examples(200, 4)
-    devices = evaluate_devices(clients, state, x, labels)
+    devices = DeviceEvaluator(clients, x, labels).evaluate(state)
     assert list(devices) == ["1.5", "4", "8"]
     sizes, float_model = problem.spec.layer_sizes, problem.model_fn()
     for budget, row in (("1.5", 1), ("4", 3), ("8", 0)):
@@ -124,4 +124,4 @@ def test_each_budget_is_evaluated_by_its_first_client(runtime, process, problem)
 
 def test_float_schemes_have_no_models_of_devices():
     process = types.SimpleNamespace(scheme=FedAvgConfig().compose())
-    assert evaluate_devices(process, None, images(2, 0), np.zeros(2, np.int64)) == {}
+    assert DeviceEvaluator(process, images(2, 0), np.zeros(2, np.int64)).evaluate(None) == {}

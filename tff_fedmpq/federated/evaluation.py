@@ -6,6 +6,7 @@ it quantized to its own bit-widths, with the BatchNorm statistics that the serve
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -86,34 +87,50 @@ def assign_global_weights(model: tf.keras.Model, weights: Any) -> None:
         variable.assign(value)
 
 
-def evaluate_devices(
-    process: FederatedProcess, state: Any, images: np.ndarray, labels: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Evaluates, for each budget, the model that its first client would get now.
+class DeviceEvaluator:
+    """Evaluates the models that devices get, one for each budget."""
 
-    Args:
-      process: Process of a scheme.
-      state: State of the process.
-      images: Test images, [n, h, w, c].
-      labels: Their classes, int[n].
+    def __init__(
+        self, process: FederatedProcess, images: np.ndarray, labels: np.ndarray
+    ):
+        """Initializes the evaluator.
 
-    Returns:
-      For each budget: client, mean_bit_width, accuracy, loss, and num_bytes that the
-      device stores; {} for a scheme that sends float weights.
-    """
-    if process.scheme.weights is None:
-        return {}
-    clients = dict(zip(process.budgets[::-1], process.client_ids[::-1]))
-    model = process.device_model(state, process.client_ids[0])
-    evaluator = Evaluator(model, images, labels)
-    devices = {}
-    for budget, client_id in sorted(clients.items()):
-        process.assign_device_weights(model, state, client_id)
-        stored = summary(model)
-        devices[f"{budget:g}"] = {
-            "client": client_id,
-            "mean_bit_width": stored.mean_bit_width,
-            "num_bytes": stored.num_bytes,
-            **evaluator.evaluate()._asdict(),
-        }
-    return devices
+        Args:
+          process: Process of a scheme.
+          images: Test images, [n, h, w, c].
+          labels: Their classes, int[n].
+        """
+        self._process = process
+        self._images = images
+        self._labels = labels
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        model = self._process.scheme.build_client_model(self._process.model)
+        return Evaluator(model, self._images, self._labels)
+
+    def evaluate(self, state: Any) -> dict[str, dict[str, Any]]:
+        """Returns what each budget's first client would get now, and its accuracy.
+
+        Args:
+          state: State of the process.
+
+        Returns:
+          For each budget: client, mean_bit_width, accuracy, loss, and num_bytes that
+          the device stores; {} for a scheme that sends float weights.
+        """
+        process = self._process
+        if process.scheme.weights is None:
+            return {}
+        clients = dict(zip(process.budgets[::-1], process.client_ids[::-1]))
+        devices = {}
+        for budget, client_id in sorted(clients.items()):
+            process.assign_device_weights(self._evaluator.model, state, client_id)
+            stored = summary(self._evaluator.model)
+            devices[f"{budget:g}"] = {
+                "client": client_id,
+                "mean_bit_width": stored.mean_bit_width,
+                "num_bytes": stored.num_bytes,
+                **self._evaluator.evaluate()._asdict(),
+            }
+        return devices

@@ -49,6 +49,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
 
     Attributes:
       scheme: Scheme of the process.
+      model: Float Keras model with the initial weights.
       spec: Weights of the scheme's client model.
       client_ids: Client ids in the order of rows in tables.
       budgets: Bits per weight of each client, float64[N].
@@ -70,11 +71,11 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         self.client_ids = client_ids
         self.budgets = budgets
         self._server = server
-        self._model = model
+        self.model = model
 
     def global_model(self, state: State) -> tf.keras.Model:
         """Returns the global model: float kernels, activations as on clients."""
-        model = self.scheme.build_global_model(self._model)
+        model = self.scheme.build_global_model(self.model)
         assign_global_weights(model, state.global_model_weights)
         return model
 
@@ -88,7 +89,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         Raises:
           ValueError: if the process has no client of that id.
         """
-        model = self.scheme.build_client_model(self._model)
+        model = self.scheme.build_client_model(self.model)
         self.assign_device_weights(model, state, client_id)
         return model
 

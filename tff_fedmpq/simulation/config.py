@@ -44,6 +44,8 @@ class ExperimentConfig:
       budgets: Bits per weight of each client, 1 to 8, fractions allowed; () gives 20,
         30, 30 and 20 % of the clients 2, 4, 6 and 8 bits, as in the paper.
       clients_per_round: Number of clients that train in a round.
+      device_rounds: Number of last rounds after which the models that devices get are
+        evaluated, beside the global model.
       augment: Whether training images are augmented, in the way of the data set.
       compute: Number format of the layers on clients; "auto" is bfloat16 for quantized
         schemes on processors with instructions for it, else float32.
@@ -62,13 +64,14 @@ class ExperimentConfig:
     num_clients: int = 10
     budgets: Sequence[float] = ()
     clients_per_round: int = 5
+    device_rounds: int = 1
     augment: bool = True
     compute: str = AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_count(self.scheme.rounds or 0, "rounds")
-        for name in ("num_clients", "clients_per_round"):
+        for name in ("num_clients", "clients_per_round", "device_rounds"):
             check_count(getattr(self, name), name)
         for name in ("train_examples", "validation_examples"):
             if getattr(self, name) is not None:
@@ -190,12 +193,16 @@ class _SettingParser(flags.ArgumentParser):
         self._is_optional = type(None) in get_args(annotation)
         self._names = allowed_names(annotation)
         types = [t for t in (annotation, *get_args(annotation)) if t in _PARSERS]
-        self._parse = _PARSERS[types[0]] if types else str
+        self._parse: Callable[[str], Any] = _PARSERS[types[0]] if types else str
         self.syntactic_help = "|".join(self._names)
 
     def flag_type(self) -> str:
         """Returns the type that `--help` shows."""
-        return "name" if self._names else self._parse.__name__.lstrip("_")
+        return (
+            "name"
+            if self._names
+            else getattr(self._parse, "__name__", "value").lstrip("_")
+        )
 
     def parse(self, argument: Any) -> Any:
         """Returns the value, or `_NONE` for None.

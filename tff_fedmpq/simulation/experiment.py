@@ -22,9 +22,9 @@ from absl import logging
 
 from tff_fedmpq.federated.checkpoints import Checkpoints
 from tff_fedmpq.federated.evaluation import (
+    DeviceEvaluator,
     Evaluator,
     assign_global_weights,
-    evaluate_devices,
 )
 from tff_fedmpq.federated.process import FederatedProcess, build_process
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
@@ -142,6 +142,9 @@ class _Run:
                 self._dataset.test_images,
                 self._dataset.test_labels,
             )
+            self._device_evaluator = DeviceEvaluator(
+                process, self._dataset.test_images, self._dataset.test_labels
+            )
             with progress:
                 progress.skip(sum(steps[: len(records)]))
                 for round_number in range(len(records) + 1, config.rounds + 1):
@@ -158,7 +161,7 @@ class _Run:
                     checkpoints.save(round_number, state, record)
                     records.append(record)
                     progress.write(report.describe_round(record, config.rounds))
-            return self._result(process, state, records)
+            return self._result(process, records)
 
     def _build_process(self, progress: BatchProgress) -> FederatedProcess:
         config, dataset = self._config, self._dataset
@@ -195,10 +198,14 @@ class _Run:
         trained = time.perf_counter()
         assign_global_weights(evaluator.model, output.state.global_model_weights)
         evaluated = evaluator.evaluate()
+        devices = {}
+        if round_number > self._config.rounds - self._config.device_rounds:
+            devices = self._device_evaluator.evaluate(output.state)
         return output.state, {
             "round": round_number,
             "test_accuracy": evaluated.accuracy,
             "test_loss": evaluated.loss,
+            "devices": devices,
             "participants": participants,
             **_measured(process, output.metrics),
             "seconds": time.perf_counter() - started,
@@ -207,12 +214,9 @@ class _Run:
         }
 
     def _result(
-        self, process: FederatedProcess, state: Any, records: list[dict[str, Any]]
+        self, process: FederatedProcess, records: list[dict[str, Any]]
     ) -> Mapping[str, Any]:
         dataset, spec = self._dataset, process.spec
-        devices = evaluate_devices(
-            process, state, dataset.test_images, dataset.test_labels
-        )
         return {
             "scheme": process.scheme.name,
             "precision": process.scheme.precision,
@@ -230,7 +234,7 @@ class _Run:
             "rounds": records,
             "devices": {
                 budget: {**device, "bytes_down": ledger.bytes_down(records, device)}
-                for budget, device in devices.items()
+                for budget, device in records[-1]["devices"].items()
             },
         }
 
