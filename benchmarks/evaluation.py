@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from benchmarks import measure
 from tff_fedmpq.federated.evaluation import Evaluation, Evaluator
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.simulation import data as datasets
 from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
 
@@ -29,7 +29,11 @@ def build_candidates(
     dataset = datasets.load("cifar10", None)
     images = dataset.test_images[:num_images]
     labels = dataset.test_labels[:num_images]
-    model = fedmpq_scheme().build_global_model(build_model_fn(model_name, dataset, 0))
+    model = (
+        FedMPQConfig()
+        .compose()
+        .build_global_model(build_model_fn(model_name, dataset, 0)())
+    )
     model.compile(
         loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],

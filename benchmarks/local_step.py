@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import bit_plane_layers, measure
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.keras.resnets import resnet20
@@ -58,7 +58,7 @@ def client_step(
     scheme: Scheme, policy: str | None, images: tf.Tensor, labels: tf.Tensor
 ) -> Step:
     """Returns the step that a client of a scheme takes."""
-    model = scheme.build_client_model(lambda: resnet20(seed=0), policy)
+    model = scheme.build_client_model(resnet20(seed=0), policy)
     trainer = LocalTrainer(model, scheme.training, LOSS)
     step = tf.function(trainer.step)
     return lambda: step(images, labels).loss.numpy()
@@ -105,7 +105,7 @@ def qkeras_model() -> tf.keras.Model | None:
 
 def build_candidates(images: tf.Tensor, labels: tf.Tensor) -> dict[str, Step]:
     """Returns all steps; the baseline comes first."""
-    scheme = fedmpq_scheme()
+    scheme = FedMPQConfig().compose()
     variants = {
         "FedMPQ": scheme,
         "FedMPQ, no Lasso": dataclasses.replace(scheme, lasso=0.0),

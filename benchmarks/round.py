@@ -26,7 +26,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from benchmarks import measure
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.simulation import data as datasets
@@ -92,7 +92,7 @@ def fedmpq_round(data, partition: Partition, model_fn, compute: str, directory):
         model_fn,
         dict(zip(ids, BUDGETS)),
         build_client_data(directory, data, partition),
-        fedmpq_scheme(epochs=1, batch_size=BATCH_SIZE),
+        FedMPQConfig(epochs=1, batch_size=BATCH_SIZE),
         augment=random_crop_and_flip,
         dtype_policy=DTYPE_POLICIES[compute],
     )

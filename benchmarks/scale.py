@@ -35,13 +35,13 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure
-from tff_fedmpq.allocation import tiered_budgets
-from tff_fedmpq.federated.fedmpq import build_fedmpq
+from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.federated.runtime import local_runtime
 from tff_fedmpq.simulation import data as datasets
 from tff_fedmpq.simulation.data.client_data import build_client_data
 from tff_fedmpq.simulation.data.partitions import Partition
 from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
+from tff_fedmpq.simulation.populations import tiered_budgets
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SETTLED = 20  # Round from which memory is not to grow.
@@ -157,9 +157,8 @@ def _build(
     partition = Partition(tuple(shares), alpha=100.0, seed=0, dataset=dataset.name)
     client_data = build_client_data(directory, dataset, partition)
     budgets = dict(zip(client_data.client_ids, tiered_budgets(num_clients)))
-    process = build_fedmpq(
-        model_fn, budgets, client_data, epochs=1, batch_size=batch_size
-    )
+    config = FedMPQConfig(epochs=1, batch_size=batch_size)
+    process = build_fedmpq(model_fn, budgets, client_data, config)
     return process, list(budgets)
 
 

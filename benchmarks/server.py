@@ -1,21 +1,20 @@
-"""The server's own work: per client, and Algorithm 2 over many clients.
+"""The server's own work: per client, and Pruning-Growing over many clients.
 
 (a) Milliseconds per client of a round, for ResNet-20 and ResNet-44 and a client of 4
-bits: *select* (`Server.message_for`: quantize the global model to the client's
-bit-widths and pack it), *accumulate* (`aggregation.accumulate`: unpack, dequantize and
-add what it sent) and *prune_and_grow* (Algorithm 2 for this client). Each is run as one
-graph, as in the TFF worker, without TFF's own cost.
+bits: *select* (`Server.message_for`: find the client's bit-widths, quantize the global
+model to them and pack it), *accumulate* (`Server.accumulate`: unpack, dequantize and
+add what it sent) and *prune_and_grow* (Pruning-Growing for this client, which is part
+of *select*). Each is run as one graph, as in the TFF worker, without TFF's own cost.
 
-(b) The policy `pruning_growing`, as the server's graph holds it where it is chosen, for
-more and more clients and layers, with a server's inputs: the paper's tiers of budgets,
-an averaged and so fractional bit-width per layer, 0 to 2 bits taken off, layer sizes as
-in a residual network of three stages. The bar is on 10,000 clients of 50 layers;
-"build" is the first call, which traces the graph.
+(b) FedMPQ's allocation policy, as the server's graph holds it, for more and more
+clients and layers, with a server's inputs: the paper's tiers of budgets, an averaged
+and so fractional bit-width per layer, 0 to 2 bits pruned, layer sizes as in a residual
+network of three stages. The bar is on 10,000 clients of 50 layers; "build" is the first
+call, which traces the graph.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
@@ -24,15 +23,15 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure
-from tff_fedmpq.allocation import prune_and_grow_graph, tiered_budgets
-from tff_fedmpq.allocation.policies import pruning_growing
-from tff_fedmpq.federated import aggregation, messages
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated import messages
+from tff_fedmpq.federated.client_work import ClientResult
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import TrainingSums
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.server import Server
 from tff_fedmpq.keras.resnets import resnet20, resnet44
 from tff_fedmpq.keras.variables import ModelSpec, float_non_trainable_variables
+from tff_fedmpq.simulation.populations import tiered_budgets
 
 _MODELS = {"resnet20": resnet20, "resnet44": resnet44}
 _NUM_CLIENTS = 10
@@ -42,11 +41,11 @@ _BAR = (10_000, 50)
 
 def client_steps(model_name: str) -> dict[str, Callable[[], Any]]:
     """Returns what the server does for one client, each as a graph to run."""
-    scheme = fedmpq_scheme()
-    model_fn = functools.partial(_MODELS[model_name], seed=0)
-    model = scheme.build_global_model(model_fn)
-    spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
-    budgets = tiered_budgets(_NUM_CLIENTS)
+    scheme = FedMPQConfig().compose()
+    float_model = _MODELS[model_name](seed=0)
+    model = scheme.build_global_model(float_model)
+    spec = ModelSpec.from_model(scheme.build_client_model(float_model))
+    budgets = np.array(tiered_budgets(_NUM_CLIENTS))
     server = Server(scheme, spec, budgets, seed=0)
     state = server.initial_state(
         [v.numpy() for v in model.trainable_variables],
@@ -55,38 +54,35 @@ def client_steps(model_name: str) -> dict[str, Callable[[], Any]]:
     key = tf.constant(_CLIENT)
     select = tf.function(server.message_for)
     result = client_result(scheme, spec, select(state, key), key, budgets[_CLIENT])
-    sums = aggregation.zero(spec, scheme.uplink, _NUM_CLIENTS)
+    sums = server.zero()
+    accumulate = tf.function(server.accumulate)
 
     @tf.function
-    def accumulate(sums, result):
-        return aggregation.accumulate(sums, result, scheme.uplink, spec)
-
-    @tf.function
-    def allocate(means, reductions):
-        budget = budgets[_CLIENT : _CLIENT + 1]
-        return prune_and_grow_graph(means, reductions, spec.layer_sizes, budget)
+    def allocate(means, reductions, budget):
+        return scheme.allocation(means, reductions, spec.layer_sizes, budget)
 
     means, reductions = allocation_inputs(1, len(spec.layer_sizes))
+    budget = tf.constant(budgets[_CLIENT : _CLIENT + 1])
     return {
         "select": lambda: select(state, key),
         "accumulate": lambda: accumulate(sums, result),
-        "prune_and_grow": lambda: allocate(means[tf.newaxis], reductions),
+        "prune_and_grow": lambda: allocate(means, reductions, budget),
     }
 
 
 def client_result(
     scheme: Scheme,
     spec: ModelSpec,
-    received: messages.ModelMessage,
+    received: messages.Message,
     key: tf.Tensor,
     budget: float,
-) -> aggregation.ClientResult:
+) -> ClientResult:
     """Returns the result of a client that sends back what it received."""
     weights = messages.unpack_model(received, spec)
     message = scheme.uplink.encode(
         weights, weights, tf.constant(budget, tf.float32), received["seed"]
     )
-    return aggregation.ClientResult(
+    return ClientResult(
         key,
         tf.constant(1.0),
         message,
@@ -100,9 +96,9 @@ def client_result(
 
 
 def allocation_inputs(num_clients: int, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean bit-widths float32[L], and reductions int32[N, L]."""
+    """Returns mean bit-widths float32[N, L], equal rows, and reductions int32[N, L]."""
     rng = np.random.default_rng(0)
-    means = rng.uniform(1, 8, num_layers)
+    means = np.tile(rng.uniform(1, 8, num_layers), [num_clients, 1])
     reductions = rng.choice(3, [num_clients, num_layers], p=[0.7, 0.2, 0.1])
     return tf.constant(means, tf.float32), tf.constant(reductions, tf.int32)
 
@@ -123,21 +119,22 @@ def resnet_layer_sizes(num_layers: int) -> np.ndarray:
 
 def time_allocation(num_clients: int, num_layers: int, repeats: int) -> dict[str, Any]:
     """Returns a row of part (b)."""
-    sizes, budgets = resnet_layer_sizes(num_layers), tiered_budgets(num_clients)
+    sizes = resnet_layer_sizes(num_layers)
+    budgets = np.array(tiered_budgets(num_clients))
     means, reductions = allocation_inputs(num_clients, num_layers)
-    widths = np.repeat(budgets[:, np.newaxis].astype(np.int32), num_layers, axis=1)
-    table = tf.constant(widths)
+    policy = FedMPQConfig().compose().allocation
 
     @tf.function
-    def allocate(table, means, reductions):
-        return pruning_growing(table, means, reductions, sizes, budgets)
+    def allocate(means, reductions, budgets):
+        return policy(means, reductions, sizes, budgets)
 
+    inputs = (means, reductions, tf.constant(budgets))
     started = time.perf_counter()
-    allocated = allocate(table, means, reductions).numpy()
+    allocated = allocate(*inputs).numpy()
     build = time.perf_counter() - started
     if (allocated @ sizes > budgets * sizes.sum()).any():
         raise RuntimeError("A client was given more bits than its budget.")
-    run = {"allocate": lambda: allocate(table, means, reductions).numpy()}
+    run = {"allocate": lambda: allocate(*inputs).numpy()}
     timings = measure.time_alternately(run, repeats=repeats, warmup=2)
     return row("allocation", num_layers, num_clients, timings, "allocate", 1e3 * build)
 
@@ -200,7 +197,7 @@ def main() -> None:
     ]
     bars = [
         measure.bar(
-            "Algorithm 2, 10,000 clients x 50 layers, s", r["ms"] / 1e3, at_most=1.0
+            "Pruning-Growing, 10,000 clients x 50 layers, s", r["ms"] / 1e3, at_most=1.0
         )
         for r in grid
         if (r["clients"], r["layers"]) == _BAR

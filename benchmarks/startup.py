@@ -63,7 +63,7 @@ def time_example(directory: pathlib.Path) -> dict[str, float]:
 
 def build_fedmpq(model: str) -> float:
     """Builds FedMPQ's process once; returns the seconds that it took."""
-    from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+    from tff_fedmpq.federated.fedmpq import FedMPQConfig
     from tff_fedmpq.federated.process import build_process
     from tff_fedmpq.federated.runtime import local_runtime
     from tff_fedmpq.simulation import data as datasets
@@ -79,7 +79,7 @@ def build_fedmpq(model: str) -> float:
             started = time.perf_counter()
             budgets = {client: 4.0 for client in client_data.client_ids}
             model_fn = build_model_fn(model, data, seed=0)
-            process = build_process(model_fn, budgets, client_data, fedmpq_scheme())
+            process = build_process(model_fn, budgets, client_data, FedMPQConfig())
             process.initialize()
             return time.perf_counter() - started
 

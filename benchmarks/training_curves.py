@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from benchmarks import measure
 from tff_fedmpq.federated.evaluation import Evaluator
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import assign_quantized_weights, quantize_weights
 from tff_fedmpq.keras.variables import ModelSpec
@@ -34,7 +34,7 @@ SMOOTHED_OVER = 50
 
 def train(data: datasets.ImageDataset, compute: str, seed: int, epochs: int):
     """Trains one client; returns the loss of every step and the test accuracy."""
-    scheme = fedmpq_scheme(epochs=epochs, batch_size=BATCH_SIZE)
+    scheme = FedMPQConfig(epochs=epochs, batch_size=BATCH_SIZE).compose()
     model_fn = build_model_fn("resnet20", data, seed)
     losses = tf.Variable(tf.zeros([epochs * -(-len(data.train_labels) // BATCH_SIZE)]))
     done = tf.Variable(0)
@@ -43,26 +43,33 @@ def train(data: datasets.ImageDataset, compute: str, seed: int, epochs: int):
         losses.scatter_nd_update([[done]], [loss])
         done.assign_add(1)
 
-    model = scheme.build_client_model(model_fn, DTYPE_POLICIES[compute])
+    model = scheme.build_client_model(model_fn(), DTYPE_POLICIES[compute])
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    trainer = LocalTrainer(model, scheme.training, loss, random_crop_and_flip, record)
+    trainer = LocalTrainer(
+        model,
+        scheme.training,
+        loss,
+        pruning=scheme.pruning,
+        augment=random_crop_and_flip,
+        on_step=record,
+    )
     trained, _, _ = trainer.train(
-        initial_weights(scheme, model_fn),
+        initial_weights(scheme, model_fn()),
         tf.constant(data.train_images),
         tf.constant(data.train_labels),
         tf.constant([seed, 0]),
     )
-    evaluated_model = scheme.build_client_model(model_fn)
+    evaluated_model = scheme.build_client_model(model_fn())
     assign_quantized_weights(evaluated_model, trained)
     evaluator = Evaluator(evaluated_model, data.test_images, data.test_labels)
     return losses.numpy(), evaluator.evaluate().accuracy
 
 
-def initial_weights(scheme, model_fn):
+def initial_weights(scheme, model):
     """Returns the global model before the first round, at uniform bits."""
-    spec = ModelSpec.from_model(scheme.build_client_model(model_fn))
+    spec = ModelSpec.from_model(scheme.build_client_model(model))
     return quantize_weights(
-        spec.weights_of(scheme.build_global_model(model_fn)),
+        spec.weights_of(scheme.build_global_model(model)),
         tf.fill([len(spec.kernel_shapes)], BITS),
         scheme.weights.representation,
         scheme.weights.scale_rule,

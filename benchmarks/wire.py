@@ -31,13 +31,13 @@ import tensorflow as tf
 
 from benchmarks import measure
 from tff_fedmpq.allocation import prune_and_grow
+from tff_fedmpq.baselines import entropy_coding
 from tff_fedmpq.federated import messages
-from tff_fedmpq.federated.fedmpq import fedmpq_scheme
+from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import LocalTrainer
 from tff_fedmpq.federated.messages import QuantizedWeights
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.keras.variables import ModelSpec
-from tff_fedmpq.quantization import entropy_coding
 from tff_fedmpq.simulation import data as datasets
 from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
@@ -54,18 +54,25 @@ class Client:
         """Builds the models, and takes as many images as there are steps for."""
         dataset = datasets.load("cifar10", None)
         model_fn = build_model_fn(model_name, dataset, seed)
-        model = scheme.build_client_model(model_fn)
+        float_model = model_fn()
+        model = scheme.build_client_model(float_model)
         rng = np.random.default_rng(seed)
         count = steps * scheme.training.batch_size
         chosen = rng.permutation(len(dataset.train_labels))[:count]
         self.spec = ModelSpec.from_model(model)
-        self._weights = self.spec.weights_of(scheme.build_global_model(model_fn))
+        self._weights = self.spec.weights_of(scheme.build_global_model(float_model))
         self._quantization = scheme.weights
         self._images = tf.constant(dataset.train_images[chosen])
         self._labels = tf.constant(dataset.train_labels[chosen])
         self._seed = tf.constant([seed, 1])
         loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self._trainer = LocalTrainer(model, scheme.training, loss, random_crop_and_flip)
+        self._trainer = LocalTrainer(
+            model,
+            scheme.training,
+            loss,
+            pruning=scheme.pruning,
+            augment=random_crop_and_flip,
+        )
 
     def download(self, bit_widths: np.ndarray) -> QuantizedWeights:
         """Returns the initial weights at bit-widths int32[L]."""
@@ -158,7 +165,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights and training")
     args = parser.parse_args()
     before = measure.environment()
-    client = Client(fedmpq_scheme(epochs=1), args.model, args.steps, args.seed)
+    client = Client(FedMPQConfig(epochs=1).compose(), args.model, args.steps, args.seed)
     sizes = client.spec.layer_sizes
     downloads = {v: client.download(np.full(len(sizes), v)) for v in _BUDGETS}
     uploads = {v: client.upload(weights) for v, weights in downloads.items()}

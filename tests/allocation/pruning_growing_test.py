@@ -1,11 +1,12 @@
-"""Pruning-growing (Algorithm 2): corrected and literal, NumPy and graph.
+"""Pruning-Growing in both orders, against oracles.
 
-Budgets are multiples of 1/16, and so exact in float32: no capacity hangs on a
-rounding.
+Budgets of random problems are multiples of 1/16, so that floor(budget * weights) does
+not depend on rounding.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -18,11 +19,21 @@ from oracles import strategies
 from oracles.strategies import SETTINGS
 
 from tff_fedmpq.allocation.pruning_growing import (
+    ORDERS,
+    check_budgets,
+    distortion_order,
     prune_and_grow,
     prune_and_grow_graph,
+    size_order,
+    uniform_bit_widths,
 )
+from tff_fedmpq.quantization.gaussian import DISTORTIONS
 
-RESNET_LAYERS = (432, 2304, 2304, 4608, 9216, 512, 18432, 36864, 2048, 640)
+# The layers of ResNet-20.
+RESNET_LAYERS = np.array(
+    [432] + [2304] * 6 + [4608, *[9216] * 5, 512] + [18432, *[36864] * 5, 2048] + [640]
+)
+BOTH_ORDERS = pytest.mark.parametrize("order", ["size", "distortion"])
 
 
 @st.composite
@@ -36,72 +47,131 @@ def problems(draw, max_clients=4):
     sizes = rng.integers(1, largest + 1, size=num_layers)
     # Sixteenths: exact, with many halves to round.
     means = rng.integers(16, 8 * 16 + 1, size=shape) / 16
-    reductions = rng.integers(0, draw(st.sampled_from([1, 3, 8])), size=shape)
+    # With db + 1 a power of two, layers of equal m (db + 1) have exactly equal values.
+    reductions = 2 ** rng.integers(0, draw(st.sampled_from([1, 2, 4])), size=shape) - 1
     budgets = rng.integers(16, 8 * 16 + 1, size=num_clients) / 16
     return means, reductions, sizes, budgets
 
 
-def by_oracle(function, means, reductions, sizes, budgets):
-    rows = zip(means, reductions, budgets)
-    return np.array([function(mean, red, sizes, v) for mean, red, v in rows])
+def by_oracle(order, means, reductions, sizes, budgets):
+    rows = []
+    for mean, reduction, budget in zip(means, reductions, budgets):
+        if order == "size":
+            rows.append(oracle.corrected(mean, reduction, sizes, budget))
+        else:
+            values = oracle.distortion_values(DISTORTIONS, reduction, sizes)
+            rows.append(oracle.by_value(values, mean, sizes, budget))
+    return np.array(rows)
 
 
-def in_graph(means, reductions, sizes, budgets, **options):
-    return prune_and_grow_graph(
+def in_graph(means, reductions, sizes, budgets, *, order="size"):
+    @tf.function
+    def allocate(means, reductions, budgets):
+        return prune_and_grow_graph(
+            means, reductions, np.asarray(sizes), budgets, order=ORDERS[order]
+        )
+
+    return allocate(
         tf.constant(means, tf.float32),
         tf.constant(reductions, tf.int32),
-        tf.constant(sizes, tf.int32),
-        tf.constant(budgets, tf.float32),
-        **options,
+        tf.constant(budgets, tf.float64),
     )
 
 
-@pytest.mark.parametrize("literal", [False, True], ids=["corrected", "literal"])
+def grow_from_one_bit(sizes, budget):
+    """The greedy rate-distortion allocation, int[L]."""
+    values = oracle.distortion_values(DISTORTIONS, np.zeros(len(sizes), int), sizes)
+    return np.array(oracle.by_value(values, np.ones(len(sizes)), sizes, budget))
+
+
+def distortion(widths, reductions=0):
+    """The sum over layers that growing from 1 bit makes small."""
+    parts = DISTORTIONS[np.asarray(widths) - 1] / (np.asarray(reductions) + 1)
+    return parts.sum()
+
+
+@BOTH_ORDERS
 @SETTINGS
 @given(problem=problems())
-def test_numpy_graph_and_oracle_agree(literal, problem):
-    want = by_oracle(oracle.literal if literal else oracle.corrected, *problem)
-    result = prune_and_grow(*problem, literal=literal)
+def test_agrees_with_the_oracle(order, problem):
+    result = prune_and_grow(*problem, order=order)
     assert result.dtype == np.int32
-    np.testing.assert_array_equal(result, want)
-    result = in_graph(*problem, literal=literal)
-    assert result.dtype == tf.int32
-    np.testing.assert_array_equal(result.numpy(), want)
+    np.testing.assert_array_equal(result, by_oracle(order, *problem))
 
 
-@pytest.mark.parametrize("literal", [False, True], ids=["corrected", "literal"])
+@BOTH_ORDERS
 @pytest.mark.parametrize("budget", [1.0, 2.0, 3.25, 4.0, 6.0, 8.0])
-def test_layers_of_a_network(literal, budget):
+def test_layers_of_a_network(order, budget):
     rng = np.random.default_rng(int(100 * budget))
-    shape = (5, len(RESNET_LAYERS))
+    shape = (3, len(RESNET_LAYERS))
     means = rng.uniform(1, 8, size=shape).astype(np.float32)
-    reductions = rng.integers(0, 4, size=shape)
-    budgets = np.full(5, budget)
-    problem = (means, reductions, np.array(RESNET_LAYERS), budgets)
-    want = by_oracle(oracle.literal if literal else oracle.corrected, *problem)
-    np.testing.assert_array_equal(prune_and_grow(*problem, literal=literal), want)
-    np.testing.assert_array_equal(in_graph(*problem, literal=literal).numpy(), want)
+    reductions = 2 ** rng.integers(0, 3, size=shape) - 1
+    problem = (means, reductions, RESNET_LAYERS, np.full(3, budget))
+    want = by_oracle(order, *problem)
+    np.testing.assert_array_equal(prune_and_grow(*problem, order=order), want)
+    result = in_graph(*problem, order=order)
+    assert result.dtype == tf.int32
+    np.testing.assert_array_equal(result, want)
+
+
+def coarse_order(layer_sizes, bit_reductions):
+    """-floor(k (db + 1) / 3) for k = 0, ..., 6: many bits of equal value."""
+    bits = tf.range(7)[:, tf.newaxis]
+    values = -((bits * (bit_reductions[:, tf.newaxis] + 1)) // 3)
+    return tf.cast(values, tf.float64)
 
 
 @SETTINGS
 @given(problem=problems())
-def test_within_bounds_and_capacity_and_maximal(problem):
+def test_an_order_can_be_a_function(problem):
     means, reductions, sizes, budgets = problem
-    for row, budget in zip(prune_and_grow(*problem), budgets):
+    result = prune_and_grow(*problem, order=coarse_order)
+    values = [
+        [[-(k * (int(db) + 1) // 3) for db in row] for k in range(7)]
+        for row in reductions
+    ]
+    rows = zip(values, means, budgets)
+    want = [oracle.by_value(v, mean, sizes, budget) for v, mean, budget in rows]
+    np.testing.assert_array_equal(result, want)
+
+
+@SETTINGS
+@given(problem=problems())
+def test_values_of_the_distortion_order(problem):
+    _, reductions, sizes, _ = problem
+    reductions = 3 * reductions  # db + 1 of any kind.
+    values = distortion_order(tf.constant(sizes), tf.constant(reductions, tf.int32))
+    values = values.numpy()
+    want = [oracle.distortion_values(DISTORTIONS, row, sizes) for row in reductions]
+    np.testing.assert_allclose(values, np.array(want, float), rtol=1e-12)
+    assert (np.diff(values, axis=1) < 0).all()
+
+
+def test_values_of_the_size_order():
+    """Importance 20, 30, 10 and 20: layers 1, 0, 3, 2 from least to most valuable."""
+    sizes = tf.constant([20, 10, 10, 20], tf.int64)
+    values = size_order(sizes, tf.constant([[0, 2, 0, 0]])).numpy()
+    np.testing.assert_array_equal(values, np.tile([1, 0, 3, 2], [1, 7, 1]))
+
+
+@BOTH_ORDERS
+@SETTINGS
+@given(problem=problems())
+def test_is_within_budget_and_leaves_no_useful_bit(order, problem):
+    _, _, sizes, budgets = problem
+    for row, budget in zip(prune_and_grow(*problem, order=order), budgets):
         assert np.all((row >= 1) & (row <= 8))
-        spare = oracle.capacity_bits(budget, sizes) - oracle.used_bits(row, sizes)
-        assert spare >= 0
-        # Not one bit more fits anywhere.
-        assert np.all(sizes[row < 8] > spare)
+        left = oracle.capacity_bits(budget, sizes) - oracle.used_bits(row, sizes)
+        assert left >= 0
+        assert np.all(sizes[row < 8] > left)
 
 
 @SETTINGS
 @given(problem=problems(max_clients=1))
-def test_layers_early_in_the_order_are_pruned_first(problem):
-    """A layer that ends below where it began stands after layers of 1 bit.
+def test_size_order_prunes_the_first_layers_down_to_one_bit(problem):
+    """Before a layer that lost bits, layers have 1 bit, but for what grew again.
 
-    What those have above 1 bit grew out of the rest that was too small for the
-    layer itself.
+    That is less than one bit of the layer itself would cost.
     """
     means, reductions, sizes, _ = problem
     row = prune_and_grow(*problem)[0]
@@ -114,25 +184,70 @@ def test_layers_early_in_the_order_are_pruned_first(problem):
             assert regrown < sizes[layer]
 
 
+@BOTH_ORDERS
 @SETTINGS
 @given(problem=problems())
-def test_a_second_pass_changes_nothing(problem):
-    """The result is within its capacity and maximal, so it stays."""
+def test_a_second_pass_changes_nothing(order, problem):
     _, reductions, sizes, budgets = problem
-    once = prune_and_grow(*problem)
-    again = prune_and_grow(once.astype(np.float64), reductions, sizes, budgets)
+    once = prune_and_grow(*problem, order=order)
+    again = prune_and_grow(once, reductions, sizes, budgets, order=order)
     np.testing.assert_array_equal(again, once)
 
 
+@BOTH_ORDERS
 @SETTINGS
 @given(problem=problems())
-def test_clients_do_not_depend_on_each_other(problem):
+def test_pruned_from_8_bits_and_grown_from_1_bit_is_the_same(order, problem):
+    means, *others = problem
+    np.testing.assert_array_equal(
+        prune_and_grow(np.full_like(means, 8), *others, order=order),
+        prune_and_grow(np.full_like(means, 1), *others, order=order),
+    )
+
+
+@BOTH_ORDERS
+@SETTINGS
+@given(problem=problems())
+def test_clients_do_not_depend_on_each_other(order, problem):
     means, reductions, sizes, budgets = problem
-    together = prune_and_grow(*problem)
+    together = prune_and_grow(*problem, order=order)
     for row, mean, reduction, budget in zip(together, means, reductions, budgets):
-        alone = prune_and_grow(mean, reduction, sizes, float(budget))
+        alone = prune_and_grow(mean, reduction, sizes, float(budget), order=order)
         assert alone.shape == mean.shape
         np.testing.assert_array_equal(alone, row)
+
+
+@BOTH_ORDERS
+@SETTINGS
+@given(problem=problems(max_clients=1), seed=strategies.seeds)
+def test_bit_widths_follow_their_layers(order, problem, seed):
+    """Without ties, the result does not depend on the order of the layers."""
+    means, reductions, sizes, budgets = problem
+    keys = sizes * (reductions[0] + 1)
+    assume(len(set(keys)) == len(keys))
+    moved = np.random.default_rng(seed).permutation(len(sizes))
+    np.testing.assert_array_equal(
+        prune_and_grow(
+            means[:, moved], reductions[:, moved], sizes[moved], budgets, order=order
+        ),
+        prune_and_grow(*problem, order=order)[:, moved],
+    )
+
+
+@BOTH_ORDERS
+@SETTINGS
+@given(problem=problems(max_clients=1))
+def test_a_larger_budget_takes_no_bit_from_equally_large_layers(order, problem):
+    means, reductions, sizes, _ = problem
+    budgets = np.linspace(1, 8, 29)
+    rows = prune_and_grow(
+        np.tile(means, [29, 1]),
+        np.tile(reductions, [29, 1]),
+        np.full_like(sizes, 10),
+        budgets,
+        order=order,
+    )
+    assert (np.diff(rows, axis=0) >= 0).all()
 
 
 def test_one_budget_for_all_clients():
@@ -144,117 +259,96 @@ def test_one_budget_for_all_clients():
     )
 
 
-@pytest.mark.parametrize("literal", [False, True], ids=["corrected", "literal"])
-def test_halves_round_to_even(literal):
+@BOTH_ORDERS
+def test_halves_round_to_even(order):
     """3.5, 2.5 and 0.5, 7.5 at the ends: 4, 2, 1, 8, exactly the budget."""
-    means = np.array([[3.5, 2.5, 0.5, 7.5]])
-    sizes = np.array([5, 5, 5, 5])
-    budgets = np.array([(4 + 2 + 1 + 8) / 4])
-    problem = (means, np.zeros([1, 4], np.int64), sizes, budgets)
-    np.testing.assert_array_equal(
-        prune_and_grow(*problem, literal=literal), [[4, 2, 1, 8]]
-    )
-    np.testing.assert_array_equal(
-        in_graph(*problem, literal=literal).numpy(), [[4, 2, 1, 8]]
-    )
+    means, sizes = np.array([[3.5, 2.5, 0.5, 7.5]]), np.array([5, 5, 5, 5])
+    problem = (means, np.zeros([1, 4], np.int64), sizes, [(4 + 2 + 1 + 8) / 4])
+    np.testing.assert_array_equal(prune_and_grow(*problem, order=order), [[4, 2, 1, 8]])
 
 
-@pytest.mark.parametrize("version", [prune_and_grow, in_graph])
-def test_ties_go_by_index(version):
+def test_ties_are_broken_by_index():
     """Equal keys (20 * 1, 10 * 2, 20 * 1): the first is pruned first."""
-    means, sizes = np.array([[4.0, 4.0, 4.0]]), np.array([20, 10, 20])
-    reductions = np.array([[0, 1, 0]])
-    result = version(means, reductions, sizes, np.array([3.25]))
-    # 200 bits to 162: the first layer gives 20 twice; 2 bits are left over.
-    np.testing.assert_array_equal(np.asarray(result), [[2, 4, 4]])
+    result = prune_and_grow([4.0, 4.0, 4.0], [0, 1, 0], [20, 10, 20], 3.25)
+    # 200 bits to 162: the first layer gives 20 twice; 2 bits are left.
+    np.testing.assert_array_equal(result, [2, 4, 4])
 
 
-@pytest.mark.parametrize("version", [prune_and_grow, in_graph])
-def test_layers_that_do_not_fit_are_skipped(version):
-    """13 * 4 = 52 bits of 1 + 2 + 10: the smaller ones take the rest."""
-    sizes = np.array([2, 10, 1])
-    result = version(np.ones([1, 3]), np.zeros([1, 3], np.int64), sizes, np.ones(1) * 4)
-    # Last in the order first: sizes 1 and 2 to 8 bits (24), then 10 to 2 bits.
-    np.testing.assert_array_equal(np.asarray(result), [[8, 2, 8]])
+def test_layers_that_do_not_fit_are_skipped():
+    """52 bits, 39 of them above 1 bit: the smaller layers take 7 * 2 + 7 * 1."""
+    result = prune_and_grow(np.ones(3), np.zeros(3, int), [2, 10, 1], 4)
+    # One bit more of the layer of 10 weights fits; 8 bits are left.
+    np.testing.assert_array_equal(result, [8, 2, 8])
 
 
-@pytest.mark.parametrize("version", [prune_and_grow, in_graph])
-def test_the_first_layer_grows_only_in_the_corrected_reading(version):
-    """At 8 bits on average all layers have 8 bits, unless it is forbidden."""
-    means, reductions = np.ones([1, 3]), np.zeros([1, 3], np.int64)
-    problem = (means, reductions, np.array([5, 70, 3]), np.array([8.0]))
-    np.testing.assert_array_equal(np.asarray(version(*problem)), [[8, 8, 8]])
-    np.testing.assert_array_equal(
-        np.asarray(version(*problem, literal=True)), [[8, 1, 8]]
-    )
+def test_reductions_move_a_layer_forward():
+    """10 * (2 + 1) is more than 20 * 1: 8 of 120 bits are to be pruned.
 
-
-@pytest.mark.parametrize("version", [prune_and_grow, in_graph])
-def test_the_literal_reading_overshoots(version):
-    means, reductions = np.array([[1.0, 1.0]]), np.zeros([1, 2], np.int64)
-    problem = (means, reductions, np.array([10, 9]), np.array([1.25]))
-    # 19 weights, capacity 23 bits: no layer fits, the literal reading takes one.
-    np.testing.assert_array_equal(np.asarray(version(*problem)), [[1, 1]])
-    np.testing.assert_array_equal(np.asarray(version(*problem, literal=True)), [[1, 2]])
-
-
-@pytest.mark.parametrize("version", [prune_and_grow, in_graph])
-def test_reductions_move_a_layer_forward(version):
-    """10 * (2 + 1) is more than 20 * 1: 8 of 120 bits have to go.
-
-    The small layer gives one bit; or the large one does, and the small one
-    takes half of what that left over.
+    The small layer loses one bit; or the large one does, and the small one gains one
+    from what is left.
     """
-    means, sizes = np.array([[4.0, 4.0]]), np.array([20, 10])
-    budgets = np.array([3.75])
-    for reductions, want in ([[0, 2]], [[4, 3]]), ([[0, 0]], [[3, 5]]):
-        result = version(means, np.array(reductions), sizes, budgets)
-        np.testing.assert_array_equal(np.asarray(result), want)
+    for reductions, want in ([0, 2], [4, 3]), ([0, 0], [3, 5]):
+        result = prune_and_grow([4.0, 4.0], reductions, [20, 10], 3.75)
+        np.testing.assert_array_equal(result, want)
 
 
-@pytest.mark.parametrize("version", [prune_and_grow, in_graph])
+def test_clients_that_did_not_take_part_use_the_average():
+    """Clients of 2, 4 and 6 bits took part, three others are next."""
+    mean = np.average([[2, 2], [4, 4], [6, 6]], axis=0, weights=[2, 4, 6])
+    assert mean == pytest.approx([4.67, 4.67], abs=0.01)
+    rows = prune_and_grow(
+        np.tile(mean, [3, 1]), np.zeros([3, 2], int), [240, 48], [2, 4, 6]
+    )
+    np.testing.assert_array_equal(rows, [[1, 7], [3, 8], [5, 8]])
+
+
+@BOTH_ORDERS
 @pytest.mark.parametrize("budget", [2.0, 3.0625, 5.5, 7.9375, 8.0])
-def test_layers_too_large_for_float32_sums(version, budget):
+def test_layers_too_large_for_float32_sums(order, budget):
     """Above 2^24 bits float32 has no odd numbers: the capacity is still exact."""
     sizes = np.array([9_437_185, 2_359_297, 11_173_963, 1, 3, 5_000_001])
     means = np.array([[1.0, 8.0, 4.5, 2.0, 7.0, 3.0]])
-    reductions = np.array([[0, 2, 1, 0, 3, 0]])
-    problem = (means, reductions, sizes, np.array([budget]))
-    want = by_oracle(oracle.corrected, *problem)
-    np.testing.assert_array_equal(np.asarray(version(*problem)), want)
+    problem = (means, np.array([[0, 1, 1, 0, 3, 0]]), sizes, np.array([budget]))
+    want = by_oracle(order, *problem)
+    np.testing.assert_array_equal(prune_and_grow(*problem, order=order), want)
 
 
+@BOTH_ORDERS
+def test_the_largest_layers_do_not_overflow(order):
+    sizes = np.array([2**58 - 2**40, 2**57, 2**40])
+    problem = ([[8.0, 8.0, 8.0]], [[0, 0, 0]], sizes, [4.0])
+    want = by_oracle(order, *problem)
+    np.testing.assert_array_equal(prune_and_grow(*problem, order=order), want)
+
+
+@BOTH_ORDERS
 @SETTINGS
 @given(problem=problems(), budget=st.floats(min_value=1, max_value=8))
-def test_any_budget(problem, budget):
-    """float64 budgets, away from those whose capacity a rounding decides."""
+def test_any_budget(order, problem, budget):
     means, reductions, sizes, _ = problem
     exact = budget * float(np.sum(sizes))
     assume(abs(exact - round(exact)) > 1e-6)
-    budgets = np.full(len(means), budget)
+    problem = (means, reductions, sizes, np.full(len(means), budget))
     np.testing.assert_array_equal(
-        prune_and_grow(means, reductions, sizes, budgets),
-        by_oracle(oracle.corrected, means, reductions, sizes, budgets),
+        prune_and_grow(*problem, order=order), by_oracle(order, *problem)
     )
 
 
+@BOTH_ORDERS
 @pytest.mark.parametrize("budget", [1.0, 8.0])
-def test_ends_of_the_range_of_budgets(budget):
+def test_ends_of_the_range_of_budgets(order, budget):
     rng = np.random.default_rng(9)
     means, sizes = rng.uniform(1, 8, size=[3, 5]), rng.integers(1, 99, size=5)
-    result = prune_and_grow(means, np.ones([3, 5], np.int64), sizes, np.full(3, budget))
+    result = prune_and_grow(means, np.ones([3, 5], int), sizes, budget, order=order)
     np.testing.assert_array_equal(result, np.full([3, 5], budget))
 
 
 def test_means_out_of_range_are_clipped():
-    """To 1 and 8, which is what they then may keep."""
-    means = np.array([[-2.0, 0.2, 9.7, 8.4]])
-    sizes = np.array([4, 4, 4, 4])
-    result = prune_and_grow(means, np.zeros([1, 4], np.int64), sizes, np.array([4.5]))
-    np.testing.assert_array_equal(result, [[1, 1, 8, 8]])
+    result = prune_and_grow([-2.0, 0.2, 9.7, 8.4], np.zeros(4, int), [4, 4, 4, 4], 4.5)
+    np.testing.assert_array_equal(result, [1, 1, 8, 8])
 
 
-def test_the_arguments_are_left_alone():
+def test_the_arguments_stay_as_they_were():
     means, reductions = np.full([2, 3], 8.0), np.ones([2, 3], np.int64)
     sizes, budgets = np.array([3, 2, 1]), np.array([2.0, 3.0])
     prune_and_grow(means, reductions, sizes, budgets)
@@ -262,47 +356,116 @@ def test_the_arguments_are_left_alone():
     assert sizes.tolist() == [3, 2, 1] and budgets.tolist() == [2.0, 3.0]
 
 
-@pytest.mark.parametrize("literal", [False, True], ids=["corrected", "literal"])
-def test_one_trace_serves_every_round(literal):
-    """Sizes and budgets belong to model and clients: constants of the trace."""
-    traces = []
-    sizes, budgets = np.array(RESNET_LAYERS), np.array([2.0, 4.0625, 6.5])
+@BOTH_ORDERS
+def test_one_trace_serves_every_round(order):
+    sizes, traces = np.array([30, 7, 12, 30]), []
 
     @tf.function
-    def allocated(means, reductions):
+    def allocated(means, reductions, budgets):
         traces.append(means)
-        return prune_and_grow_graph(means, reductions, sizes, budgets, literal=literal)
+        return prune_and_grow_graph(
+            means, reductions, sizes, budgets, order=ORDERS[order]
+        )
 
     rng = np.random.default_rng(6)
     for _ in range(5):
         means = rng.uniform(1, 8, size=(3, len(sizes))).astype(np.float32)
-        reductions = rng.integers(0, 4, size=means.shape)
-        result = allocated(tf.constant(means), tf.constant(reductions, tf.int32))
-        function = oracle.literal if literal else oracle.corrected
-        want = by_oracle(function, means, reductions, sizes, budgets)
+        reductions = 2 ** rng.integers(0, 3, size=means.shape) - 1
+        budgets = rng.integers(16, 129, size=3) / 16
+        result = allocated(
+            tf.constant(means), tf.constant(reductions, tf.int32), tf.constant(budgets)
+        )
+        want = by_oracle(order, means, reductions, sizes, budgets)
         np.testing.assert_array_equal(result.numpy(), want)
     assert len(traces) == 1
 
 
+# The bounds are those of the seeded cases below, with some room. Where the rounded
+# average is just within the budget but lies far from the optimum, growing cannot undo
+# that: in networks of one dominating layer the error can be several times the optimum.
 @pytest.mark.parametrize(
-    "sizes_are_traced, budgets_are_traced", [(True, False), (False, True)]
+    ("population", "limit", "equal"),
+    [
+        ((2, 2, 4, 4, 4, 6, 6, 6, 8, 8), 1.06, 0.95),
+        ((1.2, 1.5, 1.5, 1.8, 2.0, 2.3, 2.6, 2.9, 3.2, 3.5), 1.15, 0.9),
+    ],
 )
-def test_sizes_and_budgets_of_the_graph_are_refused(
-    sizes_are_traced, budgets_are_traced
+def test_distortion_order_from_an_average_is_near_growing_from_1_bit(
+    population, limit, equal
 ):
-    sizes, budgets = np.array([20, 10]), np.array([3.75], np.float32)
-
-    @tf.function
-    def allocated(traced_sizes, traced_budgets):
-        return prune_and_grow_graph(
-            tf.constant([[4.0, 4.0]]),
-            tf.constant([[0, 2]]),
-            traced_sizes if sizes_are_traced else sizes,
-            traced_budgets if budgets_are_traced else budgets,
+    budgets = np.array(population, float)
+    optimal = np.array([grow_from_one_bit(RESNET_LAYERS, v) for v in budgets])
+    no_reductions = np.zeros(optimal.shape, int)
+    least = np.array([distortion(row) for row in optimal])
+    ratios = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        took_part = rng.choice(10, 5, replace=False)
+        weights = budgets[took_part] * rng.integers(100, 2000, 5)
+        mean = np.average(optimal[took_part], axis=0, weights=weights)
+        means = np.tile(mean, [10, 1])
+        rows = prune_and_grow(
+            means, no_reductions, RESNET_LAYERS, budgets, order="distortion"
         )
+        ratios.append(np.array([distortion(row) for row in rows]) / least)
+    assert np.max(ratios) < limit
+    assert np.mean(np.equal(ratios, 1)) > equal
 
-    with pytest.raises(TypeError, match="known when the graph is built"):
-        allocated(tf.constant(sizes, tf.int32), tf.constant(budgets))
+
+@pytest.mark.parametrize("budget", [1.5, 2.0, 3.25, 5.0])
+@pytest.mark.parametrize("reductions", [[0, 0, 0], [0, 2, 0], [3, 0, 1]])
+def test_distortion_of_equal_layers_is_least_by_exhaustion(budget, reductions):
+    # With layers of one size no bit is ever skipped: greedy choice is exact.
+    sizes = [10, 10, 10]
+    found = prune_and_grow(np.ones(3), reductions, sizes, budget, order="distortion")
+    capacity = oracle.capacity_bits(budget, sizes)
+    least = min(
+        distortion(widths, reductions)
+        for widths in itertools.product(range(1, 9), repeat=3)
+        if oracle.used_bits(widths, sizes) <= capacity
+    )
+    assert distortion(found, reductions) == pytest.approx(least, rel=1e-12)
+
+
+@pytest.mark.parametrize("budget", [2, 4, 6])
+def test_distortion_order_beats_uniform_bits_on_a_resnet(budget):
+    uniform = np.full(len(RESNET_LAYERS), budget)
+    no_reductions = np.zeros_like(uniform)
+    widths = prune_and_grow(
+        uniform, no_reductions, RESNET_LAYERS, budget, order="distortion"
+    )
+    # The uniform bits use the whole budget, so that nothing is pruned or grown.
+    np.testing.assert_array_equal(widths, uniform)
+    ones = np.ones_like(uniform)
+    widths = prune_and_grow(
+        ones, no_reductions, RESNET_LAYERS, budget, order="distortion"
+    )
+    assert distortion(widths) < 0.75 * distortion(uniform)
+
+
+def test_four_times_the_weights_take_about_one_bit_less():
+    sizes, zeros = np.repeat([10, 40, 160], 8), np.zeros(24, int)
+    widths = prune_and_grow(np.ones(24), zeros, sizes, 4.0, order="distortion")
+    np.testing.assert_allclose(np.diff(widths.reshape(3, 8).mean(axis=1)), -1, atol=0.4)
+
+
+@pytest.mark.parametrize("reduction", range(1, 5))
+def test_a_reduced_layer_gets_no_more_than_its_equal(reduction):
+    widths = prune_and_grow(
+        np.ones(2), [0, reduction], [100, 100], 3.0, order="distortion"
+    )
+    assert widths[1] <= widths[0]
+
+
+def test_uniform_bit_widths_are_whole_bits_of_the_budget():
+    @tf.function
+    def allocate(budgets):
+        means, reductions = tf.fill([4, 3], 5.0), tf.ones([4, 3], tf.int32)
+        return uniform_bit_widths(means, reductions, np.array([7, 30, 11]), budgets)
+
+    result = allocate(tf.constant([1.2, 2.0, 3.99, 8.0], tf.float64))
+    assert result.dtype == tf.int32
+    np.testing.assert_array_equal(result, [[1] * 3, [2] * 3, [3] * 3, [8] * 3])
 
 
 GOOD = {
@@ -314,39 +477,81 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        pytest.param({"budget": 0.99}, id="budget below 1"),
-        pytest.param({"budget": 8.01}, id="budget above 8"),
-        pytest.param({"budget": math.nan}, id="budget not a number"),
-        pytest.param({"budget": math.inf}, id="budget infinite"),
-        pytest.param({"bit_reductions": np.array([0])}, id="reductions shorter"),
-        pytest.param({"bit_reductions": np.zeros([1, 2], int)}, id="other rank"),
-        pytest.param({"layer_sizes": np.array([1, 2, 3])}, id="sizes longer"),
-        pytest.param({"layer_sizes": np.array([10, 0])}, id="layer of nothing"),
-        pytest.param({"layer_sizes": np.array([10, -1])}, id="negative size"),
-        pytest.param({"bit_reductions": np.array([0, -1])}, id="negative reduction"),
-        pytest.param({"bit_reductions": np.array([0, 0.5])}, id="half a bit"),
-        pytest.param({"bit_reductions": np.array([0, math.nan])}, id="no number"),
-        pytest.param(
+        ({"budget": 0.99}, "1 to 8 bits"),
+        ({"budget": 8.01}, "1 to 8 bits"),
+        ({"budget": math.nan}, "1 to 8 bits"),
+        ({"budget": [[4.0]]}, "one budget"),
+        ({"budget": True}, "numbers"),
+        ({"budget": "4"}, "numbers"),
+        ({"mean_bit_widths": np.array([4.0, math.nan])}, "not finite"),
+        ({"bit_reductions": np.array([0])}, "one shape"),
+        ({"bit_reductions": np.zeros([1, 2], int)}, "one shape"),
+        ({"bit_reductions": np.array([0, -1])}, "0 or more"),
+        ({"bit_reductions": np.array([0, 0.5])}, "integers"),
+        ({"bit_reductions": np.array([0, math.nan])}, "integers"),
+        ({"layer_sizes": np.array([1, 2, 3])}, "sizes of 2 layers"),
+        ({"layer_sizes": np.array([[10, 20]])}, "sizes of 2 layers"),
+        ({"layer_sizes": np.array([10, 0])}, "at least one"),
+        ({"layer_sizes": np.array([10, -1])}, "at least one"),
+        ({"layer_sizes": np.array([1.5, 2])}, "whole number"),
+        ({"layer_sizes": np.array([10, math.nan])}, "whole number"),
+        ({"layer_sizes": np.array([2**61, 1])}, "too large"),
+        ({"layer_sizes": np.array([2**62, 2**62])}, "too large"),
+        ({"order": "sise"}, r"order 'sise'; .*'distortion', 'size'"),
+        ({"order": None}, "order None"),
+        (
             {
                 "mean_bit_widths": np.zeros(0),
                 "bit_reductions": np.zeros(0, int),
                 "layer_sizes": np.zeros(0, int),
             },
-            id="no layer",
+            "at least one",
         ),
-        pytest.param(
+        (
             {
                 "mean_bit_widths": np.ones([2, 2]),
                 "bit_reductions": np.zeros([2, 2], int),
                 "budget": np.array([2.0, 3.0, 4.0]),
             },
-            id="more budgets than clients",
+            "each of 2 clients",
         ),
     ],
 )
-def test_wrong_input_is_refused(change):
+def test_wrong_input_is_refused(change, message):
     prune_and_grow(**GOOD)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=message):
         prune_and_grow(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize("budgets", [[1, 8], [2.5], np.float32([4, 1.0]), 3, []])
+def test_numbers_from_one_to_eight_are_budgets(budgets):
+    checked = check_budgets(budgets)
+    assert checked.dtype == np.float64
+    np.testing.assert_array_equal(checked, budgets)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "found"),
+    [
+        ([2, 0.99], r"found \[0.99\]"),
+        ([8.01, 2, 9], r"found \[8.01, 9.0\]"),
+        ([math.nan], "found .nan"),
+        (math.inf, "found .inf"),
+        ([[2, 3], [4]], "numbers"),
+        (None, "numbers"),
+        (2j, "numbers"),
+        (True, "found True"),
+        ([2, True], "found True"),
+        (np.array([True]), "found True"),
+        (np.bool_(True), "found True"),
+        ("4", "found '4'"),
+        ([2, "4"], "found '4'"),
+        (np.array(["4"]), "found '4'"),
+        (b"4", "found b'4'"),
+    ],
+)
+def test_others_are_refused_and_named(budgets, found):
+    with pytest.raises(ValueError, match=found):
+        check_budgets(budgets)

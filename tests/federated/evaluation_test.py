@@ -12,9 +12,9 @@ from oracles.problem import device_bit_widths
 
 from tff_fedmpq.baselines.fedavg import FedAvgConfig
 from tff_fedmpq.federated.evaluation import (
+    DeviceEvaluator,
     Evaluator,
     assign_global_weights,
-    DeviceEvaluator,
 )
 from tff_fedmpq.keras import quantize_model
 
@@ -94,7 +94,7 @@ def test_each_budget_is_evaluated_by_its_first_client(runtime, process, problem)
         scheme=process.scheme,
         budgets=np.array([8.0, 1.5, 8.0, 4.0]),
         client_ids=process.client_ids,
-        device_model=process.device_model,
+        model=process.model,
         assign_device_weights=process.assign_device_weights,
     )
     x, labels = problem.make_examples(200, 4)
@@ -124,4 +124,5 @@ def test_each_budget_is_evaluated_by_its_first_client(runtime, process, problem)
 
 def test_float_schemes_have_no_models_of_devices():
     process = types.SimpleNamespace(scheme=FedAvgConfig().compose())
-    assert DeviceEvaluator(process, images(2, 0), np.zeros(2, np.int64)).evaluate(None) == {}
+    devices = DeviceEvaluator(process, images(2, 0), np.zeros(2, np.int64))
+    assert devices.evaluate(None) == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -73,9 +75,15 @@ def make_trainer(
 
 
 @pytest.fixture(scope="module")
-def trainer(problem):
+def trainer_of(problem):
+    """Settings -> `make_trainer` of them, traced once."""
+    return functools.cache(functools.partial(make_trainer, problem))
+
+
+@pytest.fixture(scope="module")
+def trainer(trainer_of):
     """Two epochs in batches of four, without pruning."""
-    return make_trainer(problem)
+    return trainer_of()
 
 
 @pytest.fixture(scope="module")
@@ -241,11 +249,9 @@ def test_the_seed_rounds_too_and_not_only_shuffles(trainer, initial, problem):
     assert differ(first.codes, other.codes)
 
 
-def test_loss_falls(initial, problem):
+def test_loss_falls(trainer_of, initial, problem):
     examples = problem.make_examples(24, 0)
-    short, long = (
-        make_trainer(problem, epochs=epochs, batch_size=8) for epochs in (1, 20)
-    )
+    short, long = (trainer_of(epochs=epochs, batch_size=8) for epochs in (1, 20))
     for bit_widths in ((1, 2), (3, 4), (8, 8)):
         _, first, _ = train(short, initial(*bit_widths), examples)
         _, mean, _ = train(long, initial(*bit_widths), examples)
@@ -268,8 +274,8 @@ def test_losses_of_layers_may_be_of_another_type():
 
 
 @pytest.mark.parametrize("bit_widths", [(1, 3), (2, 7), (8, 1)])
-def test_codes_stay_within_their_bits(problem, initial, bit_widths):
-    trainer = make_trainer(problem, learning_rate=1e3)
+def test_codes_stay_within_their_bits(trainer_of, problem, initial, bit_widths):
+    trainer = trainer_of(learning_rate=1e3)
     trained, _, _ = train(trainer, initial(*bit_widths), problem.make_examples(9, 0))
     for codes, bits in zip(trained.codes, bit_widths):
         assert codes.dtype == tf.uint8
@@ -351,9 +357,9 @@ def sparse_weights(initial, bit_widths, used_bits) -> QuantizedWeights:
 
 
 @pytest.mark.parametrize("used_bits", [(0, 4), (3, 2)])
-def test_empty_planes_are_pruned(problem, initial, used_bits):
+def test_empty_planes_are_pruned(trainer_of, problem, initial, used_bits):
     bit_widths = (6, 8)
-    trainer = make_trainer(problem, pruning=Pruning(0.0, True))
+    trainer = trainer_of(pruning=Pruning(0.0, True))
     weights = sparse_weights(initial, bit_widths, used_bits)
     pruned, _, densities = train(trainer, weights, problem.make_examples(0, 0))
     assert pruned.bit_widths.numpy().tolist() == [used + 1 for used in used_bits]
@@ -374,17 +380,17 @@ def test_empty_planes_are_pruned(problem, initial, used_bits):
 
 
 @pytest.mark.parametrize(("threshold", "bit_widths"), [(None, [6, 8]), (1.0, [1, 1])])
-def test_the_threshold_decides(problem, initial, threshold, bit_widths):
+def test_the_threshold_decides(trainer_of, problem, initial, threshold, bit_widths):
     pruning = None if threshold is None else Pruning(threshold, True)
-    trainer = make_trainer(problem, pruning=pruning)
+    trainer = trainer_of(pruning=pruning)
     weights = sparse_weights(initial, (6, 8), (2, 2))
     pruned, _, _ = train(trainer, weights, problem.make_examples(0, 0))
     assert pruned.bit_widths.numpy().tolist() == bit_widths
 
 
-def test_densities_are_those_before_pruning(problem, initial, trainer):
+def test_densities_are_those_before_pruning(trainer_of, problem, initial, trainer):
     examples, weights = problem.make_examples(12, 0), initial(8, 3)
-    pruning = make_trainer(problem, pruning=Pruning(1.0, True))
+    pruning = trainer_of(pruning=Pruning(1.0, True))
     trained, _, densities = train(trainer, weights, examples)
     pruned, _, densities_pruned = train(pruning, weights, examples)
     assert pruned.bit_widths.numpy().tolist() == [1, 1]
@@ -396,10 +402,10 @@ def test_densities_are_those_before_pruning(problem, initial, trainer):
     np.testing.assert_array_equal(densities_pruned, densities)
 
 
-def test_saturation_can_be_left_out(problem, initial):
+def test_saturation_can_be_left_out(trainer_of, problem, initial):
     weights, examples = initial(4, 4), problem.make_examples(0, 0)
     for saturate in (True, False):
-        trainer = make_trainer(problem, pruning=Pruning(1.0, saturate))
+        trainer = trainer_of(pruning=Pruning(1.0, saturate))
         pruned, _, _ = train(trainer, weights, examples)
         for i in range(2):
             codes, _, _ = oracle.prune_msb(
@@ -413,10 +419,10 @@ def test_saturation_can_be_left_out(problem, initial):
             np.testing.assert_array_equal(pruned.codes[i], codes)
 
 
-def test_lasso_empties_top_planes(problem, initial):
+def test_lasso_empties_top_planes(trainer_of, problem, initial):
     densities = []
     for lasso in (0.0, 30.0):
-        trainer = make_trainer(problem, lasso=lasso, weight_decay=0.0)
+        trainer = trainer_of(lasso=lasso, weight_decay=0.0)
         _, _, density = train(trainer, initial(4, 4), problem.make_examples(12, 0))
         densities.append(density.numpy())
     assert (densities[1] < 0.7 * densities[0]).all()

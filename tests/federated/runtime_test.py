@@ -177,7 +177,10 @@ def test_worker_outlives_the_thread_that_started_it():
 
 def test_forked_child_does_not_keep_the_worker(marker):
     release = multiprocessing.get_context("fork").Event()
-    child = multiprocessing.get_context("fork").Process(target=release.wait)
+    # A daemon, so that pytest ends even if this test fails.
+    child = multiprocessing.get_context("fork").Process(
+        target=release.wait, daemon=True
+    )
     with runtime.local_runtime():
         child.start()
         assert _total([1, 2]) == 3  # nor does its start end the worker

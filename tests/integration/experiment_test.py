@@ -133,6 +133,19 @@ def test_devices_are_those_of_each_budget(finished_run):
         assert device["bytes_down"] == (received[-1] if received else None)
 
 
+def test_devices_are_evaluated_after_the_last_rounds(finished_run, tmp_path):
+    """By default after the last one only; the setting changes nothing else."""
+    _, result = finished_run
+    found = [sorted(record["devices"]) for record in result["rounds"]]
+    assert found == [[], ["2", "4", "6.5", "8"]]
+    both = run_experiment(small_config(device_rounds=2), tmp_path / "both")
+    first, last = (record["devices"] for record in both["rounds"])
+    assert first.keys() == last.keys() and first != last
+    assert last == result["rounds"][-1]["devices"]
+    for budget, device in result["devices"].items():
+        assert {**last[budget], "bytes_down": device["bytes_down"]} == device
+
+
 def test_bits_of_a_round_are_those_of_its_clients(finished_run):
     _, result = finished_run
     sizes = result["layers"]["sizes"]
@@ -147,11 +160,10 @@ def test_bits_of_a_round_are_those_of_its_clients(finished_run):
             assert sum(sizes) <= codes <= budget * sum(sizes) + 7 * len(sizes)
 
 
-def test_the_same_seed_gives_the_same_result(tmp_path):
-    first, again = (
-        run_experiment(small_config(), tmp_path / name) for name in ("a", "b")
-    )
-    assert without_times(again) == without_times(first)
+def test_the_same_seed_gives_the_same_result(finished_run, tmp_path):
+    _, result = finished_run
+    again = run_experiment(small_config(), tmp_path / "again")
+    assert without_times(again) == without_times(result)
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
@@ -191,7 +203,7 @@ def test_an_error_in_a_round_is_not_taken_for_a_users(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("scheme", "settings"),
     [
-        ("fedmpq", {"float_learning_rate": 1e30}),
+        pytest.param("fedmpq", {"float_learning_rate": 1e30}, marks=pytest.mark.slow),
         # By its only step, before which the clients' loss is taken.
         ("fedavg", {"learning_rate": 1e38, "rounds": 1, "batch_size": 300}),
     ],
@@ -248,6 +260,7 @@ def test_a_missing_data_directory_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.slow
 def test_clients_without_examples_take_part(tmp_path):
     config = small_config(
         alpha=0.001, num_clients=12, clients_per_round=12, budgets=(), rounds=1

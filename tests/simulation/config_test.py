@@ -148,6 +148,7 @@ def test_settings_of_another_scheme_are_refused(scheme, settings):
         ("num_clients", 0, "num_clients has to be a whole number"),
         ("clients_per_round", 5, "at most the number of clients, 4"),
         ("clients_per_round", 0, "clients_per_round has to be a whole number"),
+        ("device_rounds", 0, "device_rounds has to be a whole number"),
         ("rounds", 0, "rounds has to be a whole number of at least 1"),
         ("rounds", None, "rounds has to be a whole number of at least 1"),
         ("epochs", 2.5, "epochs has to be a whole number"),

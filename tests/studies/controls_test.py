@@ -2,7 +2,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from studies.controls import outer_layers_at_8, outer_layers_at_8_row
+from studies.controls import outer_layers_at_8
+
+
+def allocate(sizes, budgets):
+    """Calls the policy in a graph, with the budgets as an argument."""
+
+    @tf.function
+    def policy(means, reductions, budgets):
+        return outer_layers_at_8(means, reductions, np.array(sizes), budgets)
+
+    shape = [len(budgets), len(sizes)]
+    return policy(
+        tf.ones(shape), tf.zeros(shape, tf.int32), tf.constant(budgets, tf.float64)
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,7 +40,7 @@ from studies.controls import outer_layers_at_8, outer_layers_at_8_row
     ],
 )
 def test_by_hand(sizes, budget, expected):
-    np.testing.assert_array_equal(outer_layers_at_8_row(sizes, budget), expected)
+    np.testing.assert_array_equal(allocate(sizes, [budget]), [expected])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -36,7 +49,7 @@ def test_is_within_budget_even_and_leaves_no_useful_bits(seed):
     sizes = rng.integers(1, 1000, rng.integers(3, 12))
     budget = rng.uniform(1, 8)
 
-    widths = outer_layers_at_8_row(sizes, budget)
+    widths = allocate(sizes, [budget])[0].numpy()
 
     left = budget * sizes.sum() - sizes @ widths
     inner = widths[1:-1]
@@ -47,16 +60,8 @@ def test_is_within_budget_even_and_leaves_no_useful_bits(seed):
     assert (sizes[1:-1][(inner == inner.min()) & (inner < 8)] > left).all()
 
 
-def test_policy_returns_a_row_per_budget_in_a_graph():
-    sizes, budgets = np.array([10, 40, 40, 20, 10]), np.array([4.0, 2.5])
-
-    @tf.function
-    def policy(bit_widths):
-        zeros = tf.zeros_like(bit_widths)
-        means = tf.ones([5])
-        return outer_layers_at_8(bit_widths, means, zeros, sizes, budgets)
-
-    widths = policy(tf.ones([2, 5], tf.int32))
+def test_returns_a_row_per_budget():
+    widths = allocate([10, 40, 40, 20, 10], [4.0, 2.5])
 
     assert widths.dtype == tf.int32
     np.testing.assert_array_equal(widths, [[8, 3, 3, 4, 8], [8, 2, 1, 1, 8]])

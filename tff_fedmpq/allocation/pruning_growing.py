@@ -24,9 +24,10 @@ even) and clipped to 1..8.
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Mapping
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ from tff_fedmpq.quantization.representations import MAX_BIT_WIDTH, MIN_BIT_WIDTH
 
 # (weights per layer int64[L], bits pruned int32[N, L]) -> value of bits 2..8 of each
 # layer, float64[N, 7, L], which does not increase from one bit of a layer to the next.
-Order = Callable[[np.ndarray, tf.Tensor], tf.Tensor]
+Order = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 # (averaged bit-widths float32[N, L], bits pruned int32[N, L], weights per layer
 # int64[L], budgets float64[N]) -> bit-widths int32[N, L], from 1 to 8.
 AllocationPolicy = Callable[[tf.Tensor, tf.Tensor, np.ndarray, tf.Tensor], tf.Tensor]
@@ -46,7 +47,7 @@ AllocationPolicy = Callable[[tf.Tensor, tf.Tensor, np.ndarray, tf.Tensor], tf.Te
 _NUM_BITS = MAX_BIT_WIDTH - MIN_BIT_WIDTH  # That may be pruned or grown.
 
 
-def size_order(layer_sizes: np.ndarray, bit_reductions: tf.Tensor) -> tf.Tensor:
+def size_order(layer_sizes: tf.Tensor, bit_reductions: tf.Tensor) -> tf.Tensor:
     """Values bits by the paper's order of layers; see `Order`."""
     importance = layer_sizes * (tf.cast(bit_reductions, tf.int64) + 1)
     # The rank of each layer: the first in descending importance is worth least.
@@ -55,9 +56,10 @@ def size_order(layer_sizes: np.ndarray, bit_reductions: tf.Tensor) -> tf.Tensor:
     return tf.tile(rank[:, tf.newaxis], [1, _NUM_BITS, 1])
 
 
-def distortion_order(layer_sizes: np.ndarray, bit_reductions: tf.Tensor) -> tf.Tensor:
+def distortion_order(layer_sizes: tf.Tensor, bit_reductions: tf.Tensor) -> tf.Tensor:
     """Values bits by the quantization error removed per weight; see `Order`."""
-    gains = -np.diff(gaussian.DISTORTIONS)[:, np.newaxis] / layer_sizes
+    gains = tf.constant(-np.diff(gaussian.DISTORTIONS))[:, tf.newaxis]
+    gains /= tf.cast(layer_sizes, tf.float64)
     weights = 1.0 / tf.cast(bit_reductions + 1, tf.float64)
     return gains * weights[:, tf.newaxis]
 
@@ -130,47 +132,70 @@ def prune_and_grow_graph(
     Returns:
       int32[N, L].
     """
-    num_layers = len(layer_sizes)
-    rounded = tf.cast(tf.round(mean_bit_widths), tf.int64)
-    widths = tf.clip_by_value(rounded, MIN_BIT_WIDTH, MAX_BIT_WIDTH)
-    total = int(layer_sizes.sum())
-    # Whole bits: the average exceeds the budget where the sum exceeds this floor.
-    left = tf.cast(tf.floor(budgets * total), tf.int64)
-    left -= tf.reduce_sum(widths * layer_sizes, axis=1)
+    fit = _prune_and_grow_in_order(order)
+    fitted = fit(mean_bit_widths, bit_reductions, layer_sizes, budgets)
+    return tf.ensure_shape(fitted, mean_bit_widths.shape)
 
-    # All bits, the most valuable first; bit k of layer l has the index k * L + l.
-    values = tf.reshape(
-        order(layer_sizes, bit_reductions), [-1, _NUM_BITS * num_layers]
+
+# One graph serves all numbers of clients and layers.
+@functools.cache
+def _prune_and_grow_in_order(order: Order) -> Any:
+    """Returns `prune_and_grow_graph` of an order as a TensorFlow function."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None]),
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], tf.float64),
+        ],
+        autograph=False,
     )
-    ranked = tf.argsort(values, axis=1, direction="DESCENDING", stable=True)
-    layers = tf.math.floormod(ranked, num_layers)
-    bits = tf.cast(ranked // num_layers, tf.int64) + MIN_BIT_WIDTH + 1
-    costs = tf.gather(tf.constant(layer_sizes), layers)
-    is_present = bits <= tf.gather(widths, layers, batch_dims=1)
+    def fit(mean_bit_widths, bit_reductions, layer_sizes, budgets):
+        num_layers = tf.size(layer_sizes)
+        rounded = tf.cast(tf.round(mean_bit_widths), tf.int64)
+        widths = tf.clip_by_value(rounded, MIN_BIT_WIDTH, MAX_BIT_WIDTH)
+        # Whole bits: the average exceeds the budget where the sum exceeds this floor.
+        total = tf.cast(tf.reduce_sum(layer_sizes), tf.float64)
+        left = tf.cast(tf.floor(budgets * total), tf.int64)
+        left -= tf.reduce_sum(widths * layer_sizes, axis=1)
 
-    # Prune from the last bit on, until the cost of those pruned makes up the excess.
-    present_costs = tf.where(is_present, costs, 0)
-    pruned_after = tf.cumsum(present_costs, axis=1, exclusive=True, reverse=True)
-    is_kept = is_present & (pruned_after >= -left[:, tf.newaxis])
-    left += tf.reduce_sum(tf.where(is_present & ~is_kept, costs, 0), axis=1)
+        # All bits, the most valuable first; bit k of layer l has the index k * L + l.
+        values = order(layer_sizes, bit_reductions)
+        values = tf.reshape(values, [-1, _NUM_BITS * num_layers])
+        ranked = tf.argsort(values, axis=1, direction="DESCENDING", stable=True)
+        layers = tf.math.floormod(ranked, num_layers)
+        bits = tf.cast(ranked // num_layers, tf.int64) + MIN_BIT_WIDTH + 1
+        costs = tf.gather(layer_sizes, layers)
+        is_present = bits <= tf.gather(widths, layers, batch_dims=1)
 
-    def grow(rank, is_kept, left):
-        # A bit of a layer whose former bit did not fit does not fit: `left` only falls.
-        cost = costs[:, rank]
-        grows = ~is_kept[:, rank] & (cost <= left)
-        column = tf.one_hot(rank, ranked.shape[1], on_value=True, off_value=False)
-        is_kept |= column & grows[:, tf.newaxis]
-        return rank + 1, is_kept, left - tf.where(grows, cost, 0)
+        # Prune from the last bit on, until what was pruned makes up the excess.
+        present_costs = tf.where(is_present, costs, 0)
+        pruned_after = tf.cumsum(present_costs, axis=1, exclusive=True, reverse=True)
+        is_kept = is_present & (pruned_after >= -left[:, tf.newaxis])
+        left += tf.reduce_sum(tf.where(is_present & ~is_kept, costs, 0), axis=1)
 
-    _, is_kept, _ = tf.while_loop(
-        lambda rank, *_: rank < ranked.shape[1],
-        grow,
-        (tf.constant(0), is_kept, left),
-    )
-    kept_bits = tf.where(
-        is_kept[..., tf.newaxis], tf.one_hot(layers, num_layers, dtype=tf.int32), 0
-    )
-    return MIN_BIT_WIDTH + tf.reduce_sum(kept_bits, axis=1)
+        def grow(rank, is_kept, left):
+            # Where a bit of a layer did not fit, the next does not: `left` only falls.
+            cost = costs[:, rank]
+            grows = ~is_kept[:, rank] & (cost <= left)
+            column = tf.equal(tf.range(tf.shape(ranked)[1]), rank)
+            is_kept |= column & grows[:, tf.newaxis]
+            return rank + 1, is_kept, left - tf.where(grows, cost, 0)
+
+        _, is_kept, _ = tf.while_loop(
+            lambda rank, *_: rank < tf.shape(ranked)[1],
+            grow,
+            (tf.constant(0), is_kept, left),
+        )
+        kept_bits = tf.where(
+            is_kept[..., tf.newaxis],
+            tf.one_hot(layers, num_layers, dtype=tf.int32),
+            0,
+        )
+        return MIN_BIT_WIDTH + tf.reduce_sum(kept_bits, axis=1)
+
+    return fit
 
 
 def uniform_bit_widths(

@@ -193,7 +193,7 @@ class _SettingParser(flags.ArgumentParser):
         self._is_optional = type(None) in get_args(annotation)
         self._names = allowed_names(annotation)
         types = [t for t in (annotation, *get_args(annotation)) if t in _PARSERS]
-        self._parse: Callable[[str], Any] = _PARSERS[types[0]] if types else str
+        self._parse: Any = _PARSERS[types[0]] if types else str
         self.syntactic_help = "|".join(self._names)
 
     def flag_type(self) -> str:
