@@ -22,8 +22,10 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import bit_plane_layers, measure
+from benchmarks.training_curves import initial_weights
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import LocalTrainer
+from tff_fedmpq.federated.messages import assign_quantized_weights
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.keras.resnets import resnet20
 from tff_fedmpq.simulation import data as datasets
@@ -58,7 +60,9 @@ def client_step(
     scheme: Scheme, policy: str | None, images: tf.Tensor, labels: tf.Tensor
 ) -> Step:
     """Returns the step that a client of a scheme takes."""
-    model = scheme.build_client_model(resnet20(seed=0), policy)
+    float_model = resnet20(seed=0)
+    model = scheme.build_client_model(float_model, policy)
+    assign_quantized_weights(model, initial_weights(scheme, float_model))
     trainer = LocalTrainer(model, scheme.training, LOSS)
     step = tf.function(trainer.step)
     return lambda: step(images, labels).loss.numpy()

@@ -35,7 +35,7 @@ _EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "cifar10_fedmpq.p
 
 def time_example(directory: pathlib.Path) -> dict[str, float]:
     """Runs the example for a round; returns seconds from its start to each event."""
-    flags = ["--dataset=cifar10", "--rounds=1", "--local_epochs=1"]
+    flags = ["--dataset=cifar10", "--rounds=1", "--epochs=1"]
     flags += ["--train_examples=640", f"--output_dir={directory / 'run'}"]
     events = {
         "settings and data": directory / "run" / "config.json",
