@@ -175,25 +175,26 @@ def _prune_and_grow_in_order(order: Order) -> Any:
         is_kept = is_present & (pruned_after >= -left[:, tf.newaxis])
         left += tf.reduce_sum(tf.where(is_present & ~is_kept, costs, 0), axis=1)
 
-        def grow(rank, is_kept, left):
-            # Where a bit of a layer did not fit, the next does not: `left` only falls.
-            cost = costs[:, rank]
-            grows = ~is_kept[:, rank] & (cost <= left)
-            column = tf.equal(tf.range(tf.shape(ranked)[1]), rank)
-            is_kept |= column & grows[:, tf.newaxis]
-            return rank + 1, is_kept, left - tf.where(grows, cost, 0)
+        def fits(is_kept, left):
+            return ~is_kept & (costs <= left[:, tf.newaxis])
 
-        _, is_kept, _ = tf.while_loop(
-            lambda rank, *_: rank < tf.shape(ranked)[1],
-            grow,
-            (tf.constant(0), is_kept, left),
+        def grow(is_kept, left):
+            # Bits that fit together, up to the first that does not. Where a bit of a
+            # layer does not fit, the next does not either: `left` only falls.
+            candidates = tf.where(fits(is_kept, left), costs, 0)
+            fit_together = tf.cumsum(candidates, axis=1) <= left[:, tf.newaxis]
+            grown = tf.where(fit_together, candidates, 0)
+            return is_kept | (grown > 0), left - tf.reduce_sum(grown, axis=1)
+
+        is_kept, _ = tf.while_loop(
+            lambda *state: tf.reduce_any(fits(*state)), grow, (is_kept, left)
         )
-        kept_bits = tf.where(
-            is_kept[..., tf.newaxis],
-            tf.one_hot(layers, num_layers, dtype=tf.int32),
-            0,
+        # Counts the bits of each layer of each client.
+        first_layers = num_layers * tf.range(tf.shape(layers)[0])[:, tf.newaxis]
+        kept = tf.math.unsorted_segment_sum(
+            tf.cast(is_kept, tf.int32), first_layers + layers, tf.size(widths)
         )
-        return MIN_BIT_WIDTH + tf.reduce_sum(kept_bits, axis=1)
+        return MIN_BIT_WIDTH + tf.reshape(kept, tf.shape(widths))
 
     return fit
 
