@@ -485,7 +485,9 @@ def test_subclassed_model():
         quantize_model(model)
 
 
-@pytest.mark.parametrize("wrong", [None, layers.Dense(2), "model"], ids=["None", "layer", "name"])
+@pytest.mark.parametrize(
+    "wrong", [None, layers.Dense(2), "model"], ids=["None", "layer", "name"]
+)
 def test_not_a_model(wrong):
     with pytest.raises(TypeError, match="Sequential or functional; found"):
         quantize_model(wrong)

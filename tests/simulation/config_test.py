@@ -315,7 +315,7 @@ def test_the_settings_of_a_scheme_survive_the_command_line(parse, scheme):
         ("alpha", "Concentration of the Dirichlet partition"),
         ("alpha", "Default: 0.5."),
         ("rounds", "50 (paper), 8 (quick)"),
-        ("epochs", "Default: 5, 1 (quick), 3 (quick on digits)."),
+        ("epochs", "Default: 5, 1 (quick)."),
         ("train_examples", "Default: none, 10000 (quick)."),
         ("augment", "Default: true."),
         ("lasso", "Default: 0.01, only in fedmpq, fedmpq_literal."),

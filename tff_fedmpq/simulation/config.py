@@ -138,7 +138,13 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "train_examples": 10_000,
             "model": "resnet8",
         },
-        "digits": {"rounds": 8, "epochs": 3, "batch_size": 16},
+        # Chosen on held-out training images at alpha 0.1, where clients drift apart.
+        "digits": {
+            "rounds": 30,
+            "batch_size": 16,
+            "learning_rate": 0.2,
+            "float_learning_rate_decay": "cosine",
+        },
     },
 }
 
@@ -164,15 +170,15 @@ def make_config(
     """
     check_name(preset, PRESETS, "preset")
     check_name(scheme, SCHEMES, "scheme")
-    chosen = {**PRESETS[preset][""], **PRESETS[preset].get(dataset, {}), **settings}
     of_scheme = field_names(SCHEMES[scheme]())
     of_experiment = field_names(ExperimentConfig) - {"scheme"}
-    unknown = sorted(set(chosen) - of_scheme - of_experiment)
+    unknown = sorted(set(settings) - of_scheme - of_experiment)
     if unknown:
         raise ValueError(
             f"{scheme} has no settings {unknown}; it has "
             f"{sorted(of_scheme | of_experiment)}."
         )
+    chosen = {**PRESETS[preset][""], **PRESETS[preset].get(dataset, {}), **settings}
     return ExperimentConfig(
         scheme=SCHEMES[scheme](**{k: v for k, v in chosen.items() if k in of_scheme}),
         dataset=dataset,
