@@ -57,13 +57,16 @@ def test_presets_are_of_all_schemes_and_data_sets(scheme):
             config = make_config(preset, scheme, dataset=dataset)
             assert config.dataset == dataset
             assert config.scheme.name == scheme.removesuffix("_literal")
-            assert config.rounds == {"paper": 50, "quick": 8}[preset]
+            quick = 30 if dataset == "digits" else 8
+            assert config.rounds == {"paper": 50, "quick": quick}[preset]
+            if scheme.endswith("_literal"):
+                assert config.scheme.learning_rate == 0.1
 
 
 def test_the_quick_preset_depends_on_the_data_set():
     images, digits = (make_config("quick", dataset=d) for d in ("cifar10", "digits"))
     assert (images.scheme.epochs, images.scheme.batch_size) == (1, 64)
-    assert (digits.scheme.epochs, digits.scheme.batch_size) == (3, 16)
+    assert (digits.scheme.rounds, digits.scheme.batch_size) == (30, 16)
     for config in (images, digits):
         assert (config.model, config.clients_per_round) == ("resnet8", 10)
 
@@ -324,7 +327,7 @@ def test_the_settings_of_a_scheme_survive_the_command_line(parse, scheme):
         ("order", "Default: distortion, only in fedmpq, fedmpq_literal."),
         ("activation_bits", "8 (fpq8), 4 (aqfl), 4 (fedmpq)"),
         ("aggregation_weight", "examples (fpq8), budget_and_examples (aqfl)"),
-        ("learning_rate", "Default: 0.1."),
+        ("learning_rate", "Default: 0.1, 0.2 (quick on digits)."),
     ],
 )
 def test_help_says_what_a_setting_is_and_its_defaults(parse, name, words):

@@ -16,6 +16,7 @@ from absl import flags
 
 from tff_fedmpq.baselines.registry import SCHEMES
 from tff_fedmpq.federated.config import (
+    LITERAL_CODE_TRAINING,
     CodeTrainingConfig,
     LocalTrainingConfig,
     allowed_names,
@@ -178,7 +179,10 @@ def make_config(
             f"{scheme} has no settings {unknown}; it has "
             f"{sorted(of_scheme | of_experiment)}."
         )
-    chosen = {**PRESETS[preset][""], **PRESETS[preset].get(dataset, {}), **settings}
+    chosen = {**PRESETS[preset][""], **PRESETS[preset].get(dataset, {})}
+    if scheme.endswith("_literal"):  # Keeps the paper's settings.
+        chosen = {k: v for k, v in chosen.items() if k not in LITERAL_CODE_TRAINING}
+    chosen |= settings
     return ExperimentConfig(
         scheme=SCHEMES[scheme](**{k: v for k, v in chosen.items() if k in of_scheme}),
         dataset=dataset,
