@@ -11,6 +11,7 @@ routes that work.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 from importlib import metadata
 
@@ -57,5 +58,19 @@ def require_tff() -> None:
 require_tff()
 
 import tensorflow_federated as tff  # noqa: E402
+
+
+def _release_default_context() -> None:
+    """Frees TFF's own default context while its modules are still there.
+
+    Left to the end of the interpreter, its destructor fails and prints a traceback,
+    below whatever was the program's last word.
+    """
+    factory = tff.framework.ResourceManagingExecutorFactory(lambda _: None)
+    tff.framework.set_default_context(tff.framework.SyncExecutionContext(factory))
+
+
+atexit.register(_release_default_context)
+
 
 __all__ = ["tff"]

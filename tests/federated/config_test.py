@@ -153,9 +153,9 @@ def test_an_own_order_values_the_bits():
     """Bits of the first layer before all others."""
 
     def first_layer(layer_sizes, bit_reductions):
-        values = np.zeros([7, len(layer_sizes)])
-        values[:, 0] = 1
-        return tf.tile(values[np.newaxis], [len(bit_reductions), 1, 1])
+        is_first = tf.equal(tf.range(tf.size(layer_sizes)), 0)
+        values = tf.tile(tf.cast(is_first, tf.float64)[tf.newaxis], [7, 1])
+        return tf.tile(values[tf.newaxis], [tf.shape(bit_reductions)[0], 1, 1])
 
     scheme = FedMPQConfig(order=first_layer).compose()
     rows = scheme.allocation(

@@ -1,59 +1,44 @@
-"""The README's Python snippets run as they stand."""
+"""The README's Python snippets run as they stand; its table is of a result file."""
 
-import collections
+import json
 import pathlib
 import re
 
-import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
-_README = pathlib.Path(__file__).parents[2] / "README.md"
-_SNIPPETS = re.findall(r"```python\n(.*?)```", _README.read_text(), re.DOTALL)
+from tff_fedmpq.simulation.report import format_devices
 
-
-def _toy_images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images whose mean brightness is their class: learnable in a few steps."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, count).astype(np.int32)
-    noise = rng.normal(scale=0.1, size=[count, 8, 8, 1])
-    return (noise + labels[:, None, None, None] / 5.0 - 1.0).astype(np.float32), labels
+_ROOT = pathlib.Path(__file__).parents[2]
+_README = (_ROOT / "README.md").read_text()
+_SNIPPETS = re.findall(r"```python\n(.*?)```", _README, re.DOTALL)
+_FIRST_RUN = _ROOT / "studies/results/first_run/alpha0.5-fedmpq/seed0.json"
 
 
-def test_readme_has_the_two_snippets():
-    assert len(_SNIPPETS) == 2
-    for snippet in _SNIPPETS:
-        statements = [line for line in snippet.splitlines() if line.strip()]
-        imports = [line for line in statements if line.startswith("import")]
-        assert len(statements) - len(imports) <= 8
-
-
-def test_quantized_layers_snippet(capsys):
-    images, labels = _toy_images(256)
-    names = {"images": images, "labels": labels}
+def test_the_quantization_snippet_prints_a_summary(capsys):
+    names = {}
     exec(_SNIPPETS[0], names)
     variables = names["quantized"].trainable_variables
-    assert [v.dtype for v in variables] == [tf.uint8, tf.float32] * 2
+    assert [v.dtype for v in variables] == [tf.uint8, tf.float32] * 3
     printed = capsys.readouterr().out
     assert "conv2d" in printed and "total" in printed
 
 
 @pytest.mark.slow
-def test_client_data_snippet(capsys):
-    sizes = {"phone": 20, "tablet": 30, "laptop": 40}
-    data = {}
-    for client, size in sizes.items():
-        images, labels = _toy_images(size)
-        data[client] = collections.OrderedDict(x=images, y=labels)
-
-    def model_fn() -> tf.keras.Model:
-        inputs = tf.keras.Input((8, 8, 1))
-        x = tf.keras.layers.Conv2D(4, 3, activation="relu")(inputs)
-        outputs = tf.keras.layers.Dense(10)(tf.keras.layers.Flatten()(x))
-        return tf.keras.Model(inputs, outputs)
-
-    client_data = tff.simulation.datasets.TestClientData(data)
-    exec(_SNIPPETS[1], {"client_data": client_data, "model_fn": model_fn})
+def test_the_federated_snippet_ends_with_the_model_of_a_two_bit_device(capsys):
+    names = {}
+    exec(_SNIPPETS[0], names)
+    capsys.readouterr()
+    exec(_SNIPPETS[1], names)
     lines = capsys.readouterr().out.splitlines()
-    assert sum("num_examples" in line for line in lines) == 3
+    assert sum("num_examples" in line for line in lines) == 2
+    (total,) = [line for line in lines if line.startswith("total")]
+    assert 1.5 < float(total.split()[2]) <= 2.0
+
+
+def test_the_table_of_devices_is_that_of_the_first_run():
+    record = json.loads(_FIRST_RUN.read_text())
+    (table,) = re.findall(
+        r"<!-- first run: begin -->\n(.*?)<!-- first run: end -->", _README, re.DOTALL
+    )
+    assert table.strip() == format_devices(record["final"], "github")

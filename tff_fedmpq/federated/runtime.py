@@ -17,7 +17,6 @@ that): on a shared network its port belongs behind a firewall.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import pathlib
@@ -69,19 +68,6 @@ def _close_pipes_in_forked_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_pipes_in_forked_child)
-
-
-def _release_default_context() -> None:
-    """Frees TFF's own default context while its modules are still there.
-
-    Left to the end of the interpreter, its destructor fails and prints a traceback,
-    below whatever was the program's last word.
-    """
-    factory = tff.framework.ResourceManagingExecutorFactory(lambda _: None)
-    tff.framework.set_default_context(tff.framework.SyncExecutionContext(factory))
-
-
-atexit.register(_release_default_context)
 
 
 @contextlib.contextmanager
