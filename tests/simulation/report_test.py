@@ -201,12 +201,10 @@ def test_the_panels_show_the_numbers(draw, result):
         assert 3 < x < 3 + 0.2 * place  # Beside the last round.
     assert points("Loss", "training") == [[1, 2.5], [2, 1.5], [3, 1.25]]
     assert points("Loss", "test") == [[1, 2.25], [2, 1.75], [3, 3.0]]
-    # Megabytes of all rounds so far.
-    assert points("Sent so far", "up") == [[1, 1], [2, 1.5], [3, 2]]
-    assert points("Sent so far", "down") == [[1, 2], [2, 3], [3, 4]]
-    texts = [text.get_text() for text in panels["Sent so far"].texts]
-    # Of six models each way.
-    assert sorted(texts) == ["333 kB per model", "667 kB per model"]
+    # Megabytes of all rounds so far; the label is of six models each way.
+    up, down = "up, 333 kB per model", "down, 667 kB per model"
+    assert points("Sent so far", up) == [[1, 1], [2, 1.5], [3, 2]]
+    assert points("Sent so far", down) == [[1, 2], [2, 3], [3, 4]]
     (image,) = panels["Bits per weight, mean over clients"].images
     np.testing.assert_array_equal(image.get_array(), [[2, 3, 3], [4, 4, 5]])
     assert image.get_clim() == (1, 8)

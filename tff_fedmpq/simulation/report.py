@@ -133,15 +133,8 @@ def _plot_sent(
         ("uplink_bits", "up", "--"),
     ):
         sent = np.cumsum([record[key] for record in rounds]) / BITS_PER_MEGABYTE
+        label = f"{label}, {1000 * sent[-1] / clients[-1]:.0f} kB per model"
         axes.plot(numbers, sent, style, marker=".", label=label)
-        axes.annotate(
-            f"{1000 * sent[-1] / clients[-1]:.0f} kB per model",
-            (numbers[-1], sent[-1]),
-            xytext=(-4, 8 if key == "downlink_bits" else -14),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-        )
     axes.set(xlabel="round", ylabel="MB, all clients", title="Sent so far")
     axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
