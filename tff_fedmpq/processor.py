@@ -2,8 +2,8 @@
 
 TensorFlow reads `TF_ENABLE_ONEDNN_OPTS` once, when it is imported. By itself it uses
 oneDNN only on processors with AVX512-VNNI or newer instructions; with AVX2 alone,
-oneDNN makes a round of ResNet-20 1.7 times as fast (`docs/performance.md`). oneDNN sums
-in another order: the same processor gives the same numbers again, another may not.
+oneDNN makes convolutions faster too. It sums in another order: the same processor gives
+the same numbers again, another may not.
 """
 
 from __future__ import annotations

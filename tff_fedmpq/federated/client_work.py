@@ -104,7 +104,7 @@ def build_client_work(
             on_step=on_step,
         )
 
-        # Without AutoGraph, which takes a third of the time to build the graph.
+        # Without AutoGraph, whose conversion of every function delays the first round.
         @tf.function(autograph=False)
         def run():
             budget = tf.gather(budgets, key)

@@ -284,8 +284,8 @@ def _owned_worker(
 def _compile(computation: tff.Computation) -> tff.Computation:
     """Compiles a computation as TFF does, without optimizing its graphs here.
 
-    The worker's TensorFlow optimizes them before it runs them. Doing it twice took
-    longer than building the process (23 s of 28 s to the first ResNet-20 client).
+    The worker's TensorFlow optimizes them before it runs them. Doing it here too takes
+    about as long as building the process.
     """
     block, _ = tff.tensorflow.replace_intrinsics_with_bodies(
         computation.to_building_block()
