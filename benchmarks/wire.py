@@ -6,14 +6,8 @@ A client of bit-widths ``b_l`` over layers of ``M_l`` weights is owed
 * packed: what `federated.messages.pack_model` really makes of the weights: the codes
   (every layer begins at a byte boundary), a float scale and a bit-width per layer.
   BatchNorm and biases, the float parameters, travel beside it and are not counted;
-* coded: the same codes, each layer range-coded by `entropy_coding.encode_codes` with a
-  model of its own histogram. This is an option that the process does not use. All that
-  the decoder needs is counted: scales and bit-widths as above, the length of each block
-  (uint32), and in the blocks the frequencies of the histogram and their resolution.
-  Lengths, frequencies and resolution stand under "of_it_model".
-
-Beside "coded" stands the empirical entropy of the codes, layer by layer, without what
-it costs to send the histograms: the limit of coders with one fixed model per layer.
+* entropy: the empirical entropy of the codes, layer by layer, without what it costs to
+  send the histograms: the limit of coders with one fixed model per layer.
 
 Two groups of codes: *initial*, He-normal weights as a server first quantizes them, and
 *trained*, what a client sends after some steps of FedMPQ's local training from there
@@ -31,7 +25,6 @@ import tensorflow as tf
 
 from benchmarks import measure
 from tff_fedmpq.allocation import prune_and_grow
-from tff_fedmpq.baselines import entropy_coding
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import LocalTrainer
@@ -44,7 +37,6 @@ from tff_fedmpq.simulation.models import MODEL_DEPTHS, build_model_fn
 
 _BUDGETS = (2, 4, 6, 8)
 _MIXED_BUDGET = 4
-_BLOCK_LENGTH = 4  # Bytes of a block's length, sent so that blocks can be told apart.
 
 
 class Client:
@@ -104,15 +96,13 @@ def allocate(uploads: Mapping[int, QuantizedWeights], sizes: np.ndarray) -> np.n
 def measure_message(
     group: str, allocation: str, weights: QuantizedWeights, spec: ModelSpec
 ) -> dict[str, Any]:
-    """Returns a row of the table; checks that both forms restore the codes."""
+    """Returns a row of the table; checks that unpacking restores the codes."""
     message = messages.pack_model(weights)
     _check_equal(messages.unpack_model(message, spec).codes, weights.codes)
     owed = float(spec.layer_sizes @ weights.bit_widths.numpy()) / 8
     packed = len(message["codes"].numpy().tobytes())
     others = (message["scales"], message["bit_widths"])
     beside = sum(len(part.numpy().tobytes()) for part in others)
-    blocks, model = encode_layers(weights)
-    coded = sum(_BLOCK_LENGTH + len(block) for block in blocks)
     layers = [codes.numpy().reshape(-1) for codes in weights.codes]
     entropy = sum(map(entropy_bytes, layers))
     return {
@@ -122,26 +112,9 @@ def measure_message(
         "owed_bytes": owed,
         "packed": packed + beside,
         "packed/owed": (packed + beside) / owed,
-        "coded": coded + beside,
-        "of_it_model": model,
-        "coded/owed": (coded + beside) / owed,
         "entropy_bytes": entropy,
-        "coded/entropy": coded / entropy,
-        "without_model/entropy": (coded - model) / entropy,
+        "packed/entropy": packed / entropy,
     }
-
-
-def encode_layers(weights: QuantizedWeights) -> tuple[list[bytes], int]:
-    """Returns the layers' coded blocks, and how many of the bytes are their models."""
-    blocks, model = [], 0
-    for codes, bit_width in zip(weights.codes, weights.bit_widths.numpy().tolist()):
-        layer = codes.numpy().reshape(-1)
-        block = entropy_coding.encode_codes(layer, bit_width)
-        restored = entropy_coding.decode_codes(block, bit_width, layer.size)
-        _check_equal([restored], [layer])
-        blocks.append(block)
-        model += _BLOCK_LENGTH + 1 + 2 * 2 ** (bit_width - block[0])
-    return blocks, model
 
 
 def entropy_bytes(symbols: np.ndarray) -> float:
@@ -178,11 +151,7 @@ def main() -> None:
         for allocation, weights in sent.items()
     ]
     packed = max(row["packed/owed"] for row in rows)
-    coded = max(row["coded/owed"] for row in rows)
-    bars = [
-        measure.bar("packed bytes / bytes owed, worst row", packed, at_most=1.005),
-        measure.bar("coded bytes / bytes owed, worst row", coded, at_most=1.0),
-    ]
+    bars = [measure.bar("packed bytes / bytes owed, worst row", packed, at_most=1.005)]
     details = {"layer_sizes": sizes.tolist(), "mixed_bit_widths": mixed.tolist()}
     measure.save("wire", rows, bars, before, output=args.output, **details)
 

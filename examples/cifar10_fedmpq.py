@@ -13,9 +13,10 @@ import sys
 
 import run_flags
 from absl import flags
+from setting_flags import read_flags
 
 from tff_fedmpq.baselines.registry import SCHEMES
-from tff_fedmpq.simulation.config import make_config, read_flags
+from tff_fedmpq.simulation.config import make_config
 
 _SCHEME = flags.DEFINE_enum("scheme", "fedmpq", list(SCHEMES), "Scheme to train.")
 _OUTPUT_DIR = flags.DEFINE_string(

@@ -12,15 +12,10 @@ import sys
 
 import run_flags
 from absl import flags
+from setting_flags import read_flags
 
 from tff_fedmpq.baselines.registry import SCHEMES
-from tff_fedmpq.simulation.config import (
-    ExperimentConfig,
-    field_names,
-    make_config,
-    parse_seeds,
-    read_flags,
-)
+from tff_fedmpq.simulation.config import ExperimentConfig, field_names, make_config
 
 _SCHEMES = flags.DEFINE_list(
     "schemes",
@@ -39,7 +34,7 @@ def main() -> None:
     dataset = run_flags.load_dataset()
     run_flags.announce(next(iter(configs.values()))[0], dataset)
 
-    from tff_fedmpq.simulation import comparison
+    import comparison
 
     rows = comparison.run_comparison(
         configs,
@@ -49,6 +44,14 @@ def main() -> None:
     )
     print(comparison.format_table(rows))
     print(f"Results: {_OUTPUT_DIR.value}")
+
+
+def parse_seeds(texts: list[str]) -> list[int]:
+    """Returns the seeds that `--seeds` lists, or raises ValueError."""
+    seeds = [text.strip() for text in texts]
+    if not seeds or not all(map(str.isdecimal, seeds)):
+        raise ValueError(f"seeds: expected whole numbers, 0 or more, found {texts}.")
+    return [int(seed) for seed in seeds]
 
 
 def make_configs(

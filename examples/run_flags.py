@@ -13,16 +13,12 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 import sys  # noqa: E402
 from typing import Callable  # noqa: E402
 
+import setting_flags  # noqa: E402
 from absl import flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 
-from tff_fedmpq.simulation import config as config_module  # noqa: E402
 from tff_fedmpq.simulation import data  # noqa: E402
-from tff_fedmpq.simulation.config import (  # noqa: E402
-    PRESETS,
-    ExperimentConfig,
-    define_flags,
-)
+from tff_fedmpq.simulation.config import PRESETS, ExperimentConfig  # noqa: E402
 
 PRESET = flags.DEFINE_enum(
     "preset",
@@ -44,7 +40,7 @@ _DATASET = flags.DEFINE_enum(
     "Data set. auto is CIFAR-10 where it is found or can be downloaded, else "
     "scikit-learn's digits, which need no file.",
 )
-define_flags()
+setting_flags.define_flags()
 _HELP = {"--help", "-help", "-h", "--helpshort"}
 
 
@@ -86,7 +82,7 @@ def run(main: Callable[[], None]) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)
     if _HELP & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
-        for module in (__name__, config_module.__name__):
+        for module in (__name__, setting_flags.__name__):
             print(flags.FLAGS.module_help(module))
         return 0
     try:

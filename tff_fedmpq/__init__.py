@@ -67,9 +67,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _register_keras_layers(tensorflow: Any) -> None:
-    del tensorflow
-    importlib.import_module("tff_fedmpq.keras")
-
-
-wrapt.register_post_import_hook(_register_keras_layers, "tensorflow")
+wrapt.register_post_import_hook(
+    lambda _: importlib.import_module("tff_fedmpq.keras"), "tensorflow"
+)

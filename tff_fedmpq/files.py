@@ -10,12 +10,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 def write_atomically(path: PathLike, content: bytes) -> None:
-    """Writes a file so that readers see the old or the new content, never a part.
-
-    Args:
-      path: Path of the file, in an existing directory.
-      content: New content of the file.
-    """
+    """Writes a file so that readers see the old or the new content, never a part."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

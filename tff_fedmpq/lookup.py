@@ -16,15 +16,9 @@ def check_name(name: object, known: Mapping[str, object], what: str) -> None:
 
 
 def lookup(identifier: str | T, known: Mapping[str, T], what: str) -> T:
-    """Returns the object of that name, or `identifier` itself if it is an object.
+    """Returns the known object of that name, or `identifier` itself if it is an object.
 
-    Args:
-      identifier: Name or object. Numbers and None are refused.
-      known: Mapping of names to objects.
-      what: Kind of object, for the error message.
-
-    Raises:
-      ValueError: If the name is unknown; the message lists the known names.
+    Other names, numbers and None raise ValueError, which lists the names of `what`.
     """
     if identifier is None or isinstance(identifier, (str, int, float)):
         check_name(identifier, known, what)

@@ -19,9 +19,9 @@ ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 _GPU_DRIVER = pathlib.Path("/proc/driver/nvidia")
-_BFLOAT16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
+_BFLOAT16_FEATURES = {"avx512_bf16", "amx_bf16"}
 # With any of these, TensorFlow 2.14 uses oneDNN without being told.
-_ONEDNN_BY_ITSELF = frozenset({"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile"})
+_ONEDNN_BY_ITSELF = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile"}
 
 
 def processor_name(cpu_info: pathlib.Path = _CPU_INFO) -> str:
@@ -37,27 +37,21 @@ def processor_features(cpu_info: pathlib.Path = _CPU_INFO) -> frozenset[str]:
 def has_fast_bfloat16(
     features: frozenset[str] | None = None, gpu_driver: pathlib.Path = _GPU_DRIVER
 ) -> bool:
-    """Returns whether the processor has instructions for bfloat16.
-
-    False where a GPU is used (`gpu_driver` exists), whose speed is not known here.
-    """
-    if features is None:
-        features = processor_features()
+    """Returns whether the processor has bfloat16 instructions and no GPU is used."""
+    features = processor_features() if features is None else features
     return bool(features & _BFLOAT16_FEATURES) and not gpu_driver.exists()
 
 
 def onednn_environment(features: frozenset[str] | None = None) -> dict[str, str]:
     """Returns the variable that turns oneDNN on, {} where it would not be faster."""
-    if features is None:
-        features = processor_features()
+    features = processor_features() if features is None else features
     return {ONEDNN_VARIABLE: "1"} if features & {"avx2", "avx512f"} else {}
 
 
 def enable_onednn() -> None:
-    """Lets TensorFlow use oneDNN where that is faster.
+    """Lets TensorFlow use oneDNN where that is faster, unless the user set otherwise.
 
-    The user's own setting has priority. Where TensorFlow is imported already, nothing
-    changes, and the log says what would.
+    Where TensorFlow is imported already, the log says what to do.
     """
     if ONEDNN_VARIABLE in os.environ or not onednn_environment():
         return

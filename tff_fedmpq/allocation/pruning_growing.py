@@ -1,25 +1,23 @@
 """Pruning-Growing: bit-widths of a client within its budget (Algorithm 2, Eq. 16).
 
-The averaged bit-widths of a round fit no client's budget. An *order* values every bit
-of every layer; while a client is over its budget, the least valuable bits are pruned,
-and while it is under, the most valuable ones that fit are grown. Two orders:
+An *order* values every bit of every layer. While a client's averaged bit-widths are
+over its budget, the least valuable bits are pruned; while they are under, the most
+valuable ones that fit are grown. Two orders:
 
 * `size_order`, the paper's: layers by ``m (db + 1)``, m the number of weights and db
   the bits that the client's training pruned. A layer that is large, or was found to
   need fewer bits, gives up all its bits (down to 1) before the next layer gives any.
 * `distortion_order`: the quantization error that a bit removes per weight it costs,
   ``(D(b - 1) - D(b)) / (m (db + 1))``, with D(b) the error of Gaussian weights at the
-  best scale as a share of their energy (`quantization.gaussian`). BatchNorm, which
-  follows every layer of a ResNet except the last, makes the network's output
-  independent of a layer's scale, so the sum of these shares over layers measures what
-  reaches the output (a heuristic). Grown from 1 bit this is marginal analysis (Fox,
-  1966), optimal until the first bit that does not fit.
+  best scale as a share of their energy (`quantization.gaussian`). As BatchNorm cancels
+  the scales of all layers of a ResNet but the last, the sum of these shares measures
+  what reaches the output (a heuristic). Grown from 1 bit this is marginal analysis
+  (Fox, 1966), optimal until the first bit that does not fit.
 
 Deviations from the algorithm as printed, where an 8-bit client can never use its budget
 and others exceed theirs by up to a layer: growing reaches the first layer of the order
-too, and never exceeds the budget; bits that do not fit are skipped, so that no bit is
-left that some layer could use. Averaged bit-widths are rounded to nearest (half to
-even) and clipped to 1..8.
+too, and skips bits that do not fit, until none does. Averaged bit-widths are rounded to
+nearest (half to even) and clipped to 1..8.
 """
 
 from __future__ import annotations
@@ -77,24 +75,27 @@ def prune_and_grow(
 ) -> np.ndarray:
     """Brings averaged bit-widths to each client's budget.
 
+    Returns bit-widths ``b``, int32 of the shape of `mean_bit_widths`, from 1 to 8. The
+    total ``sum(m * b)`` is at most ``floor(budget * sum(m))``, and no layer below 8
+    bits could gain one more. Wrong shapes and values raise ValueError.
+
     Args:
       mean_bit_widths: Average over the round's clients, float[L] or float[N, L].
-      bit_reductions: Bits that each client's training pruned (db), int of the same
-        shape.
+      bit_reductions: Bits that each client's training pruned (db), int of that shape.
       layer_sizes: Number of weights of each layer (m), int[L].
       budget: Average bits per weight, 1 to 8: float, or float[N].
       order: Value of the bits: "size", "distortion", or an `Order`.
-
-    Returns:
-      Bit-widths, int32 of the shape of `mean_bit_widths`, from 1 to 8. The total
-      ``sum(m * b)`` is at most ``floor(budget * sum(m))``, and no layer below 8 bits
-      could gain one more.
-
-    Raises:
-      ValueError: If shapes do not agree or values are out of range.
     """
     means, reductions = np.asarray(mean_bit_widths), np.asarray(bit_reductions)
-    _check_shapes(means, reductions)
+    if means.ndim not in (1, 2) or means.shape != reductions.shape:
+        raise ValueError(
+            "mean_bit_widths and bit_reductions have to be of one shape, [layers] or "
+            f"[clients, layers]; found {means.shape} and {reductions.shape}."
+        )
+    if not np.isfinite(means).all():
+        raise ValueError("mean_bit_widths holds values that are not finite.")
+    if not (np.equal(reductions, np.floor(reductions)) & (reductions >= 0)).all():
+        raise ValueError("bit_reductions are numbers of bits: integers, 0 or more.")
     rows = np.atleast_2d(means).astype(np.float32)
     budgets = check_budgets(budget)
     if budgets.ndim > 1 or budgets.size not in (1, len(rows)):
@@ -120,17 +121,10 @@ def prune_and_grow_graph(
     *,
     order: Order = size_order,
 ) -> tf.Tensor:
-    """Implements `prune_and_grow` on tensors.
+    """Implements `prune_and_grow` on tensors, as an `AllocationPolicy`.
 
-    Args:
-      mean_bit_widths: float32[N, L].
-      bit_reductions: int32[N, L].
-      layer_sizes: int64[L], known when the graph is built.
-      budgets: Average bits per weight, float64[N].
-      order: Value of the bits.
-
-    Returns:
-      int32[N, L].
+    (float32[N, L], int32[N, L], int64[L], float64[N]) -> int32[N, L]; the graph's
+    `layer_sizes` are known when it is built.
     """
     fit = _prune_and_grow_in_order(order)
     fitted = fit(mean_bit_widths, bit_reductions, layer_sizes, budgets)
@@ -141,16 +135,10 @@ def prune_and_grow_graph(
 @functools.cache
 def _prune_and_grow_in_order(order: Order) -> Any:
     """Returns `prune_and_grow_graph` of an order as a TensorFlow function."""
+    signature = [tf.TensorSpec([None, None]), tf.TensorSpec([None, None], tf.int32)]
+    signature += [tf.TensorSpec([None], dtype) for dtype in (tf.int64, tf.float64)]
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, None]),
-            tf.TensorSpec([None, None], tf.int32),
-            tf.TensorSpec([None], tf.int64),
-            tf.TensorSpec([None], tf.float64),
-        ],
-        autograph=False,
-    )
+    @tf.function(input_signature=signature, autograph=False)
     def fit(mean_bit_widths, bit_reductions, layer_sizes, budgets):
         num_layers = tf.size(layer_sizes)
         rounded = tf.cast(tf.round(mean_bit_widths), tf.int64)
@@ -190,10 +178,9 @@ def _prune_and_grow_in_order(order: Order) -> Any:
             lambda *state: tf.reduce_any(fits(*state)), grow, (is_kept, left)
         )
         # Counts the bits of each layer of each client.
-        first_layers = num_layers * tf.range(tf.shape(layers)[0])[:, tf.newaxis]
-        kept = tf.math.unsorted_segment_sum(
-            tf.cast(is_kept, tf.int32), first_layers + layers, tf.size(widths)
-        )
+        segments = num_layers * tf.range(tf.shape(layers)[0])[:, tf.newaxis] + layers
+        is_kept = tf.cast(is_kept, tf.int32)
+        kept = tf.math.unsorted_segment_sum(is_kept, segments, tf.size(widths))
         return MIN_BIT_WIDTH + tf.reshape(kept, tf.shape(widths))
 
     return fit
@@ -205,65 +192,35 @@ def uniform_bit_widths(
     layer_sizes: np.ndarray,
     budgets: tf.Tensor,
 ) -> tf.Tensor:
-    """Returns each client's budget, rounded down to whole bits, for every layer.
-
-    An `AllocationPolicy`: of its arguments only the budgets, float64[N], count.
-    """
+    """Gives every layer the whole bits of the budget, as an `AllocationPolicy`."""
     del mean_bit_widths, bit_reductions
     whole = tf.cast(tf.floor(budgets), tf.int32)
     return tf.tile(whole[:, tf.newaxis], [1, len(layer_sizes)])
 
 
 def check_budgets(budgets: npt.ArrayLike) -> np.ndarray:
-    """Returns budgets as float64, checked to be numbers from 1 to 8.
-
-    Raises:
-      ValueError: If one is not; strings and booleans are not numbers.
-    """
+    """Returns budgets as float64; ValueError unless they are numbers from 1 to 8."""
     # Without this, NumPy would read True as 1 and "4" as 4.
     for value in np.asarray(budgets, object).flat:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise ValueError(f"Budgets have to be numbers; found {value!r}.")
     checked = np.asarray(budgets, np.float64)
-    # Written so that NaN, which compares false to everything, is caught.
-    valid = (checked >= MIN_BIT_WIDTH) & (checked <= MAX_BIT_WIDTH)
-    if not valid.all():
-        raise ValueError(
-            f"A budget is {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH} bits per weight on "
-            f"average; found {checked[~valid].tolist()}."
-        )
+    # Negated so that NaN, which compares false to everything, is caught.
+    wrong = checked[~((checked >= MIN_BIT_WIDTH) & (checked <= MAX_BIT_WIDTH))].tolist()
+    if wrong:
+        raise ValueError(f"Budgets are 1 to 8 bits per weight; found {wrong}.")
     return checked
 
 
 def check_layer_sizes(layer_sizes: npt.ArrayLike, num_layers: int) -> np.ndarray:
-    """Returns the number of weights per layer, int64[L], checked to be from 1.
-
-    Raises:
-      ValueError: If there is another number of layers, none, or a size below 1.
-    """
+    """Returns weights per layer, int64[L]; ValueError unless whole numbers from 1."""
     sizes = np.asarray(layer_sizes)
     if sizes.shape != (num_layers,) or not num_layers:
         raise ValueError(
-            f"Expected the sizes of {num_layers} layers, at least one; found an array "
-            f"of shape {sizes.shape}."
+            f"Expected sizes of {num_layers} layers, at least one; found {sizes.shape}."
         )
     if (sizes < 1).any() or (sizes != np.floor(sizes)).any():
-        raise ValueError(
-            f"A layer has a whole number of weights, at least one; found "
-            f"{sizes.tolist()}."
-        )
+        raise ValueError(f"Sizes are whole numbers, at least one; found {sizes}.")
     if sizes.sum(dtype=np.float64) * MAX_BIT_WIDTH >= 2**62:
         raise ValueError(f"Layers of {sizes.tolist()} weights are too large.")
     return sizes.astype(np.int64)
-
-
-def _check_shapes(means: np.ndarray, reductions: np.ndarray) -> None:
-    if means.ndim not in (1, 2) or means.shape != reductions.shape:
-        raise ValueError(
-            "mean_bit_widths and bit_reductions have to be of one shape, [layers] or "
-            f"[clients, layers]; found {means.shape} and {reductions.shape}."
-        )
-    if not np.isfinite(means).all():
-        raise ValueError("mean_bit_widths holds values that are not finite.")
-    if not (np.equal(reductions, np.floor(reductions)) & (reductions >= 0)).all():
-        raise ValueError("bit_reductions are numbers of bits: integers, 0 or more.")

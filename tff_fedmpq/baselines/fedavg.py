@@ -5,16 +5,12 @@ Data", AISTATS 2017: ``W <- sum_n p_n W_n``, ``p_n = |D_n| / sum |D_i|``.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Optional
+from typing import TYPE_CHECKING, ClassVar
 
+from tff_fedmpq.federated.builder import builder
 from tff_fedmpq.federated.config import LocalTrainingConfig
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-    import tensorflow_federated as tff
-
-    from tff_fedmpq.federated.process import FederatedProcess
     from tff_fedmpq.federated.scheme import Scheme
 
 
@@ -31,29 +27,5 @@ class FedAvgConfig(LocalTrainingConfig):
         return compose_float_scheme(self)
 
 
-def build_fedavg(
-    model_fn: "Callable[[], tf.keras.Model]",
-    budgets: Mapping[str, float],
-    client_data: "tff.simulation.datasets.ClientData",
-    config: FedAvgConfig = FedAvgConfig(),
-    *,
-    loss: "Optional[tf.keras.losses.Loss]" = None,
-    augment: Optional[Callable[..., Any]] = None,
-    dtype_policy: Optional[str] = None,
-    on_step: Optional[Callable[..., Any]] = None,
-    seed: int = 0,
-) -> "FederatedProcess":
-    """Builds FP32 FedAvg's learning process; arguments are those of `build_process`."""
-    from tff_fedmpq.federated.process import build_process
-
-    return build_process(
-        model_fn,
-        budgets,
-        client_data,
-        config,
-        loss=loss,
-        augment=augment,
-        dtype_policy=dtype_policy,
-        on_step=on_step,
-        seed=seed,
-    )
+build_fedavg = builder(FedAvgConfig)
+"""Builds FedAvg's learning process; the arguments are those of `build_process`."""

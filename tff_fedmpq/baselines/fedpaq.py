@@ -9,18 +9,13 @@ is the largest magnitude of a tensor by default.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, Union
 
+from tff_fedmpq.federated.builder import builder
 from tff_fedmpq.federated.config import LocalTrainingConfig
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-    import tensorflow_federated as tff
-
-    from tff_fedmpq.federated.process import FederatedProcess
     from tff_fedmpq.federated.scheme import Scheme
-
 
 Norm = Union[Literal["max", "l2"], Callable[..., Any]]
 
@@ -46,29 +41,5 @@ class FedPAQConfig(LocalTrainingConfig):
         return compose_float_scheme(self, uplink, min_budget=uplink.min_bits)
 
 
-def build_fedpaq(
-    model_fn: "Callable[[], tf.keras.Model]",
-    budgets: Mapping[str, float],
-    client_data: "tff.simulation.datasets.ClientData",
-    config: FedPAQConfig = FedPAQConfig(),
-    *,
-    loss: "Optional[tf.keras.losses.Loss]" = None,
-    augment: Optional[Callable[..., Any]] = None,
-    dtype_policy: Optional[str] = None,
-    on_step: Optional[Callable[..., Any]] = None,
-    seed: int = 0,
-) -> "FederatedProcess":
-    """Builds FedPAQ's learning process; arguments are those of `build_process`."""
-    from tff_fedmpq.federated.process import build_process
-
-    return build_process(
-        model_fn,
-        budgets,
-        client_data,
-        config,
-        loss=loss,
-        augment=augment,
-        dtype_policy=dtype_policy,
-        on_step=on_step,
-        seed=seed,
-    )
+build_fedpaq = builder(FedPAQConfig)
+"""Builds FedPAQ's learning process; the arguments are those of `build_process`."""

@@ -27,32 +27,21 @@ _SQRT3 = math.sqrt(3.0)
 
 
 class Lattice(abc.ABC):
-    """A lattice. Instances hold no state.
-
-    Attributes:
-      dimension: L.
-    """
+    """A lattice of `dimension` L, without state; all tensors are float32[n, L]."""
 
     dimension: int
 
     @abc.abstractmethod
     def nearest(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the coordinates of the nearest points.
-
-        Args:
-          x: float32[n, L].
-
-        Returns:
-          float32[n, L] of whole numbers.
-        """
+        """Returns the coordinates, whole numbers, of the points nearest to `x`."""
 
     @abc.abstractmethod
     def points(self, coordinates: tf.Tensor) -> tf.Tensor:
-        """Returns the points with those coordinates, float32[n, L]."""
+        """Returns the points with those coordinates."""
 
     @abc.abstractmethod
     def cell(self, uniform: tf.Tensor) -> tf.Tensor:
-        """Maps float32[n, L] in [0, 1) to one cell of the lattice, uniformly."""
+        """Maps numbers in [0, 1) to one cell of the lattice, uniformly."""
 
 
 class IntegerLattice(Lattice):
@@ -81,14 +70,16 @@ class HexagonalLattice(Lattice):
     dimension = 2
 
     def nearest(self, x: tf.Tensor) -> tf.Tensor:
-        candidates = []
+        candidates, distances = [], []
         for parity in (0.0, 1.0):
             column = tf.round((x[:, 0] - parity) / 2.0)
             row = 2.0 * tf.round((x[:, 1] / _SQRT3 - parity) / 2.0) + parity
-            candidates.append(tf.stack([column, row], axis=1))
-        even, odd = candidates
-        is_odd = self._squared_distance(x, odd) < self._squared_distance(x, even)
-        return tf.where(is_odd[:, tf.newaxis], odd, even)
+            coordinates = tf.stack([column, row], axis=1)
+            difference = x - self.points(coordinates)
+            candidates.append(coordinates)
+            distances.append(tf.reduce_sum(tf.square(difference), axis=1))
+        is_odd = distances[1] < distances[0]
+        return tf.where(is_odd[:, tf.newaxis], candidates[1], candidates[0])
 
     def points(self, coordinates: tf.Tensor) -> tf.Tensor:
         column, row = coordinates[:, 0], coordinates[:, 1]
@@ -99,9 +90,6 @@ class HexagonalLattice(Lattice):
         u, v = uniform[:, 0], uniform[:, 1]
         return tf.stack([2.0 * u + v, _SQRT3 * v], axis=1)
 
-    def _squared_distance(self, x: tf.Tensor, coordinates: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(tf.square(x - self.points(coordinates)), axis=1)
-
 
 INTEGERS = IntegerLattice()
 HEXAGONAL = HexagonalLattice()
@@ -109,14 +97,10 @@ LATTICES: dict[str, Lattice] = {"integer": INTEGERS, "hexagonal": HEXAGONAL}
 
 
 def dither(lattice: Lattice, uniform: tf.Tensor) -> tf.Tensor:
-    """Returns a dither, uniform over the Voronoi cell around zero: float32[n, L].
+    """Maps numbers in [0, 1) to the Voronoi cell around zero, uniformly: float32[n, L].
 
     Any cell would serve to whiten the error; with this one, entries of zero stay zero
     and cost nothing.
-
-    Args:
-      lattice: of L dimensions.
-      uniform: float32[n, L] in [0, 1).
     """
     in_some_cell = lattice.cell(uniform)
     return in_some_cell - lattice.points(lattice.nearest(in_some_cell))
@@ -125,17 +109,10 @@ def dither(lattice: Lattice, uniform: tf.Tensor) -> tf.Tensor:
 def quantize(
     lattice: Lattice, x: tf.Tensor, step: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
-    """Quantizes vectors with subtractive dither.
+    """Returns the coordinates of vectors, float32[n, L] of whole numbers.
 
-    Args:
-      lattice: of L dimensions.
-      x: float32[n, L].
-      step: Delta, float32 of a shape that broadcasts against `x`.
-      uniform: float32[n, L] in [0, 1), of which the dither is made; the receiver needs
-        the same.
-
-    Returns:
-      Coordinates, float32[n, L] of whole numbers.
+    `step` is Delta, float32 of a shape that broadcasts against `x`. The dither is made
+    of `uniform`, float32[n, L] in [0, 1), of which the receiver needs the same.
     """
     return lattice.nearest(x / step + dither(lattice, uniform))
 

@@ -20,25 +20,7 @@ import tensorflow as tf
 Norm = Callable[[tf.Tensor], tf.Tensor]
 
 MIN_UPDATE_BITS = 2
-
-
-def round_stochastically(x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Rounds ``x >= 0`` up with the probability of its fraction; unbiased.
-
-    Args:
-      x: float32[...].
-      uniform: float32[...] in [0, 1), the randomness.
-    """
-    whole = tf.floor(x)
-    return whole + tf.cast(uniform < x - whole, tf.float32)
-
-
-def max_norm(x: tf.Tensor) -> tf.Tensor:
-    """Returns ``max|x|``, float32[]."""
-    return tf.reduce_max(tf.abs(x))
-
-
-NORMS: dict[str, Norm] = {"max": max_norm, "l2": tf.norm}
+NORMS: dict[str, Norm] = {"max": lambda x: tf.reduce_max(tf.abs(x)), "l2": tf.norm}
 
 
 def num_levels(bits: tf.Tensor) -> tf.Tensor:
@@ -49,22 +31,18 @@ def num_levels(bits: tf.Tensor) -> tf.Tensor:
 def quantize(
     x: tf.Tensor, norm: tf.Tensor, bits: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
-    """Quantizes a tensor stochastically, without bias.
+    """Returns codes uint8[...] of `x`, float32[...], rounded without bias.
 
-    Args:
-      x: float32[...], with no magnitude above `norm`.
-      norm: float32[]; zero is that of a tensor of zeros.
-      bits: int32[], 2 to 8.
-      uniform: float32[...] in [0, 1), the randomness.
-
-    Returns:
-      uint8[...] codes.
+    No magnitude of `x` is above `norm`, float32[]; `bits`, int32[], is 2 to 8;
+    `uniform`, float32[...] in [0, 1), is the randomness.
     """
     levels = num_levels(bits)
     scaled = levels * tf.math.divide_no_nan(tf.abs(x), norm)
+    whole = tf.floor(scaled)
+    rounded = whole + tf.cast(uniform < scaled - whole, tf.float32)
     # The quotient of a float by itself may exceed one by a rounding error.
-    rounded = tf.minimum(round_stochastically(scaled, uniform), levels)
-    return tf.cast(tf.sign(x) * rounded + levels, tf.uint8)
+    magnitudes = tf.minimum(rounded, levels)
+    return tf.cast(tf.sign(x) * magnitudes + levels, tf.uint8)
 
 
 def dequantize(codes: tf.Tensor, norm: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:

@@ -24,6 +24,8 @@ from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import packing
 
+Shapes = Sequence[tuple[int, ...]]
+
 # Bits of a range coder's block beside symbols and frequencies: its header and padding.
 _BLOCK_BITS = 192.0
 _BITS_PER_FREQUENCY = 16.0
@@ -32,11 +34,6 @@ _LOG2_STEP_RANGE = (-12.0, 5.0)  # Of the step, in root mean squares.
 _BISECTIONS = 14
 _MAX_COORDINATE = 2.0**15 - 1  # Coordinates are int16.
 _MIN_RANK = 2  # Of tensors that are quantized.
-
-
-def tensor_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Returns the shapes of the tensors that are quantized."""
-    return [shape for shape in spec.float_parameter_shapes if len(shape) >= _MIN_RANK]
 
 
 class UpdateUplink(Uplink):
@@ -48,12 +45,10 @@ class UpdateUplink(Uplink):
     def encode_update(
         self, updates: Sequence[tf.Tensor], budget: tf.Tensor, seed: tf.Tensor
     ) -> Message:
-        """Returns a message of quantized tensors (without ``rest``)."""
+        """Returns a message of quantized tensors, without `float_parameters`."""
 
     @abc.abstractmethod
-    def decode_update(
-        self, message: Message, shapes: Sequence[tuple[int, ...]]
-    ) -> list[tf.Tensor]:
+    def decode_update(self, message: Message, shapes: Shapes) -> list[tf.Tensor]:
         """Returns the tensors of those shapes."""
 
     def encode(
@@ -63,28 +58,27 @@ class UpdateUplink(Uplink):
         budget: tf.Tensor,
         seed: tf.Tensor,
     ) -> Message:
-        updates = [
-            new - old
-            for new, old in zip(trained.float_parameters, received.float_parameters)
-        ]
+        pairs = zip(trained.float_parameters, received.float_parameters)
+        updates = [new - old for new, old in pairs]
         tensors = [u for u in updates if u.shape.rank >= _MIN_RANK]
         vectors = tuple(u for u in updates if u.shape.rank < _MIN_RANK)
-        return {
-            **self.encode_update(tensors, budget, seed),
-            "float_parameters": vectors,
-        }
+        message = self.encode_update(tensors, budget, seed)
+        return {**message, "float_parameters": vectors}
 
     def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
-        tensors = iter(self.decode_update(message, tensor_shapes(spec)))
+        shapes = spec.float_parameter_shapes
+        tensors = iter(self.decode_update(message, _shapes_of_tensors(spec)))
         vectors = iter(message["float_parameters"])
-        rest = tuple(
-            next(tensors if len(shape) >= _MIN_RANK else vectors)
-            for shape in spec.float_parameter_shapes
-        )
-        return FloatWeights((), rest)
+        updates = [next(tensors if len(s) >= _MIN_RANK else vectors) for s in shapes]
+        return FloatWeights((), tuple(updates))
 
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
         return tf.nest.map_structure(tf.add, present, mean)
+
+    def count_bits(
+        self, message: Message, headers: Sequence[tf.Tensor] = ()
+    ) -> tf.Tensor:
+        return messages.count_model_bits(message, headers)
 
 
 class ScalarUpdateUplink(UpdateUplink):
@@ -105,9 +99,7 @@ class ScalarUpdateUplink(UpdateUplink):
         norms, packed = [], []
         for i, update in enumerate(updates):
             norm = self._norm(update)
-            uniform = tf.random.stateless_uniform(
-                update.shape, tf.random.fold_in(seed, i), alg="philox"
-            )
+            uniform = _draw_uniform(update.shape, tf.random.fold_in(seed, i))
             codes = stochastic_quantizer.quantize(update, norm, bits, uniform)
             packed.append(packing.pack(tf.reshape(codes, [-1]), bits))
             norms.append(norm)
@@ -117,11 +109,9 @@ class ScalarUpdateUplink(UpdateUplink):
             "scales": tf.stack(norms),
         }
 
-    def decode_update(
-        self, message: Message, shapes: Sequence[tuple[int, ...]]
-    ) -> list[tf.Tensor]:
+    def decode_update(self, message: Message, shapes: Shapes) -> list[tf.Tensor]:
         bits = tf.cast(message["bit_widths"][0], tf.int32)
-        sizes = [tf.TensorShape(shape).num_elements() for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
         lengths = packing.packed_size(tf.constant(sizes), bits)
         parts = tf.split(message["codes"], lengths, num=len(sizes))
         updates = []
@@ -130,11 +120,6 @@ class ScalarUpdateUplink(UpdateUplink):
             values = stochastic_quantizer.dequantize(codes, message["scales"][i], bits)
             updates.append(tf.reshape(values, shape))
         return updates
-
-    def count_bits(
-        self, message: Message, headers: Sequence[tf.Tensor] = ()
-    ) -> tf.Tensor:
-        return messages.count_model_bits(message, headers)
 
 
 class LatticeUpdateUplink(UpdateUplink):
@@ -150,12 +135,12 @@ class LatticeUpdateUplink(UpdateUplink):
         # A tensor that did not change is all zero, and so it is decoded: without its
         # size, 0, the dither would be noise on weights that nobody moved.
         divisors = tf.where(sizes > 0, sizes, 1.0)
-        scaled = [u / divisors[i] for i, u in enumerate(updates)]
-        vectors = tf.concat([self._to_vectors(u) for u in scaled], axis=0)
-        uniform = self._uniform(tf.shape(vectors), seed)
+        scaled = [self._to_vectors(u / divisors[i]) for i, u in enumerate(updates)]
+        vectors = tf.concat(scaled, axis=0)
+        uniform = _draw_uniform(tf.shape(vectors), seed)
         num_entries = sum(u.shape.num_elements() for u in updates)
         step, fits = self._finest_step(vectors, uniform, budget * num_entries)
-        coordinates = self._coordinates(vectors, step, uniform)
+        coordinates = lattices.quantize(self._lattice, vectors, step, uniform)
         return {
             "bit_widths": tf.zeros([0], tf.uint8),
             "codes": tf.cast(coordinates, tf.int16),
@@ -165,13 +150,11 @@ class LatticeUpdateUplink(UpdateUplink):
             "scales": tf.where(fits, step * sizes, 0.0),
         }
 
-    def decode_update(
-        self, message: Message, shapes: Sequence[tuple[int, ...]]
-    ) -> list[tf.Tensor]:
+    def decode_update(self, message: Message, shapes: Shapes) -> list[tf.Tensor]:
         coordinates = tf.cast(message["codes"], tf.float32)
-        uniform = self._uniform(tf.shape(coordinates), message["dither_seed"])
+        uniform = _draw_uniform(tf.shape(coordinates), message["dither_seed"])
         points = lattices.dequantize(self._lattice, coordinates, 1.0, uniform)
-        sizes = [tf.TensorShape(shape).num_elements() for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
         parts = tf.split(points, [self._num_vectors(size) for size in sizes])
         return [
             message["scales"][i] * tf.reshape(tf.reshape(part, [-1])[:size], shape)
@@ -182,52 +165,45 @@ class LatticeUpdateUplink(UpdateUplink):
         self, message: Message, headers: Sequence[tf.Tensor] = ()
     ) -> tf.Tensor:
         """Counts coordinates as int16, before entropy coding; see the module."""
-        return messages.count_model_bits(message, [message["dither_seed"], *headers])
+        return super().count_bits(message, [message["dither_seed"], *headers])
 
     def symbols(self, message: Message) -> tf.Tensor:
         return tf.transpose(message["codes"])
 
     def symbols_shape(self, spec: ModelSpec) -> tuple[int, int]:
-        sizes = [tf.TensorShape(s).num_elements() for s in tensor_shapes(spec)]
-        num_vectors = sum(self._num_vectors(size) for size in sizes)
-        return self._lattice.dimension, num_vectors
+        sizes = [math.prod(shape) for shape in _shapes_of_tensors(spec)]
+        return self._lattice.dimension, sum(map(self._num_vectors, sizes))
 
     def _num_vectors(self, size: int) -> int:
         return -(-size // self._lattice.dimension)
 
     def _to_vectors(self, x: tf.Tensor) -> tf.Tensor:
         """Returns entries as float32[n, L]; zeros fill the last vector."""
-        size = x.shape.num_elements()
-        missing = self._num_vectors(size) * self._lattice.dimension - size
+        missing = -x.shape.num_elements() % self._lattice.dimension
         flat = tf.pad(tf.reshape(x, [-1]), [[0, missing]])
         return tf.reshape(flat, [-1, self._lattice.dimension])
-
-    def _uniform(self, shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_uniform(shape, seed, alg="philox")
-
-    def _coordinates(
-        self, vectors: tf.Tensor, step: tf.Tensor, uniform: tf.Tensor
-    ) -> tf.Tensor:
-        return lattices.quantize(self._lattice, vectors, step, uniform)
 
     def _finest_step(
         self, vectors: tf.Tensor, uniform: tf.Tensor, max_bits: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the smallest step of at most `max_bits`, and whether there is one."""
+
+        def fits(log2_step):
+            step = tf.pow(2.0, log2_step)
+            coordinates = lattices.quantize(self._lattice, vectors, step, uniform)
+            return self._coded_bits(coordinates) <= max_bits
+
+        def bisect(low, high):
+            middle = (low + high) / 2.0
+            is_enough = fits(middle)
+            return tf.where(is_enough, low, middle), tf.where(is_enough, middle, high)
+
         low, high = (tf.constant(bound) for bound in _LOG2_STEP_RANGE)
         # Finer steps would take the largest entry out of the coordinates' range.
         largest = tf.reduce_max(tf.abs(vectors)) / (_MAX_COORDINATE - 1.0)
         low = tf.maximum(low, tf.math.log(largest) / math.log(2.0))
         high = tf.maximum(high, low)
-        coarsest = self._coordinates(vectors, tf.pow(2.0, high), uniform)
-        some_step_fits = self._coded_bits(coarsest) <= max_bits
-
-        def bisect(low, high):
-            middle = (low + high) / 2.0
-            coordinates = self._coordinates(vectors, tf.pow(2.0, middle), uniform)
-            fits = self._coded_bits(coordinates) <= max_bits
-            return tf.where(fits, low, middle), tf.where(fits, middle, high)
-
+        some_step_fits = fits(high)
         _, high = tf.while_loop(
             lambda *_: True, bisect, (low, high), maximum_iterations=_BISECTIONS
         )
@@ -242,3 +218,12 @@ class LatticeUpdateUplink(UpdateUplink):
             overhead = _BLOCK_BITS + _BITS_PER_FREQUENCY * spread
             bits += entropy_coding.symbol_bits(symbols) + overhead
         return bits
+
+
+def _draw_uniform(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.stateless_uniform(shape, seed, alg="philox")
+
+
+def _shapes_of_tensors(spec: ModelSpec) -> Shapes:
+    """Returns the shapes of the tensors that are quantized."""
+    return [shape for shape in spec.float_parameter_shapes if len(shape) >= _MIN_RANK]

@@ -7,16 +7,12 @@ server subtracts; the points are entropy-coded (`update_uplink.LatticeUpdateUpli
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, Optional
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tff_fedmpq.federated.builder import builder
 from tff_fedmpq.federated.config import LocalTrainingConfig
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-    import tensorflow_federated as tff
-
-    from tff_fedmpq.federated.process import FederatedProcess
     from tff_fedmpq.federated.scheme import Scheme
 
 
@@ -40,29 +36,5 @@ class UVeQFedConfig(LocalTrainingConfig):
         return compose_float_scheme(self, LatticeUpdateUplink(self.lattice))
 
 
-def build_uveqfed(
-    model_fn: "Callable[[], tf.keras.Model]",
-    budgets: Mapping[str, float],
-    client_data: "tff.simulation.datasets.ClientData",
-    config: UVeQFedConfig = UVeQFedConfig(),
-    *,
-    loss: "Optional[tf.keras.losses.Loss]" = None,
-    augment: Optional[Callable[..., Any]] = None,
-    dtype_policy: Optional[str] = None,
-    on_step: Optional[Callable[..., Any]] = None,
-    seed: int = 0,
-) -> "FederatedProcess":
-    """Builds UVeQFed's learning process; arguments are those of `build_process`."""
-    from tff_fedmpq.federated.process import build_process
-
-    return build_process(
-        model_fn,
-        budgets,
-        client_data,
-        config,
-        loss=loss,
-        augment=augment,
-        dtype_policy=dtype_policy,
-        on_step=on_step,
-        seed=seed,
-    )
+build_uveqfed = builder(UVeQFedConfig)
+"""Builds UVeQFed's learning process; the arguments are those of `build_process`."""

@@ -11,7 +11,6 @@ that cannot be read is passed over for the one before it, and kept under another
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 from typing import Any
@@ -20,10 +19,9 @@ from absl import logging
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.waiting import wait_for
-from tff_fedmpq.files import write_atomically
+from tff_fedmpq.files import PathLike, write_atomically
 
 _PREFIX = "round_"
-_KEEP = 2  # The latest state, and one to fall back to.
 
 
 class CheckpointError(ValueError):
@@ -31,29 +29,21 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """Saves and restores the rounds of one run."""
+    """Saves and restores the rounds of one run, below its output directory."""
 
-    def __init__(self, directory: str | os.PathLike[str]):
-        """Uses (and makes) the folders of a run's output directory."""
-        directory = pathlib.Path(directory)
-        self._state_directory = directory / "checkpoints"
-        self._records = directory / "rounds"
+    def __init__(self, directory: PathLike):
+        self._state_directory = pathlib.Path(directory, "checkpoints")
+        self._records = pathlib.Path(directory, "rounds")
         self._records.mkdir(parents=True, exist_ok=True)
         self._states = tff.program.FileProgramStateManager(
             str(self._state_directory),
             prefix=_PREFIX,
-            keep_total=_KEEP,
+            keep_total=2,  # The latest state, and one to fall back to.
             keep_first=False,
         )
 
     def save(self, round_number: int, state: Any, record: dict[str, Any]) -> None:
-        """Saves a finished round; returns when its files are written.
-
-        Args:
-          round_number: from 1.
-          state: of the process after the round.
-          record: what is known of the round, ready for JSON.
-        """
+        """Saves a finished round, from 1; returns when its files are written."""
         content = json.dumps(record).encode()
         write_atomically(self._record_path(round_number), content)
         wait_for(self._states.save(state, version=round_number))
@@ -61,9 +51,7 @@ class Checkpoints:
     def load_latest(self, structure: Any) -> tuple[Any, list[dict[str, Any]]]:
         """Returns the latest state that can be read, and all records up to it.
 
-        Args:
-          structure: a state of the process, for its structure; returned, with no
-            records, when nothing was saved.
+        Without any, these are `structure`, which is any state of the process, and [].
 
         Raises:
           CheckpointError: if states were saved, and none of them can be read with the
@@ -79,8 +67,10 @@ class Checkpoints:
                 logging.warning("Checkpoint of round %d is damaged: %s", version, error)
                 damaged[version] = error
                 continue
-            for later in damaged:
-                self._set_aside(later)
+            for later in damaged:  # Their rounds will be done, and saved, again.
+                target = self._state_directory / f"damaged_{later}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self._state_directory / f"{_PREFIX}{later}").rename(target)
             return state, records
         if damaged:
             reasons = "; ".join(f"round {r}: {error}" for r, error in damaged.items())
@@ -90,12 +80,6 @@ class Checkpoints:
                 "run's directory to begin anew."
             )
         return structure, []
-
-    def _set_aside(self, version: int) -> None:
-        """Renames a damaged state: its round will be done, and saved, again."""
-        target = self._state_directory / f"damaged_{version}"
-        shutil.rmtree(target, ignore_errors=True)
-        (self._state_directory / f"{_PREFIX}{version}").rename(target)
 
     def _record_path(self, round_number: int) -> pathlib.Path:
         return self._records / f"{round_number:05d}.json"

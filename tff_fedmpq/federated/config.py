@@ -13,22 +13,12 @@ import TensorFlow: command lines derive their flags from these classes.
 # Python 3.9 cannot evaluate `int | None`.
 import dataclasses
 import math
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    Optional,
-    Union,
-    get_args,
-    get_type_hints,
-)
+import typing
+from typing import Any, Callable, ClassVar, Literal, NamedTuple, Optional, Union
 
 from tff_fedmpq.lookup import check_bool, check_count, check_name
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from tff_fedmpq.federated.scheme import Scheme
 
 # Names here, objects in `local_training`, `scheme`, `quantization.scales` and
@@ -43,12 +33,7 @@ LearningRateUnit = Literal["weight", "code"]
 
 
 class Rate(NamedTuple):
-    """A learning rate over the rounds of a run.
-
-    Attributes:
-      initial: Rate in the first round.
-      decay: Name or function of its decay.
-    """
+    """A learning rate: that of the first round, and its decay over the run."""
 
     initial: float
     decay: Decay
@@ -56,9 +41,10 @@ class Rate(NamedTuple):
 
 def allowed_names(annotation: Any) -> tuple[str, ...]:
     """Returns the names that a field's type lists, () if it lists none."""
-    if getattr(annotation, "__origin__", None) is Literal:
-        return get_args(annotation)
-    return tuple(name for part in get_args(annotation) for name in allowed_names(part))
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return parts
+    return tuple(name for part in parts for name in allowed_names(part))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +56,7 @@ class LocalTrainingConfig:
         constant. After these rounds a rate that decays stays at its final value.
       epochs: Passes over the client's examples per round, the paper's tau.
       batch_size: Examples per step; the last step of an epoch may have fewer.
-      learning_rate: Learning rate of the weights (of quantized kernels, where there are
-        any).
+      learning_rate: Learning rate of weights; of quantized kernels where there are any.
       learning_rate_decay: Decay of `learning_rate`: "none", "cosine" (to zero), or a
         function from the fraction of rounds done, float32[], to a factor.
       momentum: Momentum of SGD, from 0 to below 1.
@@ -104,7 +89,7 @@ class LocalTrainingConfig:
             check_not_negative(getattr(self, name), name)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {self.momentum!r}.")
-        annotations = get_type_hints(type(self))
+        annotations = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             names = allowed_names(annotations[field.name])
             value = getattr(self, field.name)
@@ -135,12 +120,8 @@ class CodeTrainingConfig(LocalTrainingConfig):
         paper reads literally.
       scale_rule: Scale of a layer that is quantized: "least_squares", "gaussian", "max"
         (2 max|W|, the paper's), or a function of weights, bit-width, representation.
-      error_feedback: Whether the server adds the clients' changes to its own float
-        weights, so that quantization errors of the download do not accumulate; False
-        averages the clients' models.
-
-    Raises:
-      ValueError: if a setting is out of range or unknown.
+      error_feedback: Whether the server adds clients' changes to its float weights, so
+        that quantization errors do not accumulate; False averages the clients' models.
     """
 
     aggregation_weight: AggregationWeight = "budget_and_examples"
@@ -156,20 +137,15 @@ class CodeTrainingConfig(LocalTrainingConfig):
         super().__post_init__()
         check_not_negative(self.float_learning_rate, "float_learning_rate")
         check_bool(self.error_feedback, "error_feedback")
-        if self.activation_bits is not None:
-            check_count(self.activation_bits, "activation_bits")
-            if self.activation_bits > 8:
-                raise ValueError(
-                    "activation_bits has to be None or an integer from 1 to 8, found "
-                    f"{self.activation_bits}."
-                )
+        bits = self.activation_bits
+        if bits is not None:
+            check_count(bits, "activation_bits")
+            if bits > 8:
+                raise ValueError(f"activation_bits has to be at most 8, found {bits}.")
 
     def learning_rates(self) -> tuple[Rate, Rate]:
-        """Returns the rates of quantized kernels and of float parameters."""
-        return (
-            Rate(self.learning_rate, self.learning_rate_decay),
-            Rate(self.float_learning_rate, self.float_learning_rate_decay),
-        )
+        float_rate = Rate(self.float_learning_rate, self.float_learning_rate_decay)
+        return Rate(self.learning_rate, self.learning_rate_decay), float_rate
 
 
 # The paper's equations where the defaults differ from them.
@@ -184,10 +160,6 @@ LITERAL_CODE_TRAINING: dict[str, Any] = {
 
 
 def check_not_negative(value: float, what: str) -> None:
-    """Checks that a setting is a finite number of at least 0.
-
-    Raises:
-      ValueError: if it is not.
-    """
+    """Raises ValueError unless a setting is a finite number of at least 0."""
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
         raise ValueError(f"{what} has to be 0 or more, found {value!r}.")

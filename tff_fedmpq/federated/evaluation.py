@@ -6,6 +6,7 @@ it quantized to its own bit-widths, with the BatchNorm statistics that the serve
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,52 +21,35 @@ if TYPE_CHECKING:
 
 
 class Evaluation(NamedTuple):
-    """Result of an evaluation.
-
-    Attributes:
-      accuracy: fraction that is classified rightly.
-      loss: mean cross-entropy.
-    """
+    """Fraction of images that is classified rightly, and mean cross-entropy."""
 
     accuracy: float
     loss: float
 
 
+@dataclasses.dataclass(eq=False)
 class Evaluator:
-    """Evaluates a Keras model on a fixed set of images."""
+    """Evaluates a Keras model on images [n, h, w, c] with labels int[n].
 
-    def __init__(
-        self,
-        model: tf.keras.Model,
-        images: np.ndarray,
-        labels: np.ndarray,
-        batch_size: int = 500,
-    ):
-        """Initializes the evaluator.
+    The model returns logits; its weights may change between evaluations.
+    """
 
-        Args:
-          model: returns logits; its weights may change between evaluations.
-          images: [n, h, w, c].
-          labels: int[n].
-          batch_size: images per step.
-        """
-        self.model = model
-        self._images = images
-        self._labels = labels
-        self._batch_size = batch_size
-        self._step = tf.function(self._batch_sums, reduce_retracing=True)
+    model: tf.keras.Model
+    images: np.ndarray
+    labels: np.ndarray
+    batch_size: int = 500
 
     def evaluate(self) -> Evaluation:
         """Returns the present model's accuracy and loss."""
         correct, loss = 0.0, 0.0
-        for begin in range(0, len(self._labels), self._batch_size):
-            batch = slice(begin, begin + self._batch_size)
-            sums = self._step(
-                tf.constant(self._images[batch]), tf.constant(self._labels[batch])
-            )
+        for begin in range(0, len(self.labels), self.batch_size):
+            batch = slice(begin, begin + self.batch_size)
+            examples = self.images[batch], self.labels[batch]
+            sums = self._batch_sums(*map(tf.constant, examples))
             correct, loss = correct + float(sums[0]), loss + float(sums[1])
-        return Evaluation(correct / len(self._labels), loss / len(self._labels))
+        return Evaluation(correct / len(self.labels), loss / len(self.labels))
 
+    @tf.function(reduce_retracing=True)
     def _batch_sums(
         self, images: tf.Tensor, labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -78,55 +62,38 @@ class Evaluator:
 
 def assign_global_weights(model: tf.keras.Model, weights: Any) -> None:
     """Sets a global model's weights from `tff.learning.models.ModelWeights`."""
-    non_trainable = float_non_trainable_variables(model)
-    pairs = [
-        *zip(model.trainable_variables, weights.trainable),
-        *zip(non_trainable, weights.non_trainable),
-    ]
-    for variable, value in pairs:
+    variables = model.trainable_variables + float_non_trainable_variables(model)
+    for variable, value in zip(variables, [*weights.trainable, *weights.non_trainable]):
         variable.assign(value)
 
 
+@dataclasses.dataclass(eq=False)
 class DeviceEvaluator:
-    """Evaluates the models that devices get, one for each budget."""
+    """Evaluates the models that devices get, one for each budget, on test images."""
 
-    def __init__(
-        self, process: FederatedProcess, images: np.ndarray, labels: np.ndarray
-    ):
-        """Initializes the evaluator.
-
-        Args:
-          process: Process of a scheme.
-          images: Test images, [n, h, w, c].
-          labels: Their classes, int[n].
-        """
-        self._process = process
-        self._images = images
-        self._labels = labels
+    process: FederatedProcess
+    images: np.ndarray
+    labels: np.ndarray
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:
-        model = self._process.scheme.build_client_model(self._process.model)
-        return Evaluator(model, self._images, self._labels)
+        model = self.process.scheme.build_client_model(self.process.model)
+        return Evaluator(model, self.images, self.labels)
 
     def evaluate(self, state: Any) -> dict[str, dict[str, Any]]:
-        """Returns what each budget's first client would get now, and its accuracy.
+        """Returns what each budget's first client would get from a state.
 
-        Args:
-          state: State of the process.
-
-        Returns:
-          For each budget: client, mean_bit_width, accuracy, loss, and num_bytes that
-          the device stores; {} for a scheme that sends float weights.
+        By budget: client, mean_bit_width, accuracy, loss, and num_bytes that the
+        device stores; {} for a scheme that sends float weights.
         """
-        process = self._process
-        if process.scheme.weights is None:
+        if self.process.scheme.weights is None:
             return {}
-        clients = dict(zip(process.budgets[::-1], process.client_ids[::-1]))
+        clients = dict(zip(self.process.budgets[::-1], self.process.client_ids[::-1]))
+        model = self._evaluator.model
         devices = {}
         for budget, client_id in sorted(clients.items()):
-            process.assign_device_weights(self._evaluator.model, state, client_id)
-            stored = summary(self._evaluator.model)
+            self.process.assign_device_weights(model, state, client_id)
+            stored = summary(model)
             devices[f"{budget:g}"] = {
                 "client": client_id,
                 "mean_bit_width": stored.mean_bit_width,

@@ -18,6 +18,8 @@ examples, lambda `lasso`, epsilon `pruning_threshold`, tau `epochs`, eta
 
 Deviations by default, each an option:
 
+* neither group Lasso nor pruning (`lasso`, `pruning_threshold`): bit-widths follow from
+  the order of Pruning-Growing alone;
 * symmetric levels with magnitude planes, and scales of least squared error
   (`representation`, `scale_rule`): layers of 1 bit can be trained;
 * saturating pruning (`pruning_saturates`): weights that held the removed bit keep the
@@ -34,9 +36,9 @@ are clipped at 6; pruning keeps the step size.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, Optional, Union
 
+from tff_fedmpq.federated.builder import builder
 from tff_fedmpq.federated.config import (
     LITERAL_CODE_TRAINING,
     CodeTrainingConfig,
@@ -45,10 +47,6 @@ from tff_fedmpq.federated.config import (
 from tff_fedmpq.lookup import check_bool, lookup
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-    import tensorflow_federated as tff
-
-    from tff_fedmpq.federated.process import FederatedProcess
     from tff_fedmpq.federated.scheme import Scheme
 
 Allocation = Union[Literal["pruning_growing", "uniform"], Callable[..., Any]]
@@ -69,15 +67,12 @@ class FedMPQConfig(CodeTrainingConfig):
         (Algorithm 2), "uniform", or an `AllocationPolicy`.
       order: Order in which Pruning-Growing prunes and grows bits: "distortion", "size"
         (the paper's), or an `Order` (`allocation.pruning_growing`).
-
-    Raises:
-      ValueError: if a setting is out of range or unknown.
     """
 
     name: ClassVar[str] = "fedmpq"
 
-    lasso: float = 0.01
-    pruning_threshold: Optional[float] = 0.03
+    lasso: float = 0.0
+    pruning_threshold: Optional[float] = None
     pruning_saturates: bool = True
     allocation: Allocation = "pruning_growing"
     order: Order = "distortion"
@@ -94,17 +89,14 @@ class FedMPQConfig(CodeTrainingConfig):
 
     @classmethod
     def literal(cls, **changes: Any) -> "FedMPQConfig":
-        """Returns the paper's method read literally (module docstring).
-
-        Args:
-          **changes: Fields to replace.
-        """
+        """Returns the paper's method read literally, with some fields changed."""
         literal = {
-            **LITERAL_CODE_TRAINING,
+            "lasso": 0.01,
+            "pruning_threshold": 0.03,
             "pruning_saturates": False,
             "order": "size",
         }
-        return cls(**{**literal, **changes})
+        return cls(**(LITERAL_CODE_TRAINING | literal | changes))
 
     def compose(self) -> "Scheme":
         """Returns FedMPQ as a `Scheme`."""
@@ -115,44 +107,15 @@ class FedMPQConfig(CodeTrainingConfig):
         pruning = None
         if self.pruning_threshold is not None:
             pruning = Pruning(self.pruning_threshold, self.pruning_saturates)
-        allocations: dict[str, Any] = {
-            "uniform": pruning_growing.uniform_bit_widths,
-            "pruning_growing": functools.partial(
-                pruning_growing.prune_and_grow_graph,
-                order=lookup(self.order, pruning_growing.ORDERS, "order"),
-            ),
-        }
+        order = lookup(self.order, pruning_growing.ORDERS, "order")
+        grow = functools.partial(pruning_growing.prune_and_grow_graph, order=order)
+        uniform = pruning_growing.uniform_bit_widths
+        allocations: dict[str, Any] = {"pruning_growing": grow, "uniform": uniform}
+        allocation = lookup(self.allocation, allocations, "allocation")
         return compose_code_scheme(
-            self,
-            lasso=self.lasso,
-            pruning=pruning,
-            allocation=lookup(self.allocation, allocations, "allocation"),
+            self, lasso=self.lasso, pruning=pruning, allocation=allocation
         )
 
 
-def build_fedmpq(
-    model_fn: "Callable[[], tf.keras.Model]",
-    budgets: Mapping[str, float],
-    client_data: "tff.simulation.datasets.ClientData",
-    config: FedMPQConfig = FedMPQConfig(),
-    *,
-    loss: "Optional[tf.keras.losses.Loss]" = None,
-    augment: Optional[Callable[..., Any]] = None,
-    dtype_policy: Optional[str] = None,
-    on_step: Optional[Callable[..., Any]] = None,
-    seed: int = 0,
-) -> "FederatedProcess":
-    """Builds FedMPQ's learning process; arguments are those of `build_process`."""
-    from tff_fedmpq.federated.process import build_process
-
-    return build_process(
-        model_fn,
-        budgets,
-        client_data,
-        config,
-        loss=loss,
-        augment=augment,
-        dtype_policy=dtype_policy,
-        on_step=on_step,
-        seed=seed,
-    )
+build_fedmpq = builder(FedMPQConfig)
+"""Builds FedMPQ's learning process; the arguments are those of `build_process`."""

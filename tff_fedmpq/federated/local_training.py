@@ -26,73 +26,40 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 # (loss of a step, float32[]) -> None; for progress reports only
 OnStep = Callable[[tf.Tensor], None]
 
-
-def no_decay(fraction: tf.Tensor) -> tf.Tensor:
-    """Returns 1."""
-    return tf.ones_like(fraction)
-
-
-def cosine_decay(fraction: tf.Tensor) -> tf.Tensor:
-    """Returns 1 falling to 0 along half a cosine.
-
-    Args:
-      fraction: Fraction of the rounds that are done, float32[]; the factor is 0 from 1
-        on.
-    """
-    return 0.5 * (1.0 + tf.cos(math.pi * tf.minimum(fraction, 1.0)))
-
-
-# Factor of a learning rate at a fraction of the run.
+# Factor of a learning rate by the fraction of the rounds that are done, float32[]; the
+# cosine's falls from 1 to 0, and stays there.
 DECAYS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
-    "none": no_decay,
-    "cosine": cosine_decay,
+    "none": tf.ones_like,
+    "cosine": lambda done: 0.5 * (1.0 + tf.cos(math.pi * tf.minimum(done, 1.0))),
 }
-
-
-def _decay(identifier: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    return lookup(identifier, DECAYS, "decay")
 
 
 def learning_rates_at(
     config: LocalTrainingConfig, round_number: tf.Tensor
 ) -> tf.Tensor:
-    """Returns a round's rates of kernels and of float parameters, float32[2].
+    """Returns the rates of kernels and of float parameters, float32[2].
 
-    Args:
-      config: Settings of local training.
-      round_number: Number of the round, int32[], from 0.
+    `round_number`, int32[], counts from 0.
     """
-    fraction = tf.constant(0.0)
+    done = tf.constant(0.0)
     if config.rounds is not None:
-        fraction = tf.cast(round_number, tf.float32) / config.rounds
-    return tf.stack(
-        [
-            rate.initial * _decay(rate.decay)(fraction)
-            for rate in config.learning_rates()
-        ]
-    )
+        done = tf.cast(round_number, tf.float32) / config.rounds
+
+    def rate_now(initial: float, decay: Any) -> tf.Tensor:
+        return initial * lookup(decay, DECAYS, "decay")(done)
+
+    return tf.stack([rate_now(*rate) for rate in config.learning_rates()])
 
 
 class Pruning(NamedTuple):
-    """MSB pruning after local training (Eq. 13).
-
-    Attributes:
-      threshold: Density epsilon up to which a top plane is pruned.
-      saturates: Whether weights that held the bit saturate (`bit_planes.prune_msb`).
-    """
+    """MSB pruning after local training (Eq. 13): the options of `prune_msb`."""
 
     threshold: float
     saturates: bool
 
 
 class TrainingSums(NamedTuple):
-    """Sums over all examples that a client trained on, in all epochs.
-
-    Attributes:
-      loss: Task loss before each step, float32[].
-      correct: Number of correct predictions, float32[].
-      count: Number of examples, float32[].
-    """
+    """Sums over the examples of all epochs: loss, right predictions, 1; float32[]."""
 
     loss: tf.Tensor
     correct: tf.Tensor
@@ -107,7 +74,8 @@ class TrainingSums(NamedTuple):
 class LocalTrainer:
     """Trains a Keras model from given weights with an optimizer of its own.
 
-    Its variables are created by the constructor, which has to be called outside of any
+    The model returns logits; the loss, of labels and logits, is averaged over a batch.
+    Variables are created by the constructor, which has to be called outside of any
     `tf.function`; `train` is one, and serves every bit-width and number of examples.
     """
 
@@ -116,37 +84,20 @@ class LocalTrainer:
         model: tf.keras.Model,
         config: LocalTrainingConfig,
         loss: tf.keras.losses.Loss,
-        *,
         pruning: Pruning | None = None,
         augment: Augment | None = None,
         on_step: OnStep | None = None,
     ):
-        """Initializes the trainer.
-
-        Args:
-          model: Keras model that returns logits.
-          config: Settings of the training.
-          loss: Loss of labels and logits, averaged over a batch.
-          pruning: MSB pruning after training; None prunes nothing.
-          augment: Augmentation of every training batch.
-          on_step: Function that is called, in the graph, after every step.
-        """
-        self._model = model
-        self._config = config
-        self._loss = loss
-        self._pruning = pruning
+        self._model, self._config, self._loss = model, config, loss
+        self._pruning, self._on_step = pruning, on_step
         # The user's function may contain Python control flow on tensors.
         self._augment = None if augment is None else tf.function(augment)
-        self._on_step = on_step
         self._kernels = quantized_kernels(model)
         self._float_parameters = float_parameter_variables(model)
-        of_kernels, of_float_parameters = config.learning_rates()
+        of_kernels, of_others = (rate.initial for rate in config.learning_rates())
+        unit = getattr(config, "learning_rate_unit", "weight")
         self._optimizer = IntegerSGD(
-            of_kernels.initial,
-            of_float_parameters.initial,
-            config.momentum,
-            config.weight_decay,
-            learning_rate_unit=getattr(config, "learning_rate_unit", "weight"),
+            of_kernels, of_others, config.momentum, config.weight_decay, unit
         )
         self._optimizer.build(model.trainable_variables)
 
@@ -161,18 +112,10 @@ class LocalTrainer:
     ) -> tuple[QuantizedWeights, TrainingSums, tf.Tensor]:
         """Trains for the configured epochs, then prunes.
 
-        Args:
-          weights: Initial weights.
-          images: All of the client's examples, [n, ...]; n may be 0, which trains
-            nothing.
-          labels: Their classes, int[n].
-          seed: Stateless seed, int32[2].
-          learning_rates: Rates of kernels and of float parameters, float32[2]; None
-            takes those of the first round.
-
-        Returns:
-          The trained weights; sums of the training metrics; and the MSB density of
-          each layer before pruning, float32[L].
+        Examples are images [n, ...] and classes int[n]; n may be 0, which trains
+        nothing. `seed` is stateless, int32[2]. `learning_rates` are those of
+        `learning_rates_at`, by default the first round's. Returns trained weights,
+        sums, and the layers' MSB densities before pruning, float32[L].
         """
         assign_quantized_weights(self._model, weights)
         seeds = tf.random.split(seed, 2)
@@ -186,7 +129,7 @@ class LocalTrainer:
             bit_planes.msb_density(k.representation, k.codes, k.bit_width)
             for k in self._kernels
         ]
-        densities = tf.stack(densities) if densities else tf.zeros([0])
+        densities = tf.convert_to_tensor(densities, tf.float32)
         return self._pruned_weights(), sums, densities
 
     def _run_epochs(
@@ -195,15 +138,13 @@ class LocalTrainer:
         count, batch_size = tf.shape(images)[0], self._config.batch_size
         steps_per_epoch = (count + batch_size - 1) // batch_size
         num_steps = self._config.epochs * steps_per_epoch
-
-        def shuffle(step_seed: tf.Tensor) -> tf.Tensor:
-            return tf.random.experimental.stateless_shuffle(tf.range(count), step_seed)
+        shuffle, indices = tf.random.experimental.stateless_shuffle, tf.range(count)
 
         def take_step(step, order, sums):
             begin = (step % steps_per_epoch) * batch_size
             step_seed = tf.random.fold_in(seed, step)
             order = tf.cond(
-                tf.equal(begin, 0), lambda: shuffle(step_seed), lambda: order
+                tf.equal(begin, 0), lambda: shuffle(indices, step_seed), lambda: order
             )
             chosen = order[begin : begin + batch_size]
             batch = tf.gather(images, chosen)
@@ -213,26 +154,16 @@ class LocalTrainer:
             sums = tf.nest.map_structure(tf.add, sums, step_sums)
             return step + 1, order, sums
 
-        first = (tf.constant(0), tf.range(count), TrainingSums.zero())
+        first = (tf.constant(0), indices, TrainingSums.zero())
+        scalar, vector = tf.TensorShape([]), tf.TensorShape([None])
+        # Where the graph knows the number of images, `order` begins with it.
+        shapes = (scalar, vector, TrainingSums(scalar, scalar, scalar))
         return tf.while_loop(
-            lambda step, order, sums: step < num_steps,
-            take_step,
-            first,
-            # Where the graph knows the number of images, `order` begins with it.
-            shape_invariants=(
-                tf.TensorShape([]),
-                tf.TensorShape([None]),
-                TrainingSums(*(tf.TensorShape([]) for _ in TrainingSums._fields)),
-            ),
+            lambda step, *_: step < num_steps, take_step, first, shape_invariants=shapes
         )[2]
 
     def step(self, images: tf.Tensor, labels: tf.Tensor) -> TrainingSums:
-        """Takes one step of SGD on a batch, and returns the sums over it.
-
-        Args:
-          images: Examples, [batch, ...].
-          labels: Their classes, int[batch].
-        """
+        """Takes a step of SGD on a batch [n, ...], labels int[n]; returns its sums."""
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
             logits = self._model(images, training=True)
@@ -253,27 +184,17 @@ class LocalTrainer:
 
     def _pruned_weights(self) -> QuantizedWeights:
         """Returns the model's weights without nearly empty top planes (Eq. 13)."""
-        codes: list[tf.Tensor] = []
-        scales: list[tf.Tensor] = []
-        bit_widths: list[tf.Tensor] = []
+        layers = []
         for kernel in self._kernels:
-            layer = (
-                kernel.codes.value(),
-                kernel.scale.value(),
-                kernel.bit_width.value(),
-            )
+            layer = kernel.codes.value(), kernel.scale.value(), kernel.bit_width.value()
             if self._pruning is not None:
                 layer = bit_planes.prune_msb(
-                    kernel.representation,
-                    *layer,
-                    threshold=self._pruning.threshold,
-                    saturate=self._pruning.saturates,
+                    kernel.representation, *layer, *self._pruning
                 )
-            for column, value in zip((codes, scales, bit_widths), layer):
-                column.append(value)
+            layers.append(layer)
         return QuantizedWeights(
-            tuple(codes),
-            tf.stack(scales) if scales else tf.zeros([0], tf.float32),
-            tf.stack(bit_widths) if bit_widths else tf.zeros([0], tf.int32),
+            tuple(codes for codes, _, _ in layers),
+            tf.convert_to_tensor([scale for _, scale, _ in layers], tf.float32),
+            tf.convert_to_tensor([bit_width for *_, bit_width in layers], tf.int32),
             tuple(variable.read_value() for variable in self._float_parameters),
         )

@@ -8,8 +8,7 @@ A model on the wire is an ordered dict of tensors, its keys in alphabetical orde
     float_parameters  (float32...)  all other weights
     scales            float32[L]    scale of each quantized layer
 
-An `Uplink` is a scheme's client-to-server encoding. Sizes are counted from the tensors
-that travel, never from a formula.
+Sizes are counted from the tensors that travel, never from a formula.
 """
 
 from __future__ import annotations
@@ -38,19 +37,12 @@ Message = Mapping[str, Any]
 
 
 class QuantizedWeights(NamedTuple):
-    """Weights of a quantized model.
+    """Weights of a quantized model: L kernels, and float parameters."""
 
-    Attributes:
-      codes: L tensors uint8, of the kernels' shapes.
-      scales: Scale of each kernel, float32[L].
-      bit_widths: Bits per weight of each kernel, int32[L].
-      float_parameters: All other weights, tensors float32.
-    """
-
-    codes: Sequence[tf.Tensor]
-    scales: tf.Tensor
-    bit_widths: tf.Tensor
-    float_parameters: Sequence[tf.Tensor]
+    codes: Sequence[tf.Tensor]  # Uint8, of the kernels' shapes.
+    scales: tf.Tensor  # Of each kernel, float32[L].
+    bit_widths: tf.Tensor  # Bits per weight of each kernel, int32[L].
+    float_parameters: Sequence[tf.Tensor]  # All other weights, float32.
 
 
 def quantize_weights(
@@ -59,24 +51,14 @@ def quantize_weights(
     representation: Representation,
     scale_rule: ScaleRule,
 ) -> QuantizedWeights:
-    """Quantizes each kernel to its bit-width (Eq. 14).
-
-    Args:
-      weights: Float model.
-      bit_widths: Bits per weight of each kernel, int32[L].
-      representation: Meaning of the codes.
-      scale_rule: Scale of each kernel.
-    """
+    """Quantizes each kernel to its bit-width, of int32[L] (Eq. 14)."""
     codes, scales = [], []
     for i, kernel in enumerate(weights.kernels):
-        scale = scale_rule(kernel, bit_widths[i], representation)
-        codes.append(representation.quantize(kernel, scale, bit_widths[i]))
-        scales.append(scale)
+        scales.append(scale_rule(kernel, bit_widths[i], representation))
+        codes.append(representation.quantize(kernel, scales[i], bit_widths[i]))
+    scales = tf.convert_to_tensor(scales, tf.float32)
     return QuantizedWeights(
-        tuple(codes),
-        tf.stack(scales) if scales else tf.zeros([0], tf.float32),
-        bit_widths,
-        tuple(weights.float_parameters),
+        tuple(codes), scales, bit_widths, tuple(weights.float_parameters)
     )
 
 
@@ -97,8 +79,8 @@ def assign_quantized_weights(model: tf.keras.Model, weights: QuantizedWeights) -
         kernel.codes.assign(weights.codes[i])
         kernel.scale.assign(weights.scales[i])
         kernel.bit_width.assign(weights.bit_widths[i])
-    variables = float_parameter_variables(model)
-    for variable, value in zip(variables, weights.float_parameters):
+    others = float_parameter_variables(model)
+    for variable, value in zip(others, weights.float_parameters):
         variable.assign(value)
 
 
@@ -135,26 +117,20 @@ def unpack_model(message: Message, spec: ModelSpec) -> QuantizedWeights:
 def count_model_bits(message: Message, headers: Sequence[tf.Tensor] = ()) -> tf.Tensor:
     """Returns the size of a model message in bits, int64[4] by `BIT_ITEMS`.
 
-    Args:
-      message: Message of `pack_model`.
-      headers: Tensors that travel with the message.
+    `headers` are tensors that travel with the message of `pack_model`.
     """
-    items = (
-        [message["codes"]],
-        [message["scales"]],
-        [message["bit_widths"], *headers],
-        message["float_parameters"],
-    )
-    return tf.stack(
-        [
-            tf.add_n([tf.constant(0, tf.int64), *map(_size_in_bits, tensors)])
-            for tensors in items
-        ]
-    )
+    items = [
+        _size_in_bits([message["codes"]]),
+        _size_in_bits([message["scales"]]),
+        _size_in_bits([message["bit_widths"], *headers]),
+        _size_in_bits(message["float_parameters"]),
+    ]
+    return tf.stack(items)
 
 
-def _size_in_bits(tensor: tf.Tensor) -> tf.Tensor:
-    return tf.size(tensor, out_type=tf.int64) * tensor.dtype.size * 8
+def _size_in_bits(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    sizes = [tf.size(t, out_type=tf.int64) * t.dtype.size * 8 for t in tensors]
+    return tf.add_n([tf.constant(0, tf.int64), *sizes])
 
 
 class Uplink(abc.ABC):
@@ -162,11 +138,8 @@ class Uplink(abc.ABC):
 
     The server averages what `decode` returns, and `apply` makes the next global model
     of the average: a scheme that sends models takes the average, one that sends updates
-    adds it to the present model.
-
-    Attributes:
-      update_bits: Bits per entry of an update, for tables: "v" for the client's budget;
-        None where the model itself is sent.
+    adds it to the present model. `update_bits`, for tables, are the bits per entry of
+    an update, "v" for the client's budget; None where the model itself is sent.
     """
 
     update_bits: str | None = None
@@ -179,13 +152,10 @@ class Uplink(abc.ABC):
         budget: tf.Tensor,
         seed: tf.Tensor,
     ) -> Message:
-        """Returns the client's message.
+        """Returns the message of a client that received one model and trained another.
 
-        Args:
-          trained: Model after local training.
-          received: Model before local training.
-          budget: Client's bits per weight, float32[].
-          seed: Stateless seed of stochastic rounding, int32[2].
+        `budget` is the client's bits per weight, float32[]; `seed` the stateless seed
+        of stochastic rounding, int32[2].
         """
 
     @abc.abstractmethod
@@ -196,50 +166,38 @@ class Uplink(abc.ABC):
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
         """Returns the next global model from the present one and the average."""
 
-    @abc.abstractmethod
     def count_bits(
         self, message: Message, headers: Sequence[tf.Tensor] = ()
     ) -> tf.Tensor:
-        """Returns the size of a message in bits, int64[4]; see `count_model_bits`."""
+        """Returns the size of a message in bits, as `count_model_bits` does."""
+        return count_model_bits(message, headers)
 
     def symbols(self, message: Message) -> tf.Tensor:
         """Returns the symbols to entropy-code, int16 of `symbols_shape`.
 
-        `count_bits` counts them as int16; their coded size replaces that where
-        measurements are read (`simulation.ledger`).
+        Their coded size replaces that of `count_bits` where measurements are read.
         """
-        del message
         return tf.zeros([0, 0], tf.int16)
 
     def symbols_shape(self, spec: ModelSpec) -> tuple[int, int]:
         """Returns (streams, symbols per stream); (0, 0) without entropy coding."""
-        del spec
         return 0, 0
 
 
 class ModelUplink(Uplink):
-    """Sends the trained model: packed codes and float parameters.
-
-    A model without quantized layers has float parameters only, so this also is the
-    encoding of FP32 FedAvg.
-    """
+    """Sends the trained model: packed codes, if any, and float parameters."""
 
     def __init__(self, representation: Representation):
         self._representation = representation
 
     def encode(self, trained, received, budget, seed) -> Message:
-        del received, budget, seed
         return pack_model(trained)
 
     def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
         return dequantize_weights(unpack_model(message, spec), self._representation)
 
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
-        del present
         return mean
-
-    def count_bits(self, message, headers=()) -> tf.Tensor:
-        return count_model_bits(message, headers)
 
 
 class ModelChangeUplink(ModelUplink):
@@ -249,10 +207,8 @@ class ModelChangeUplink(ModelUplink):
 
     The server's float weights keep the quantization error of the download, and changes
     too small to alter a client's codes add up over rounds: error feedback (Seide et al.
-    2014; Karimireddy et al. 2019), without additional traffic.
-
-    The server knows which model it sent, but TFF's aggregation sees only client
-    results: the received model accompanies the message and is not counted.
+    2014; Karimireddy et al. 2019), without additional traffic. As TFF's aggregation
+    sees only client results, the received model is in the message, but not counted.
     """
 
     def encode(self, trained, received, budget, seed) -> Message:

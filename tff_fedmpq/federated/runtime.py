@@ -1,18 +1,18 @@
 """TFF's worker process, owned by this library instead of by TFF.
 
-TFF runs computations in a C++ server, `worker_binary`.  The one that its default
-context starts inherits stdout and outlives a Python that is killed, so that
-`python train.py | tee log` may never end.  Here the worker cannot outlive Python:
+TFF runs computations in a C++ server, `worker_binary`. That of its default context
+inherits stdout and outlives a Python that is killed: `python train.py | tee log` may
+never end. Here the worker cannot outlive Python:
 
     Python --(pipe: nothing is ever written to it)--> watcher --SIGKILL--> worker
        '--------- child, reaped by Python ---> sh ---- parent of both -------'
 
 When Python ends, in whatever way, the kernel closes the pipe's only write end; the
-watcher reads end-of-file and kills the worker, and `sh` reaps both.  Unlike
-PR_SET_PDEATHSIG this does not depend on the thread that started the worker.
+watcher reads end-of-file and kills the worker, and `sh` reaps both. (PR_SET_PDEATHSIG
+would depend on the thread that started the worker.)
 
-The worker has no authentication and listens on all interfaces (it has no flag for
-that): on a shared network its port belongs behind a firewall.
+The worker has no authentication and listens on all interfaces: on a shared network its
+port belongs behind a firewall.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import socket
 import subprocess
 import tempfile
 import time
-import weakref
 from collections.abc import Iterator
 from typing import IO, Any
 
 import grpc
 
 from tff_fedmpq._tff import tff
+from tff_fedmpq.files import PathLike
 from tff_fedmpq.processor import onednn_environment
 
-# A background job of a non-interactive sh reads /dev/null unless redirected, hence
-# the detour over descriptor 3.  `read` is a builtin: the watcher is one process.
-# sh itself drops stderr, or each log would end with its message "Killed".
+# A background job of a non-interactive sh reads /dev/null unless redirected, hence the
+# detour over descriptor 3. `read` is a builtin: the watcher is one process. sh itself
+# drops stderr, or each log would end with its message "Killed".
 _WRAPPER_SCRIPT = """
 exec 3<&0
 "$@" </dev/null 3<&- & worker=$!
@@ -57,46 +57,29 @@ _CHANNEL_OPTIONS = [
 _PORT_ATTEMPTS = 3
 _LOG_TAIL_BYTES = 3000
 
-# A child made by os.fork() (multiprocessing on Linux) inherits the pipes' write ends
-# and would keep the workers alive after Python: it has to close them.
-_pipes_to_watchers: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
-
-
-def _close_pipes_in_forked_child() -> None:
-    for pipe in list(_pipes_to_watchers):
-        pipe.close()
-
-
-os.register_at_fork(after_in_child=_close_pipes_in_forked_child)
-
 
 @contextlib.contextmanager
 def local_runtime(
     *,
-    log_path: str | os.PathLike[str] | None = None,
+    log_path: PathLike | None = None,
     startup_timeout_seconds: float = 60.0,
     intra_op_threads: int | None = None,
 ) -> Iterator[tff.framework.SyncExecutionContext]:
     """Runs TFF computations in a worker process that lives as long as the block.
 
-    Inside the block the context is TFF's current one, and the one before it is
-    current again afterwards.  As TFF's contexts are per thread, another thread has
-    to `tff.framework.get_context_stack().install` the yielded context itself.
+    Inside the block the yielded context is TFF's current one. As TFF's contexts are per
+    thread, another thread has to `tff.framework.get_context_stack().install` it itself.
 
     Args:
-      log_path: File to which the worker's output is appended.  By default it goes
-        to an unnamed temporary file, kept only to be quoted in error messages.
+      log_path: File to which the worker's output is appended; by default it is kept
+        only to be quoted in error messages.
       startup_timeout_seconds: How long the worker may take until it answers.
       intra_op_threads: How many threads share one TensorFlow operation; None = as many
         as there are cores. See `threads_per_client`.
 
-    Yields:
-      The execution context.
-
     Raises:
-      RuntimeError: If the worker is not installed, or ends or does not answer while
-        starting; also from a computation whose worker ended (TFF itself would
-        retry it for ever).
+      RuntimeError: If the worker is not installed or does not come up; also from a
+        computation whose worker ended (TFF itself would retry it for ever).
       ValueError: If `startup_timeout_seconds` or `intra_op_threads` is not positive.
     """
     with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
@@ -108,9 +91,8 @@ def local_runtime(
 def threads_per_client(num_clients: int) -> int:
     """Returns the `intra_op_threads` that serve rounds of so many clients best.
 
-    TFF trains the clients of a round at the same time. Where they are no fewer than
-    the cores that the process may use, each operation is quickest on one thread: none
-    waits for another.
+    TFF trains the clients of a round at the same time. Where they are no fewer than the
+    usable cores, each operation is quickest on one thread: none waits for another.
     """
     return max(1, len(os.sched_getaffinity(0)) // num_clients)
 
@@ -118,43 +100,37 @@ def threads_per_client(num_clients: int) -> int:
 @contextlib.contextmanager
 def local_async_runtime(
     *,
-    log_path: str | os.PathLike[str] | None = None,
+    log_path: PathLike | None = None,
     startup_timeout_seconds: float = 60.0,
     intra_op_threads: int | None = None,
 ) -> Iterator[tff.program.NativeFederatedContext]:
     """`local_runtime` for federated programs, such as `tff.learning.programs`.
 
-    The yielded context is asynchronous: a computation returns value references,
-    which `await tff.program.materialize_value(...)` turns into values.  Arguments
-    and errors are those of `local_runtime`.
+    The yielded context is asynchronous: a computation returns value references, which
+    `await tff.program.materialize_value(...)` turns into values. Arguments and errors
+    are those of `local_runtime`.
     """
     with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
-        context = tff.program.NativeFederatedContext(
-            tff.framework.AsyncExecutionContext(**worker.context_arguments())
-        )
+        native = tff.framework.AsyncExecutionContext(**worker.context_arguments())
+        context = tff.program.NativeFederatedContext(native)
         with tff.framework.get_context_stack().install(context):
             yield context
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
-    """A stub that can be closed and lets values outlive their worker.
-
-    Those of an interrupted call do; collecting them would print tracebacks.
-    """
+    """A stub that can be closed and lets values outlive their worker."""
 
     def __init__(self, port: int):
-        """Starts to connect; `is_ready` tells when it has."""
         self.is_closed = False
         self._own_channel = grpc.insecure_channel(f"127.0.0.1:{port}", _CHANNEL_OPTIONS)
         super().__init__(self._own_channel)
 
     def close(self) -> None:
-        """Cancels the calls under way and disconnects."""
         self.is_closed = True
         self._own_channel.close()
 
     def dispose(self, request: Any) -> Any:
-        """Frees values in the worker, if there still is one."""
+        # Collecting the values of an interrupted call would print tracebacks.
         return None if self.is_closed else super().dispose(request)
 
 
@@ -162,25 +138,30 @@ class _Worker:
     """One worker process and the channel to it."""
 
     def __init__(self, log: IO[bytes], intra_op_threads: int | None):
-        """Starts the process; `wait_until_ready` tells whether it came up."""
-        command = [str(_worker_path())]
-        self._log = log
-        self._log_start = os.fstat(log.fileno()).st_size
+        path = _worker_path()
+        self._log, self._log_start = log, os.fstat(log.fileno()).st_size
         self._port_holder = _reserve_port()
         self._port = self._port_holder.getsockname()[1]
-        command.append(f"--port={self._port}")
+        command = [str(path), f"--port={self._port}"]
+        # The C library gives every thread an arena, and the worker's many threads fill
+        # them one by one: its memory grew for hundreds of rounds.
+        settings = {"MALLOC_ARENA_MAX": "2", **onednn_environment()}
+        if intra_op_threads is not None:
+            settings["TF_NUM_INTRAOP_THREADS"] = str(intra_op_threads)
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _WRAPPER_SCRIPT, "tff-worker-wrapper", *command],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             bufsize=0,
-            env={**_worker_settings(intra_op_threads), **os.environ},
+            env={**settings, **os.environ},  # What the user has set comes first.
             # Ctrl-C is for Python, which then stops the worker in good order.
             start_new_session=True,
         )
         self._pipe: Any = self._process.stdin
-        _pipes_to_watchers.add(self._pipe)
+        # A child made by os.fork() (multiprocessing on Linux) inherits the pipe's write
+        # end, and would keep the worker alive after Python.
+        os.register_at_fork(after_in_child=self._pipe.close)
         self._stub: Any = None
 
     def wait_until_ready(self, deadline: float) -> bool:
@@ -214,10 +195,9 @@ class _Worker:
 
     def context_arguments(self) -> dict[str, Any]:
         """Returns what TFF's own local contexts are built with, on this worker."""
+        factory = tff.framework.ResourceManagingExecutorFactory(self._create_executor)
         return {
-            "executor_fn": tff.framework.ResourceManagingExecutorFactory(
-                self._create_executor
-            ),
+            "executor_fn": factory,
             "compiler_fn": _compile,
             "transform_args": tff.tensorflow.transform_args,
             "transform_result": tff.tensorflow.transform_result,
@@ -253,12 +233,9 @@ class _Worker:
 
 @contextlib.contextmanager
 def _owned_worker(
-    log_path: str | os.PathLike[str] | None,
-    startup_timeout_seconds: float,
-    intra_op_threads: int | None,
+    log_path: PathLike | None, timeout: float, intra_op_threads: int | None
 ) -> Iterator[_Worker]:
     """A worker that is ready inside the block and gone after it."""
-    timeout = startup_timeout_seconds
     if not timeout > 0:
         raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
     if intra_op_threads is not None and intra_op_threads < 1:
@@ -284,28 +261,15 @@ def _owned_worker(
 def _compile(computation: tff.Computation) -> tff.Computation:
     """Compiles a computation as TFF does, without optimizing its graphs here.
 
-    The worker's TensorFlow optimizes them before it runs them. Doing it here too takes
+    The worker's TensorFlow optimizes them before it runs them; doing it here too takes
     about as long as building the process.
     """
-    block, _ = tff.tensorflow.replace_intrinsics_with_bodies(
-        computation.to_building_block()
+    block = computation.to_building_block()
+    block, _ = tff.tensorflow.replace_intrinsics_with_bodies(block)
+    compiled = tff.framework.ConcreteComputation(
+        computation_proto=block.proto, context_stack=tff.framework.get_context_stack()
     )
-    return tff.backends.native.transform_to_native_form(
-        tff.framework.ConcreteComputation(
-            computation_proto=block.proto,
-            context_stack=tff.framework.get_context_stack(),
-        )
-    )
-
-
-def _worker_settings(intra_op_threads: int | None) -> dict[str, str]:
-    """Returns environment variables; those that are set already come first."""
-    # The C library gives every thread an arena, and the worker's many threads fill
-    # them one by one: its memory grew for hundreds of rounds.
-    settings = {"MALLOC_ARENA_MAX": "2", **onednn_environment()}
-    if intra_op_threads is not None:
-        settings["TF_NUM_INTRAOP_THREADS"] = str(intra_op_threads)
-    return settings
+    return tff.backends.native.transform_to_native_form(compiled)
 
 
 def _worker_path() -> pathlib.Path:
@@ -322,10 +286,9 @@ def _worker_path() -> pathlib.Path:
 def _reserve_port() -> socket.socket:
     """Returns a bound socket that keeps its port from everyone but the worker.
 
-    gRPC servers listen with SO_REUSEPORT, so two workers given the same port by
-    accident would both start and share each other's calls.  The kernel gives a
-    port that is bound, even by a socket that never listens, to nobody else who
-    asks for a free one; the worker, asking for it by number, may have it.
+    gRPC servers listen with SO_REUSEPORT, so two workers given one port would both
+    start and share each other's calls. The kernel gives a bound port, even if nobody
+    listens, to no one who asks for a free one; the worker asks for it by number.
     """
     holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -5,9 +5,8 @@
   x client-to-server encoding an `Uplink`
   x bit-widths                an `AllocationPolicy`
 
-`process.build_process` makes a `tff.learning.templates.LearningProcess` of any of them.
-A configuration's `compose` fills one in, with `compose_code_scheme` or
-`compose_float_scheme`.
+A configuration's `compose` fills one in, and `process.build_process` makes a
+`tff.learning.templates.LearningProcess` of it.
 """
 
 from __future__ import annotations
@@ -42,12 +41,7 @@ AGGREGATION_WEIGHTS: Mapping[str, AggregationWeight] = {
 
 
 class WeightQuantization(NamedTuple):
-    """Quantization of kernels at the server.
-
-    Attributes:
-      representation: Meaning of the codes.
-      scale_rule: Scale of each kernel.
-    """
+    """Quantization of kernels at the server."""
 
     representation: Representation
     scale_rule: ScaleRule
@@ -95,23 +89,16 @@ class Scheme:
     def build_client_model(
         self, model: tf.keras.Model, dtype_policy: str | None = None
     ) -> tf.keras.Model:
-        """Returns the model that clients train; its weights are assigned later.
-
-        Args:
-          model: Float model.
-          dtype_policy: Keras policy of the layers.
-        """
-        representation = {}
-        if self.weights is not None:
-            representation = {"representation": self.weights.representation.name}
+        """Returns a float model as clients train it; weights are assigned later."""
+        representation = self.weights.representation if self.weights else SIGN_MAGNITUDE
         return quantize_model(
             model,
-            MAX_BIT_WIDTH if self.weights is not None else None,
+            MAX_BIT_WIDTH if self.weights else None,
             self.activation_bits,
+            representation=representation.name,
             lasso=self.lasso,
             dtype_policy=dtype_policy,
             copy_weights=False,
-            **representation,
         )
 
     def build_global_model(self, model: tf.keras.Model) -> tf.keras.Model:
@@ -119,28 +106,21 @@ class Scheme:
         return quantize_model(model, None, self.activation_bits)
 
 
-def compose_code_scheme(
-    config: CodeTrainingConfig,
-    *,
-    lasso: float = 0.0,
-    pruning: Pruning | None = None,
-    allocation: AllocationPolicy = uniform_bit_widths,
-    common_budget: float | None = None,
-) -> Scheme:
-    """Returns a scheme whose clients train integer codes; see `Scheme`."""
+def compose_code_scheme(config: CodeTrainingConfig, **parts: Any) -> Scheme:
+    """Returns a scheme whose clients train integer codes.
+
+    Args:
+      config: Settings of local training.
+      **parts: Fields of `Scheme` that these do not decide.
+    """
     representation = get_representation(config.representation)
     uplink = ModelChangeUplink if config.error_feedback else ModelUplink
-    return Scheme(
-        name=config.name,
-        training=config,
-        uplink=uplink(representation),
-        aggregation_weight=_aggregation_weight(config),
+    return _compose(
+        config,
+        uplink(representation),
         weights=WeightQuantization(representation, get_scale_rule(config.scale_rule)),
         activation_bits=config.activation_bits,
-        lasso=lasso,
-        pruning=pruning,
-        allocation=allocation,
-        common_budget=common_budget,
+        **parts,
     )
 
 
@@ -149,21 +129,15 @@ def compose_float_scheme(
 ) -> Scheme:
     """Returns a scheme of float training, told apart from others by its uplink.
 
-    Args:
-      config: Settings of local training.
-      uplink: Encoding of updates; None sends the float model.
-      min_budget: Smallest budget that the uplink can serve.
+    Without an uplink clients send the float model. `min_budget` is the smallest budget
+    that the uplink can serve.
     """
-    return Scheme(
-        name=config.name,
-        training=config,
-        # A float model has no codes, so the representation has no effect.
-        uplink=uplink or ModelUplink(SIGN_MAGNITUDE),
-        aggregation_weight=_aggregation_weight(config),
-        min_budget=min_budget,
-    )
+    # A float model has no codes, so the representation has no effect.
+    uplink = uplink or ModelUplink(SIGN_MAGNITUDE)
+    return _compose(config, uplink, min_budget=min_budget)
 
 
-def _aggregation_weight(config: LocalTrainingConfig) -> AggregationWeight:
+def _compose(config: LocalTrainingConfig, uplink: Uplink, **parts: Any) -> Scheme:
     weight: Any = config.aggregation_weight
-    return lookup(weight, AGGREGATION_WEIGHTS, "aggregation weight")
+    weight = lookup(weight, AGGREGATION_WEIGHTS, "aggregation weight")
+    return Scheme(config.name, config, uplink, weight, **parts)

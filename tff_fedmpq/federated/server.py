@@ -7,16 +7,14 @@
 
 A client's bit-widths are computed when it is selected, from the average of the last
 round, the bits that its own training pruned last, and its budget: clients that take
-part for the first time also profit from what the others found.
-
-State, sums and measurements are structures of tensors; `process` places these
-functions. Client results are added one at a time, so the server never holds more than
-one client's model beside its own.
+part for the first time also profit from what the others found. Client results are added
+one at a time, so the server never holds more than one client's model beside its own.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,31 +33,18 @@ State = Any
 
 
 class RoundSums(NamedTuple):
-    """Sums and tables over the clients of a round; rows of other clients are zero.
+    """Sums and tables over the clients of a round; rows of other clients are zero."""
 
-    Attributes:
-      weights: Sum of ``p_n W_n``.
-      weighted_bit_widths: Sum of ``p_n b_n``, float32[L].
-      total_weight: Sum of ``p_n``, float32[].
-      training: Sums over all examples.
-      msb_densities: Sum over clients, float32[L].
-      participations: How often each client took part, int32[N].
-      bit_widths: Bits per weight after training, int32[N, L].
-      uplink_bits: Size of what each client sent, int64[N, 4].
-      downlink_bits: Size of what each client received, int64[N, 4].
-      symbols: Symbols to entropy-code, int16[N, streams, symbols].
-    """
-
-    weights: FloatWeights
-    weighted_bit_widths: Any
-    total_weight: Any
+    weights: FloatWeights  # Sum of p_n W_n.
+    weighted_bit_widths: Any  # Sum of p_n b_n, float32[L].
+    total_weight: Any  # Sum of p_n, float32[].
     training: TrainingSums
-    msb_densities: Any
-    participations: Any
-    bit_widths: Any
-    uplink_bits: Any
-    downlink_bits: Any
-    symbols: Any
+    msb_densities: Any  # Sum over clients, float32[L].
+    participations: Any  # How often each client took part, int32[N].
+    bit_widths: Any  # Bits per weight after training, int32[N, L].
+    uplink_bits: Any  # Size of what each client sent, int64[N, 4].
+    downlink_bits: Any  # Size of what each client received, int64[N, 4].
+    symbols: Any  # To entropy-code, int16[N, streams, symbols].
 
     @property
     def is_empty(self) -> tf.Tensor:
@@ -83,119 +68,88 @@ def merge(a: RoundSums, b: RoundSums) -> RoundSums:
     return tf.nest.map_structure(tf.add, a, b)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Server:
     """The server of a scheme; holds settings, not state."""
 
-    def __init__(self, scheme: Scheme, spec: ModelSpec, budgets: np.ndarray, seed: int):
-        """Initializes the server.
-
-        Args:
-          scheme: Scheme of the round.
-          spec: Weights of the scheme's client model.
-          budgets: Bits per weight of each client, float64[N].
-          seed: Seed of all clients' training.
-        """
-        self._scheme = scheme
-        self._spec = spec
-        self._budgets = budgets
-        self._seed = seed
+    scheme: Scheme
+    spec: ModelSpec  # Weights of the scheme's client model.
+    budgets: np.ndarray  # Bits per weight of each client, float64[N].
+    seed: int  # Of all clients' training.
 
     def initial_state(
         self, trainable: Sequence[np.ndarray], non_trainable: Sequence[np.ndarray]
     ) -> State:
-        """Returns the state before the first round.
+        """Returns the state before the first round, a `LearningAlgorithmState`.
 
-        Its `distributor` holds ``round`` int32[]; ``mean_bit_widths`` float32[L], the
+        Its distributor holds ``round`` int32[]; ``mean_bit_widths`` float32[L], the
         average of the last round, 0 before the first; and ``bit_reductions`` int32[N,
         L], the bits that each client's training pruned when it last took part.
-
-        Args:
-          trainable: Initial weights, in Keras's order.
-          non_trainable: Initial statistics.
         """
+        num_layers = len(self.spec.kernel_shapes)
+        distributor = collections.OrderedDict(
+            bit_reductions=tf.zeros([len(self.budgets), num_layers], tf.int32),
+            mean_bit_widths=tf.zeros([num_layers]),
+            round=tf.constant(0),
+        )
+        model = tff.learning.models.ModelWeights(
+            list(map(tf.constant, trainable)), list(map(tf.constant, non_trainable))
+        )
         return tff.learning.templates.LearningAlgorithmState(
-            global_model_weights=tff.learning.models.ModelWeights(
-                [tf.constant(w) for w in trainable],
-                [tf.constant(w) for w in non_trainable],
-            ),
-            distributor=collections.OrderedDict(
-                bit_reductions=tf.zeros(
-                    [len(self._budgets), len(self._spec.kernel_shapes)], tf.int32
-                ),
-                mean_bit_widths=tf.zeros([len(self._spec.kernel_shapes)]),
-                round=tf.constant(0),
-            ),
-            client_work=(),
-            aggregator=(),
-            finalizer=(),
+            model, distributor, client_work=(), aggregator=(), finalizer=()
         )
 
     def message_for(self, state: State, key: tf.Tensor) -> messages.Message:
-        """Returns the model of one client, quantized to its bit-widths and packed.
+        """Returns the message to a client: its model, the seed and the learning rates.
 
-        The model is accompanied by the seed of the client's training, a function of the
-        run's seed, the round and the client, and by the round's learning rates.
-
-        Args:
-          state: State of the process.
-          key: Client's row in tables, int32[].
+        The seed is a function of the run's seed, the round and the client.
         """
-        bit_widths = self.bit_widths(state, [key])[0]
-        quantized = self.quantize(self.float_weights(state), bit_widths)
         round_number = state.distributor["round"]
-        round_seed = tf.random.fold_in([self._seed, 0], round_number)
+        round_seed = tf.random.fold_in([self.seed, 0], round_number)
         # `tff.federated_select` requires keys in alphabetical order.
         return collections.OrderedDict(
-            messages.pack_model(quantized),
+            messages.pack_model(self.model_for(state, key)),
             seed=tf.random.fold_in(round_seed, key),
-            training_rates=learning_rates_at(self._scheme.training, round_number),
+            training_rates=learning_rates_at(self.scheme.training, round_number),
         )
 
+    def model_for(self, state: State, key: Any) -> messages.QuantizedWeights:
+        """Returns the model of the client of row `key`, at its own bit-widths."""
+        weights = self.float_weights(state)
+        bit_widths = self.bit_widths(state, [key])[0]
+        if self.scheme.weights is None:
+            others = weights.float_parameters
+            return messages.QuantizedWeights((), tf.zeros([0]), bit_widths, others)
+        return messages.quantize_weights(weights, bit_widths, *self.scheme.weights)
+
     def bit_widths(self, state: State, keys: Any = None) -> tf.Tensor:
-        """Returns the bit-widths of clients in the next round, int32[n, L].
+        """Returns the next round's bit-widths of some clients, or of all; int32[n, L].
 
         Before the first average, Pruning-Growing starts from whole, uniform bits.
-
-        Args:
-          state: State of the process.
-          keys: Rows of the clients, int32[n]; None is all of them.
         """
         mean = state.distributor["mean_bit_widths"]
         reductions = state.distributor["bit_reductions"]
-        budgets = tf.constant(self._budgets)
+        budgets = tf.constant(self.budgets)
         if keys is not None:
             reductions, budgets = tf.gather(reductions, keys), tf.gather(budgets, keys)
-        if not self._spec.kernel_shapes:
+        if not self.spec.kernel_shapes:
             return tf.zeros(tf.shape(reductions), tf.int32)
         uniform = tf.cast(tf.floor(budgets), tf.float32)[:, tf.newaxis]
         means = tf.where(mean > 0, mean, uniform)
-        sizes = self._spec.layer_sizes
-        return self._scheme.allocation(means, reductions, sizes, budgets)
+        return self.scheme.allocation(means, reductions, self.spec.layer_sizes, budgets)
 
     def float_weights(self, state: State) -> FloatWeights:
         """Returns the global model of a state."""
         weights = state.global_model_weights
-        return self._spec.split(tuple(weights.trainable), tuple(weights.non_trainable))
-
-    def quantize(
-        self, weights: FloatWeights, bit_widths: tf.Tensor
-    ) -> messages.QuantizedWeights:
-        """Returns the model that a client of these bit-widths, int32[L], is sent."""
-        if self._scheme.weights is None:
-            return messages.QuantizedWeights(
-                (), tf.zeros([0]), bit_widths, weights.float_parameters
-            )
-        return messages.quantize_weights(weights, bit_widths, *self._scheme.weights)
+        return self.spec.split(tuple(weights.trainable), tuple(weights.non_trainable))
 
     def zero(self) -> RoundSums:
         """Returns the sums over no client."""
-        spec, num_clients = self._spec, len(self._budgets)
+        spec, num_clients = self.spec, len(self.budgets)
         num_layers, num_items = len(spec.kernel_shapes), len(messages.BIT_ITEMS)
+        float_parameters = tuple(map(tf.zeros, spec.float_parameter_shapes))
         return RoundSums(
-            FloatWeights(
-                tuple(tf.zeros(shape) for shape in spec.kernel_shapes),
-                tuple(tf.zeros(shape) for shape in spec.float_parameter_shapes),
-            ),
+            FloatWeights(tuple(map(tf.zeros, spec.kernel_shapes)), float_parameters),
             tf.zeros([num_layers]),
             tf.zeros([]),
             TrainingSums.zero(),
@@ -204,12 +158,12 @@ class Server:
             tf.zeros([num_clients, num_layers], tf.int32),
             tf.zeros([num_clients, num_items], tf.int64),
             tf.zeros([num_clients, num_items], tf.int64),
-            tf.zeros([num_clients, *self._scheme.uplink.symbols_shape(spec)], tf.int16),
+            tf.zeros([num_clients, *self.scheme.uplink.symbols_shape(spec)], tf.int16),
         )
 
     def accumulate(self, sums: RoundSums, result: ClientResult) -> RoundSums:
         """Returns the sums with one more client."""
-        decoded = self._scheme.uplink.decode(result.message, self._spec)
+        decoded = self.scheme.uplink.decode(result.message, self.spec)
 
         def add_weighted(total: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
             return total + result.weight * tf.cast(value, tf.float32)
@@ -233,46 +187,33 @@ class Server:
         )
 
     def update(self, state: State, sums: RoundSums) -> tuple[State, Mapping[str, Any]]:
-        """Returns the next state, and the round's measurements."""
+        """Returns the next state, and the round's measurements.
+
+        A round without weight leaves the model and the averaged bit-widths as they are.
+        """
         once = tf.debugging.Assert(
             tf.reduce_all(sums.participations <= 1),
-            [
-                "A client took part twice in a round; participations:",
-                sums.participations,
-            ],
+            ["A client took part twice in a round:", sums.participations],
             summarize=20,
         )
+
+        def unless_empty(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+            return tf.where(sums.is_empty, old, new)
+
         with tf.control_dependencies([once]):
-            trainable, non_trainable = self._spec.join(self._next_weights(state, sums))
-            distributor = self._next_distributor(state, sums)
-        next_state = state._replace(
-            global_model_weights=tff.learning.models.ModelWeights(
-                list(trainable), list(non_trainable)
-            ),
-            distributor=distributor,
+            present, bits = self.float_weights(state), state.distributor
+            following = self.scheme.uplink.apply(present, sums.mean_weights())
+            weights = tf.nest.map_structure(unless_empty, following, present)
+            means = unless_empty(sums.mean_bit_widths(), bits["mean_bit_widths"])
+            took_part = sums.participations[:, tf.newaxis] > 0
+            pruned = self.bit_widths(state) - sums.bit_widths
+            reductions = tf.where(took_part, pruned, bits["bit_reductions"])
+        distributor = collections.OrderedDict(
+            bit_reductions=reductions, mean_bit_widths=means, round=bits["round"] + 1
         )
+        model = tff.learning.models.ModelWeights(*map(list, self.spec.join(weights)))
+        next_state = state._replace(global_model_weights=model, distributor=distributor)
         return next_state, measurements(sums, self.bit_widths(next_state))
-
-    def _next_weights(self, state: State, sums: RoundSums) -> FloatWeights:
-        """Returns the next global model; the present one after an empty round."""
-        present = self.float_weights(state)
-        following = self._scheme.uplink.apply(present, sums.mean_weights())
-        return tf.nest.map_structure(
-            lambda new, old: tf.where(sums.is_empty, old, new), following, present
-        )
-
-    def _next_distributor(self, state: State, sums: RoundSums) -> Mapping[str, Any]:
-        """Returns the averaged bit-widths and what the participants pruned."""
-        present = state.distributor
-        took_part = sums.participations[:, tf.newaxis] > 0
-        pruned = self.bit_widths(state) - sums.bit_widths
-        return collections.OrderedDict(
-            bit_reductions=tf.where(took_part, pruned, present["bit_reductions"]),
-            mean_bit_widths=tf.where(
-                sums.is_empty, present["mean_bit_widths"], sums.mean_bit_widths()
-            ),
-            round=present["round"] + 1,
-        )
 
 
 def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
@@ -287,19 +228,13 @@ def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
       `uplink_bits` counts as int16; empty for schemes without entropy coding.
     mean_bit_widths: average bits per weight after training, float32[L].
     msb_densities: mean over clients, before pruning, float32[L].
-    bit_widths: bits per weight in the next round, int32[N, L].
-
-    Args:
-      sums: Sums over the round.
-      table: Bit-widths of the next round.
+    bit_widths: bits per weight in the next round (the argument `table`), int32[N, L].
     """
     count = sums.training.count
     num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
-    train = collections.OrderedDict(
-        loss=tf.math.divide_no_nan(sums.training.loss, count),
-        accuracy=tf.math.divide_no_nan(sums.training.correct, count),
-        num_examples=count,
-    )
+    loss = tf.math.divide_no_nan(sums.training.loss, count)
+    accuracy = tf.math.divide_no_nan(sums.training.correct, count)
+    train = collections.OrderedDict(loss=loss, accuracy=accuracy, num_examples=count)
     return collections.OrderedDict(
         client_work=collections.OrderedDict(train=train),
         participations=sums.participations,

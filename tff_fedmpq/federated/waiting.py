@@ -11,9 +11,7 @@ _T = TypeVar("_T")
 
 
 def wait_for(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Returns a coroutine's result, or raises what it raises.
-
-    In a thread of its own: that of a notebook has an event loop already.
-    """
+    """Returns a coroutine's result, or raises what it raises."""
+    # In a thread of its own: that of a notebook has an event loop already.
     with ThreadPoolExecutor(max_workers=1) as executor:
         return executor.submit(lambda: asyncio.run(coroutine)).result()

@@ -16,16 +16,15 @@ names, computed with the dequantized kernel. Additional arguments:
 
 from __future__ import annotations
 
-import functools
-from typing import Any, Callable
+import random
+from typing import Any
 
 import tensorflow as tf
 
-from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, add_quantized_kernel
+from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
 from tff_fedmpq.keras.regularizers import bit_plane_lasso
-from tff_fedmpq.quantization import activations, representations, scales
-
-_PACKAGE = "tff_fedmpq"
+from tff_fedmpq.quantization import representations, scales
+from tff_fedmpq.quantization.activations import CLIP_VALUE, quantized_relu
 
 # Quantization clips at six, which makes each of these a ReLU6.
 RELU_FUNCTIONS = (tf.keras.activations.relu, tf.nn.relu, tf.nn.relu6)
@@ -39,27 +38,17 @@ def check_options(
     lasso: float,
     lasso_name: str = "lasso_strength",
 ) -> None:
-    """Raises ValueError if an additional argument of quantized layers is invalid.
-
-    `lasso_name` is the name of the Lasso coefficient in the error message.
-    """
-    if bit_width is not None:
-        representations.check_bit_width(bit_width)
-    if activation_bits is not None:
-        representations.check_bit_width(activation_bits, "activation_bits")
+    """Raises ValueError if an additional argument of quantized layers is invalid."""
+    for bits, what in (bit_width, "bit_width"), (activation_bits, "activation_bits"):
+        if bits is not None:
+            representations.check_bit_width(bits, what)
     representations.get_representation(representation)
     scales.get_scale_rule(scale_rule)
     if not lasso >= 0:
         raise ValueError(f"{lasso_name} has to be 0 or more, found {lasso!r}.")
 
 
-def _regularize(
-    regularizer: Callable[[tf.Tensor], tf.Tensor], kernel: QuantizedKernel
-) -> tf.Tensor:
-    return regularizer(kernel.value())
-
-
-@tf.keras.utils.register_keras_serializable(package=_PACKAGE)
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class _ReLUOfBits:
     """Quantized ReLU as the activation function of a layer."""
 
@@ -67,18 +56,14 @@ class _ReLUOfBits:
         self.bits = bits
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return activations.quantized_relu(x, self.bits)
+        return quantized_relu(x, self.bits)
 
     def get_config(self) -> dict[str, Any]:
         return {"bits": self.bits}
 
 
 class _KernelView:
-    """Attribute that holds the kernel of a stock layer.
-
-    It stores the result of `add_weight`; reading a quantized kernel gives its
-    dequantized weights.
-    """
+    """Attribute of a stock layer that reads a quantized kernel as its weights."""
 
     def __get__(self, layer: Any, owner: type | None = None):
         if layer is None:
@@ -120,24 +105,19 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         self.scale_rule = scale_rule
         self.lasso_strength = lasso_strength
         self.quantized_kernel: QuantizedKernel | None = None
-        # Whether to compute initial codes: finding scales takes long, and is of no use
-        # where `quantize_model` assigns other weights.
+        # `quantize_model` assigns other weights, and finding initial scales takes long.
         self.has_initial_weights = True
         self.activation_bits = activation_bits
         if activation_bits is not None:
-            self._quantize_activation(activation_bits)
-
-    def _quantize_activation(self, bits: int) -> None:
-        if self.activation not in RELU_FUNCTIONS:
-            raise ValueError(
-                f"{self.name}: activation_bits quantizes the output of a ReLU, but the "
-                f"layer's activation is {self.activation}. Use activation='relu', or "
-                "leave activation_bits out."
-            )
-        self.activation = _ReLUOfBits(bits)
+            if self.activation not in RELU_FUNCTIONS:
+                raise ValueError(
+                    f"{self.name}: activation_bits quantizes the output of a ReLU: use "
+                    f"activation='relu', or leave it out; found {self.activation}."
+                )
+            self.activation = _ReLUOfBits(activation_bits)
 
     def add_weight(self, name: str | None = None, shape: Any = None, **kwargs: Any):
-        """Adds a variable of the stock layer, or a quantized kernel for its kernel."""
+        """Adds a quantized kernel in place of a kernel, else a variable."""
         if name != self._kernel_name or self.bit_width is None:
             return super().add_weight(name=name, shape=shape, **kwargs)
         if kwargs.get("constraint") is not None:
@@ -145,26 +125,48 @@ class _QuantizedLayer(tf.keras.layers.Layer):
                 f"{self.name}: a kernel constraint acts on float weights, which a "
                 "quantized layer does not have. Leave it out, or set bit_width=None."
             )
-        kernel = add_quantized_kernel(
-            super().add_weight,
-            name,
-            tuple(shape),
-            kwargs["initializer"] if self.has_initial_weights else None,
-            self.bit_width,
-            self._representation,
-            self.scale_rule,
-        )
+        initializer = kwargs["initializer"] if self.has_initial_weights else None
+        kernel = self._add_quantized_kernel(tuple(shape), initializer)
         if kwargs.get("regularizer") is not None:
-            self.add_loss(functools.partial(_regularize, kwargs["regularizer"], kernel))
+            self.add_loss(lambda: kwargs["regularizer"](kernel.value()))
         if self.lasso_strength:
-            self.add_loss(
-                functools.partial(bit_plane_lasso, kernel, self.lasso_strength)
-            )
+            self.add_loss(lambda: bit_plane_lasso(kernel, self.lasso_strength))
         self.quantized_kernel = kernel
         return kernel
 
+    def _add_quantized_kernel(self, shape: Any, initializer: Any) -> QuantizedKernel:
+        """Adds codes and scale of initial weights; without initializer 0 and 1."""
+        name, bit_width = self._kernel_name, self.bit_width
+        representation = self._representation
+        scale_rule = scales.get_scale_rule(self.scale_rule)
+        if initializer is not None:
+            initializer = _with_seed(initializer)
+
+        # Variables may be initialized outside of the graph under construction, so each
+        # initial value is computed separately; a seeded initializer repeats its values.
+        def initial_weights() -> tuple[tf.Tensor, tf.Tensor]:
+            weights = initializer(shape, tf.float32)
+            return weights, scale_rule(weights, tf.constant(bit_width), representation)
+
+        def initial_scale(shape=None, dtype=None) -> tf.Tensor:
+            return initial_weights()[1]
+
+        def initial_codes(shape=None, dtype=None) -> tf.Tensor:
+            return representation.quantize(*initial_weights(), tf.constant(bit_width))
+
+        initial: Any = ("zeros", "ones")
+        if initializer is not None:
+            initial = (initial_codes, initial_scale)
+        initial_bits = tf.keras.initializers.Constant(bit_width)
+        # Not cast automatically: a bfloat16 scale would change every weight.
+        fixed = {"trainable": False, "experimental_autocast": False}
+        add = super().add_weight
+        codes = add(f"{name}_codes", shape, tf.uint8, initial[0])
+        scale = add(f"{name}_scale", (), tf.float32, initial[1], **fixed)
+        bits = add(f"{name}_bit_width", (), tf.int32, initial_bits, **fixed)
+        return QuantizedKernel(codes, scale, bits, representation, scale_rule)
+
     def get_config(self) -> dict[str, Any]:
-        """Returns the stock layer's configuration and the arguments of this class."""
         config = super().get_config()
         if self.activation_bits is not None:
             config["activation"] = "relu"
@@ -178,21 +180,34 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         }
 
 
-@tf.keras.utils.register_keras_serializable(package=_PACKAGE)
+def _with_seed(initializer: Any) -> Any:
+    """Adds a missing seed, drawn as in Keras, so that each call gives equal values."""
+    if not hasattr(initializer, "get_config"):
+        raise TypeError(
+            "Scale and codes of a quantized kernel agree only for a Keras initializer, "
+            f"which has a seed; found {initializer!r}."
+        )
+    config = initializer.get_config()
+    if config.get("seed", 0) is not None:
+        return initializer
+    return type(initializer).from_config({**config, "seed": random.getrandbits(31)})
+
+
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class QuantConv2D(_QuantizedLayer, tf.keras.layers.Conv2D):
     """`tf.keras.layers.Conv2D` on integer codes; arguments: see the module."""
 
     kernel = _KernelView()
 
 
-@tf.keras.utils.register_keras_serializable(package=_PACKAGE)
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class QuantDense(_QuantizedLayer, tf.keras.layers.Dense):
     """`tf.keras.layers.Dense` on integer codes; arguments: see the module."""
 
     kernel = _KernelView()
 
 
-@tf.keras.utils.register_keras_serializable(package=_PACKAGE)
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class QuantDepthwiseConv2D(_QuantizedLayer, tf.keras.layers.DepthwiseConv2D):
     """`tf.keras.layers.DepthwiseConv2D` on integer codes; arguments: see the module."""
 
@@ -200,21 +215,12 @@ class QuantDepthwiseConv2D(_QuantizedLayer, tf.keras.layers.DepthwiseConv2D):
     depthwise_kernel = _KernelView()
 
 
-@tf.keras.utils.register_keras_serializable(package=_PACKAGE)
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class QuantReLU(tf.keras.layers.Layer):
-    """ReLU with an output of k bits (`tff_fedmpq.quantization.quantized_relu`).
-
-    Args:
-      activation_bits: Bits of the output (k), 1 to 8.
-      clip_value: Largest output.
-      **kwargs: Arguments of `tf.keras.layers.Layer`.
-    """
+    """ReLU of `activation_bits` (1 to 8) up to `clip_value`; see `quantized_relu`."""
 
     def __init__(
-        self,
-        activation_bits: int = 4,
-        clip_value: float = activations.CLIP_VALUE,
-        **kwargs: Any,
+        self, activation_bits: int = 4, clip_value: float = CLIP_VALUE, **kwargs: Any
     ):
         super().__init__(**kwargs)
         self.activation_bits = representations.check_bit_width(
@@ -225,10 +231,9 @@ class QuantReLU(tf.keras.layers.Layer):
         self.clip_value = clip_value
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return activations.quantized_relu(inputs, self.activation_bits, self.clip_value)
+        return quantized_relu(inputs, self.activation_bits, self.clip_value)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of this layer."""
         return {
             **super().get_config(),
             "activation_bits": self.activation_bits,

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.quantization.packing import packed_size
 
-_FLOAT_BITS = 32
+_FLOAT_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LayerSummary:
     @property
     def compression(self) -> float:
         """Size in float32 divided by the stored size."""
-        return self.num_weights * _FLOAT_BITS / 8 / max(self.num_bytes, 1)
+        return self.num_weights * _FLOAT_BYTES / max(self.num_bytes, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ModelSummary:
     @property
     def compression(self) -> float:
         """Size in float32 divided by the stored size."""
-        return self.num_weights * _FLOAT_BITS / 8 / max(self.num_bytes, 1)
+        return self.num_weights * _FLOAT_BYTES / max(self.num_bytes, 1)
 
     def __str__(self) -> str:
         rows = (*self.layers, self.float_parameters)
@@ -86,22 +86,16 @@ class ModelSummary:
 
 
 def summary(model: tf.keras.Model) -> ModelSummary:
-    """Summarizes a built Keras model, quantized or not.
-
-    ``print(summary(model))`` prints a table with a row per quantized layer.
-    """
+    """Summarizes a built Keras model, quantized or not; printed, it is a table."""
     kernels = quantized_kernels(model)
     rows = []
     for kernel in kernels:
         bits = int(kernel.bit_width.numpy())
-        num_bytes = packed_size(kernel.size, bits) + _FLOAT_BITS // 8
+        num_bytes = packed_size(kernel.size, bits) + _FLOAT_BYTES  # And the scale.
         name = kernel.codes.name.split(":")[0]
         rows.append(LayerSummary(name, kernel.size, bits, num_bytes))
     quantized = {id(v) for k in kernels for v in (k.codes, k.scale, k.bit_width)}
-    floats = sum(
-        v.shape.num_elements() for v in model.variables if id(v) not in quantized
-    )
-    float_parameters = LayerSummary(
-        "(float parameters)", floats, _FLOAT_BITS, floats * _FLOAT_BITS // 8
-    )
-    return ModelSummary(tuple(rows), float_parameters)
+    others = (v for v in model.variables if id(v) not in quantized)
+    size = sum(variable.shape.num_elements() for variable in others)
+    rest = LayerSummary("(float parameters)", size, 32, _FLOAT_BYTES * size)
+    return ModelSummary(tuple(rows), rest)

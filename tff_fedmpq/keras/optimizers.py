@@ -1,6 +1,7 @@
 """SGD for quantized models: integer steps for codes, ordinary steps for float weights.
 
-Every trainable variable has a momentum buffer ``v <- mu v + (gradient + decay w)``.
+Every trainable variable has a momentum buffer ``v <- mu v + (gradient + decay w)``, of
+four bytes per weight; momentum and decay are in the paper's set-up, not its equations.
 Float variables (BatchNorm, biases, layers left in float) move by ``-eta_float v``.
 Codes move by whole units (FedMPQ, Eq. 6-10) at their own learning rate eta.
 
@@ -10,9 +11,6 @@ whatever its scale and bit-width. With "code" (Eq. 6-10 as printed), a weight of
 Gaussian weights of standard deviation sigma at least-squares scales, that is 2.5, 5, 10
 and 21 eta sigma**2 at 1, 2, 4 and 8 bits: far less than SGD's usual 0.1 in a wide
 layer.
-
-Momentum and weight decay belong to the paper's set-up, not to its update equations. The
-momentum buffer takes four bytes per weight on the device.
 """
 
 from __future__ import annotations
@@ -27,36 +25,19 @@ from tff_fedmpq.quantization.code_updates import integer_update, step_gain
 LEARNING_RATE_UNITS = ("code", "weight")
 
 
-def check_learning_rate_unit(unit: str) -> None:
-    """Raises ValueError unless it is one of `LEARNING_RATE_UNITS`."""
-    if unit not in LEARNING_RATE_UNITS:
-        raise ValueError(
-            f"learning_rate_unit has to be one of {', '.join(LEARNING_RATE_UNITS)}; "
-            f"found {unit!r}."
-        )
-
-
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class IntegerSGD(tf.keras.optimizers.Optimizer):
-    """SGD that moves integer codes by integer steps (FedMPQ, Eq. 6-10).
-
-    All other variables are trained by plain SGD, so that the optimizer also serves
-    models without quantized layers.
+    """SGD by integer steps for codes (FedMPQ, Eq. 6-10), plain steps for all else.
 
     Args:
       learning_rate: Learning rate of the kernels (eta), in `learning_rate_unit`.
       float_learning_rate: Learning rate of all other variables.
       momentum: Momentum (mu), from 0 (none) to below 1.
       weight_decay: Coefficient of the L2 decay that is added to the gradient.
-      learning_rate_unit: Unit of the kernels' learning rate, "weight" or "code"
-        (module docstring).
+      learning_rate_unit: "weight" or "code" (module docstring).
       seed: Seed of the stochastic rounding.
-      name: Name of the optimizer.
       **kwargs: Arguments of `tf.keras.optimizers.Optimizer`; those that clip gradients
         or average weights only for models without quantized layers.
-
-    Raises:
-      ValueError: If momentum or unit is out of range.
     """
 
     def __init__(
@@ -73,7 +54,11 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         super().__init__(name=name, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
-        check_learning_rate_unit(learning_rate_unit)
+        if learning_rate_unit not in LEARNING_RATE_UNITS:
+            raise ValueError(
+                f"learning_rate_unit has to be one of {', '.join(LEARNING_RATE_UNITS)};"
+                f" found {learning_rate_unit!r}."
+            )
         self._learning_rate = self._build_learning_rate(learning_rate)
         self._float_learning_rate: float | tf.Variable = float_learning_rate
         self.momentum = momentum
@@ -83,13 +68,21 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self.seed = seed
 
     def build(self, var_list: list[tf.Variable]) -> None:
-        """Creates the momentum buffers, float32, and the seed of the rounding.
-
-        Raises:
-          ValueError: If a variable is neither float32 nor codes, or gradients of codes
-            would be clipped or averaged.
-        """
-        self._check_can_train(var_list)
+        """Creates the momentum buffers, float32, and the seed of the rounding."""
+        options = ("clipnorm", "clipvalue", "global_clipnorm", "use_ema")
+        unusable = [name for name in options if getattr(self, name)]
+        for variable in var_list:
+            is_codes = hasattr(variable, "quantized_kernel")
+            if is_codes and unusable:
+                raise ValueError(
+                    f"{self.name}: {', '.join(unusable)} would act on gradients per "
+                    "code unit, or on codes; leave it out for quantized layers."
+                )
+            if not is_codes and variable.dtype != tf.float32:
+                raise ValueError(
+                    f"{self.name} trains codes and float32 variables; found "
+                    f"{variable.name} of {variable.dtype.name}; use mixed_bfloat16."
+                )
         super().build(var_list)
         if getattr(self, "_built", False):
             return
@@ -101,41 +94,15 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         # Variables, so that one traced step serves every client and round.
         float_rate = tf.constant(self._float_learning_rate, tf.float32)
         self._float_learning_rate = self.add_variable(
-            [],
-            tf.float32,
-            initializer=lambda shape, dtype: float_rate,
-            name="float_learning_rate",
+            [], tf.float32, lambda shape, dtype: float_rate, "float_learning_rate"
         )
+        # Scrambled, because steps and variable indices are added to the seed:
+        # neighbouring seeds would repeat the numbers of another step or variable.
+        seed = tf.cast(tf.random.split(tf.constant([self.seed, 0]), 1)[0], tf.int32)
         self.rounding_seed = self.add_variable(
-            [2],
-            tf.int32,
-            # Scrambled, because steps and variable indices are added to the seed:
-            # neighbouring seeds would repeat the numbers of another step or variable.
-            initializer=lambda shape, dtype: tf.cast(
-                tf.random.split(tf.constant([self.seed, 0]), 1)[0], dtype
-            ),
-            name="rounding_seed",
+            [2], tf.int32, lambda shape, dtype: seed, "rounding_seed"
         )
         self._built = True
-
-    def _check_can_train(self, var_list: list[tf.Variable]) -> None:
-        has_codes = any(hasattr(v, "quantized_kernel") for v in var_list)
-        options = ("clipnorm", "clipvalue", "global_clipnorm", "use_ema")
-        unusable = [name for name in options if getattr(self, name)]
-        if has_codes and unusable:
-            raise ValueError(
-                f"{self.name}: {', '.join(unusable)} would act on gradients per code "
-                "unit, or on codes; leave it out for a model with quantized layers."
-            )
-        for variable in var_list:
-            if variable.dtype != tf.float32 and not hasattr(
-                variable, "quantized_kernel"
-            ):
-                raise ValueError(
-                    f"{self.name} trains codes and float32 variables; found "
-                    f"{variable.name} of dtype {variable.dtype.name}. A policy such as "
-                    "mixed_bfloat16 keeps variables in float32."
-                )
 
     @property
     def float_learning_rate(self) -> float | tf.Variable:
@@ -150,28 +117,22 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             self._float_learning_rate = value
 
     def reset(self, seed: tf.Tensor) -> None:
-        """Clears momentum and step counter, and sets the seed of the rounding.
-
-        Args:
-          seed: New seed, int32[2].
-        """
+        """Clears momentum and steps, and sets the seed of the rounding, int32[2]."""
         for velocity in self.velocities:
             velocity.assign(tf.zeros_like(velocity))
         self.iterations.assign(0)
         self.rounding_seed.assign(seed)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Moves one variable by its gradient.
-
-        Args:
-          gradient: Gradient, float32 of the variable's shape; ``dL/du`` for codes.
-          variable: Codes of a quantized kernel, or a float variable.
-        """
+        """Moves codes by their gradient ``dL/du``, or a float variable by its own."""
         kernel = getattr(variable, "quantized_kernel", None)
         index = self._index_dict[self._var_key(variable)]
         gradient = tf.convert_to_tensor(gradient)  # Embeddings give IndexedSlices.
-        if self.l2_decay:
-            gradient += self._decay_gradient(variable, kernel)
+        if self.l2_decay and kernel is None:
+            gradient += self.l2_decay * variable
+        elif self.l2_decay:
+            step, levels = kernel.step_and_levels()
+            gradient += (self.l2_decay * tf.square(step)) * levels
         velocity = self.momentum * self.velocities[index] + gradient
         self.velocities[index].assign(velocity)
         if kernel is None:
@@ -179,33 +140,18 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         else:
             self.move_codes(kernel, velocity, index)
 
-    def _decay_gradient(self, variable: tf.Variable, kernel: QuantizedKernel | None):
-        """Returns the gradient of ``decay ||w||^2 / 2`` on the variable."""
-        if kernel is None:
-            return self.l2_decay * variable
-        step, levels = kernel.step_and_levels()
-        return (self.l2_decay * tf.square(step)) * levels
-
     def move_codes(
         self, kernel: QuantizedKernel, velocity: tf.Tensor, index: int
     ) -> None:
-        """Moves the codes of a kernel; subclasses may override it.
+        """Moves codes by their momentum buffer; subclasses may override it.
 
-        Args:
-          kernel: Kernel whose codes move.
-          velocity: Momentum buffer of ``dL/du``, float32.
-          index: Index of the codes among the trainable variables.
+        `velocity` is of ``dL/du``, float32 of the shape of the codes, and `index` their
+        position among the trainable variables.
         """
         uniform = self._draw_uniform(velocity.shape, index)
-        kernel.codes.assign(
-            integer_update(
-                kernel.codes.value(),
-                velocity,
-                kernel.bit_width.value(),
-                self._rate_of_codes(kernel),
-                uniform,
-            )
-        )
+        rate = self._rate_of_codes(kernel)
+        codes, bit_width = kernel.codes.value(), kernel.bit_width.value()
+        kernel.codes.assign(integer_update(codes, velocity, bit_width, rate, uniform))
 
     def _draw_uniform(self, shape: tf.TensorShape, index: int) -> tf.Tensor:
         """Returns this step's random numbers for a variable, float32 in [0, 1)."""
@@ -223,13 +169,11 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         return tf.math.divide_no_nan(rate, moved)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the optimizer's arguments."""
+        serialize = self._serialize_hyperparameter
         return {
             **super().get_config(),
-            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
-            "float_learning_rate": self._serialize_hyperparameter(
-                self._float_learning_rate
-            ),
+            "learning_rate": serialize(self._learning_rate),
+            "float_learning_rate": serialize(self._float_learning_rate),
             "momentum": self.momentum,
             "weight_decay": self.l2_decay,
             "learning_rate_unit": self.learning_rate_unit,

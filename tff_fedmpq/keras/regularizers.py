@@ -11,11 +11,7 @@ from tff_fedmpq.quantization import group_lasso
 def bit_plane_lasso(kernel: QuantizedKernel, lasso_strength: float) -> tf.Tensor:
     """Returns ``lasso_strength * sum_i ||B_i||_2`` (FedMPQ, Eq. 11), float32[].
 
-    Its gradient on the codes is `group_lasso.code_gradient`.
-
-    Args:
-      kernel: Quantized kernel whose bit planes are the groups.
-      lasso_strength: Coefficient of the layer, ``lambda M_l / M``.
+    The strength is ``lambda M_l / M``; see `group_lasso.code_gradient`.
     """
     codes, bit_width = kernel.codes.value(), kernel.bit_width.value()
     penalty = group_lasso.penalty(kernel.representation, codes, bit_width)

@@ -9,10 +9,12 @@ zero padding (option A).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+
+layers = tf.keras.layers
 
 _MAX_LAYERS = 1_000  # Most layers of a model that draw initial weights.
 _FILTERS = (16, 32, 64)
@@ -39,85 +41,68 @@ def resnet(
     pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
     seed: int | None = None,
 ) -> tf.keras.Model:
-    """Builds a residual network that returns logits.
+    """Builds a network of logits, float[batch, h, w, c] -> float[batch, num_classes].
 
     Args:
-      depth: Number of weighted layers, 6n + 2: 8, 14, 20, 32, 44, 56, ...
+      depth: Number of weighted layers, 6n + 2 (8, 14, 20, 32, ...), else ValueError.
       input_shape: Height, width and channels of the images.
       num_classes: Number of logits.
       pixel_statistics: Mean and standard deviation per channel, by which the model
         normalizes its input; None takes the input unchanged.
       seed: Seed of the initial weights; None uses Keras's global generator.
-
-    Returns:
-      Functional Keras model, float[batch, h, w, c] -> float[batch, num_classes].
-
-    Raises:
-      ValueError: If the depth is not of the form 6n + 2.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth has to be 6n + 2 (8, 14, 20, ...), found {depth}.")
-    builder = _Builder(seed)
-    inputs = tf.keras.Input(input_shape, name="image")
-    x = inputs
+    seeds = _layer_seeds(seed)
+    x = inputs = tf.keras.Input(input_shape, name="image")
     if pixel_statistics is not None:
         mean, std = (np.asarray(s, np.float64) for s in pixel_statistics)
-        x = tf.keras.layers.Rescaling(
-            (1.0 / std).tolist(), (-mean / std).tolist(), name="pixels"
-        )(x)
-    x = builder.conv_bn(x, _FILTERS[0], 3, 1, "stem")
-    x = tf.keras.layers.ReLU(name="stem_relu")(x)
-    for stage, filters in enumerate(_FILTERS):
-        for block in range((depth - 2) // 6):
-            stride = 2 if stage and not block else 1
-            x = builder.block(x, filters, stride, f"stage{stage + 1}_block{block + 1}")
-    x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    logits = tf.keras.layers.Dense(
-        num_classes, kernel_initializer=builder.initializer(), name="logits"
-    )(x)
+        scale, offset = (1.0 / std).tolist(), (-mean / std).tolist()
+        x = layers.Rescaling(scale, offset, name="pixels")(x)
+    x = _conv_bn(x, seeds, _FILTERS[0], 3, 1, "stem")
+    x = layers.ReLU(name="stem_relu")(x)
+    for stage, filters in enumerate(_FILTERS, 1):
+        for block in range(1, (depth - 2) // 6 + 1):
+            stride = 2 if stage > 1 and block == 1 else 1
+            x = _residual_block(x, seeds, filters, stride, f"stage{stage}_block{block}")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    initializer = tf.keras.initializers.HeNormal(next(seeds))
+    x = layers.Dense(num_classes, kernel_initializer=initializer, name="logits")(x)
     # Logits and loss are float32 under every dtype policy.
-    outputs = tf.keras.layers.Activation("linear", dtype="float32", name="output")(
-        logits
-    )
+    outputs = layers.Activation("linear", dtype="float32", name="output")(x)
     return tf.keras.Model(inputs, outputs, name=f"resnet{depth}")
 
 
-class _Builder:
-    """Adds layers with a new initializer seed for each."""
-
-    def __init__(self, seed: int | None):
-        self._seed = seed
-        self._layer_numbers = itertools.count()
-
-    def initializer(self) -> tf.keras.initializers.Initializer:
-        if self._seed is None:
-            return tf.keras.initializers.HeNormal()
+def _layer_seeds(seed: int | None) -> Iterator[int | None]:
+    """Yields an initializer seed for each layer of a model."""
+    for number in itertools.count():
         # Seeds of neighbouring models must not overlap.
-        layer_seed = _MAX_LAYERS * self._seed + next(self._layer_numbers)
-        return tf.keras.initializers.HeNormal(layer_seed % 2**31)
+        yield None if seed is None else (_MAX_LAYERS * seed + number) % 2**31
 
-    def conv_bn(self, x, filters: int, kernel_size: int, stride: int, name: str):
-        """Adds a convolution without bias, then BatchNorm."""
-        x = tf.keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            stride,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=self.initializer(),
-            name=f"{name}_conv",
-        )(x)
-        return tf.keras.layers.BatchNormalization(
-            momentum=_BATCH_NORM_MOMENTUM, epsilon=1e-5, name=f"{name}_bn"
-        )(x)
 
-    def block(self, x, filters: int, stride: int, name: str):
-        """Adds two 3x3 convolutions with a shortcut."""
-        shortcut = x
-        if stride != 1 or x.shape[-1] != filters:
-            shortcut = self.conv_bn(x, filters, 1, stride, f"{name}_shortcut")
-        x = self.conv_bn(x, filters, 3, stride, f"{name}_1")
-        x = tf.keras.layers.ReLU(name=f"{name}_1_relu")(x)
-        x = self.conv_bn(x, filters, 3, 1, f"{name}_2")
-        x = tf.keras.layers.Add(name=f"{name}_add")([x, shortcut])
-        return tf.keras.layers.ReLU(name=f"{name}_relu")(x)
+def _conv_bn(x, seeds: Iterator, filters: int, size: int, stride: int, name: str):
+    """Adds a convolution without bias, then BatchNorm."""
+    x = layers.Conv2D(
+        filters,
+        size,
+        stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=tf.keras.initializers.HeNormal(next(seeds)),
+        name=f"{name}_conv",
+    )(x)
+    return layers.BatchNormalization(
+        momentum=_BATCH_NORM_MOMENTUM, epsilon=1e-5, name=f"{name}_bn"
+    )(x)
+
+
+def _residual_block(x, seeds: Iterator, filters: int, stride: int, name: str):
+    """Adds two 3x3 convolutions with a shortcut."""
+    shortcut = x
+    if stride != 1 or x.shape[-1] != filters:
+        shortcut = _conv_bn(x, seeds, filters, 1, stride, f"{name}_shortcut")
+    x = _conv_bn(x, seeds, filters, 3, stride, f"{name}_1")
+    x = layers.ReLU(name=f"{name}_1_relu")(x)
+    x = _conv_bn(x, seeds, filters, 3, 1, f"{name}_2")
+    x = layers.Add(name=f"{name}_add")([x, shortcut])
+    return layers.ReLU(name=f"{name}_relu")(x)

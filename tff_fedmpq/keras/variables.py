@@ -3,13 +3,13 @@
 The server keeps float weights in Keras's order: `tff.learning.models.ModelWeights` of
 trainable and non-trainable tensors. In the model that a client trains, some trainable
 tensors, the *kernels*, are integer codes. All other weights (BatchNorm's gamma, beta
-and moving statistics, biases, layers left in float) are the *float parameters*. A model
-without quantized layers consists of float parameters only.
+and moving statistics, biases, layers left in float) are the *float parameters*.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
@@ -53,26 +53,21 @@ class ModelSpec:
 
     @classmethod
     def from_model(cls, model: tf.keras.Model) -> ModelSpec:
-        """Returns the spec of a Keras model that clients train.
-
-        Raises:
-          ValueError: If a quantized layer is frozen, or too large for a message.
-        """
+        """Returns the spec of a model; ValueError for frozen or too large kernels."""
         variables = model.trainable_variables
         kernels = quantized_kernels(model)
         is_kernel = tuple(hasattr(v, "quantized_kernel") for v in variables)
         if sum(is_kernel) < len(kernels):
             raise ValueError(
-                "A quantized layer of the model has trainable=False. Codes are sent in "
-                "every round: make it trainable, or let model_fn return it as one that "
-                "stays in float, such as QuantDense(..., bit_width=None)."
+                "Codes are sent in every round, but a quantized layer of the model has "
+                "trainable=False: make it trainable, or let model_fn return it as one "
+                "that stays in float, such as QuantDense(..., bit_width=None)."
             )
-        for kernel in kernels:
-            if kernel.size >= _MAX_LAYER_SIZE:
-                raise ValueError(
-                    f"{kernel.codes.name} has {_MAX_LAYER_SIZE} weights or more, too "
-                    "many for a message; split the layer."
-                )
+        large = [k.codes.name for k in kernels if k.size >= _MAX_LAYER_SIZE]
+        if large:
+            raise ValueError(
+                f"{large} reach {_MAX_LAYER_SIZE} weights; split the layer."
+            )
         return cls(
             tuple(kernel.codes.name.split("/")[0] for kernel in kernels),
             tuple(tuple(v.shape) for v in variables),
@@ -83,15 +78,13 @@ class ModelSpec:
     @property
     def kernel_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the L kernels."""
-        pairs = zip(self.trainable_shapes, self.is_kernel)
-        return tuple(shape for shape, is_kernel in pairs if is_kernel)
+        return tuple(itertools.compress(self.trainable_shapes, self.is_kernel))
 
     @property
     def float_parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the float parameters, trainable ones first."""
-        pairs = zip(self.trainable_shapes, self.is_kernel)
-        trainable = tuple(shape for shape, is_kernel in pairs if not is_kernel)
-        return trainable + self.non_trainable_shapes
+        weights = self.split(self.trainable_shapes, self.non_trainable_shapes)
+        return tuple(weights.float_parameters)
 
     @property
     def layer_sizes(self) -> np.ndarray:
@@ -104,14 +97,11 @@ class ModelSpec:
         shapes = self.trainable_shapes + self.non_trainable_shapes
         return int(sum(np.prod(shape) for shape in shapes))
 
-    def split(
-        self, trainable: Sequence[Any], non_trainable: Sequence[Any]
-    ) -> FloatWeights:
+    def split(self, trainable: Sequence, non_trainable: Sequence) -> FloatWeights:
         """Returns weights in Keras's order as `FloatWeights`."""
-        pairs = list(zip(trainable, self.is_kernel))
-        kernels = tuple(weight for weight, is_kernel in pairs if is_kernel)
-        others = tuple(weight for weight, is_kernel in pairs if not is_kernel)
-        return FloatWeights(kernels, others + tuple(non_trainable))
+        kernels = tuple(itertools.compress(trainable, self.is_kernel))
+        others = (w for w, is_kernel in zip(trainable, self.is_kernel) if not is_kernel)
+        return FloatWeights(kernels, (*others, *non_trainable))
 
     def weights_of(self, model: tf.keras.Model) -> FloatWeights:
         """Returns the present weights of a float model, as tensors."""
@@ -128,24 +118,15 @@ class ModelSpec:
 
 
 def float_non_trainable_variables(model: tf.keras.Model) -> list[tf.Variable]:
-    """Returns the non-trainable variables that a server averages.
-
-    These are BatchNorm's moving statistics and the like; not scales and bit-widths of
-    quantized kernels, which are sent with the codes, nor integer counters and seeds.
-    """
+    """Returns the non-trainable variables to average, such as BatchNorm's."""
+    # Scales and bit-widths are sent with the codes; counters and seeds are integers.
     scales = {id(kernel.scale) for kernel in quantized_kernels(model)}
-    return [
-        variable
-        for variable in model.non_trainable_variables
-        if variable.dtype.is_floating and id(variable) not in scales
-    ]
+    variables = model.non_trainable_variables
+    return [v for v in variables if v.dtype.is_floating and id(v) not in scales]
 
 
 def float_parameter_variables(model: tf.keras.Model) -> list[tf.Variable]:
     """Returns the variables in the order of `ModelSpec.float_parameter_shapes`."""
-    trainable = [
-        variable
-        for variable in model.trainable_variables
-        if not hasattr(variable, "quantized_kernel")
-    ]
+    variables = model.trainable_variables
+    trainable = [v for v in variables if not hasattr(v, "quantized_kernel")]
     return trainable + float_non_trainable_variables(model)

@@ -8,11 +8,7 @@ Pure functions of tensors, without Keras layers or TensorFlow Federated.
 import tensorflow  # noqa: F401
 
 from tff_fedmpq.quantization.activations import quantized_relu
-from tff_fedmpq.quantization.bit_planes import (
-    msb_density,
-    plane_densities,
-    prune_msb,
-)
+from tff_fedmpq.quantization.bit_planes import msb_density, plane_densities, prune_msb
 from tff_fedmpq.quantization.code_updates import integer_update
 from tff_fedmpq.quantization.packing import (
     pack,

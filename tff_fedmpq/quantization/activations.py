@@ -1,12 +1,10 @@
-"""ReLU outputs of k bits with a straight-through gradient.
-
-A rectified activation is clipped to ``[0, c]`` and rounded to ``2**k`` levels::
+"""ReLU outputs of k bits with a straight-through gradient (Bengio et al. 2013).
 
     forward:   q(x) = r * round(clip(x, 0, c) / r),   r = c / (2**k - 1)
     backward:  dq/dx = 1 where 0 < x < c, else 0
 
-(straight-through estimator, Bengio et al. 2013). FedMPQ does not state the range; it is
-fixed at ``c = 6`` as in ReLU6, because learned and tracked ranges were no better.
+FedMPQ does not state the range; it is fixed at ``c = 6`` as in ReLU6, because learned
+and tracked ranges were no better.
 """
 
 from __future__ import annotations
@@ -21,15 +19,10 @@ CLIP_VALUE = 6.0
 def quantized_relu(
     x: tf.Tensor, bits: int | None, clip_value: float = CLIP_VALUE
 ) -> tf.Tensor:
-    """Applies ReLU and quantizes the output.
+    """Applies ReLU to `x`, floating point [...], and rounds to ``2**bits`` levels.
 
-    Args:
-      x: Input, floating point [...].
-      bits: Bits of the output (k), 1 to 8, or None for a plain ReLU.
-      clip_value: Largest output (c).
-
-    Returns:
-      Tensor of the shape and dtype of `x`, with at most ``2**bits`` distinct values.
+    The output has the shape and dtype of `x`. `bits` (k) is 1 to 8, or None for a plain
+    ReLU; `clip_value` (c) is the largest output.
     """
     if bits is None:
         return tf.nn.relu(x)

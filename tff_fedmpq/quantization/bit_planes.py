@@ -1,16 +1,16 @@
 """Densities of a layer's bit planes, and pruning of the top plane (FedMPQ, Eq. 13).
 
 Planes are the binary digits of `Representation.magnitudes`; plane ``i`` has weight
-``2**i``. Planes are never stored: their numbers of ones follow from a histogram of the
-codes.
+``2**i``. They are never stored: a histogram of the codes, uint8[...], counts their
+ones.
 
 Deviations from the paper: the few weights that have the pruned bit set are saturated
 (2.3 becomes 1.9) instead of losing the bit (0.3; `saturate=False`), and the step size
 is kept, so that in `SIGN_MAGNITUDE` no other weight changes.
 
-In `OFFSET_BINARY` the top plane is the sign. It is nearly empty if nearly all weights
-of a layer are negative. Pruning then saturates the positive ones, or, with
-`saturate=False`, moves all weights up by a quarter of the range.
+In `OFFSET_BINARY` the top plane is the sign, nearly empty if nearly all weights of a
+layer are negative. Pruning then saturates the positive ones, or, with `saturate=False`,
+moves all weights up by a quarter of the range.
 """
 
 from __future__ import annotations
@@ -21,43 +21,23 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.quantization.representations import (
-    MAX_BIT_WIDTH,
-    Representation,
-    scale_of,
-    step_size,
-)
+from tff_fedmpq.quantization.representations import Representation, scale_of, step_size
 
-MAX_PLANES = MAX_BIT_WIDTH
-NUM_CODES = 2**MAX_PLANES
-
-# DIGITS[v, i] is digit i of the integer v: float32[256, 8].
-DIGITS = ((np.arange(NUM_CODES)[:, None] >> np.arange(MAX_PLANES)) & 1).astype(
-    np.float32
-)
 # Functions of a single code are evaluated once per code value, then looked up.
-EVERY_CODE = np.arange(NUM_CODES, dtype=np.uint8)
+EVERY_CODE = np.arange(256, dtype=np.uint8)
+# DIGITS[v, i] is digit i of the integer v: float32[256, 8].
+DIGITS = ((EVERY_CODE[:, None] >> np.arange(8)) & 1).astype(np.float32)
 
 
 def plane_counts(
     representation: Representation, codes: tf.Tensor, bit_width: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the number of ones in each plane.
-
-    Args:
-      representation: Representation that defines the planes.
-      codes: Codes, uint8[...].
-      bit_width: Bit-width, int32[].
-
-    Returns:
-      float32[8]; entry ``i`` is the plane of weight ``2**i``. Counts of one code value
-      saturate at ``2**24``.
-    """
+    """Returns the number of ones per plane, float32[8]; exact to ``2**24`` per code."""
     # `tf.math.bincount` wraps this kernel in a search for the largest value, which is
     # slow for every layer in every step. One row is faster than a flat vector.
     histogram = tf.raw_ops.DenseBincount(
         input=tf.reshape(tf.cast(codes, tf.int32), [1, -1]),
-        size=NUM_CODES,
+        size=len(EVERY_CODE),
         weights=tf.zeros([0], tf.float32),
         binary_output=False,
     )
@@ -73,10 +53,7 @@ def digits_of_codes(representation: Representation, bit_width: tf.Tensor) -> tf.
 def plane_densities(
     representation: Representation, codes: tf.Tensor, bit_width: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the fraction of ones in each plane, float32[8]; arguments as above.
-
-    Planes that do not exist have density 0.
-    """
+    """Returns the fraction of ones in each plane, 0 where none exists, float32[8]."""
     counts = plane_counts(representation, codes, bit_width)
     return counts / tf.cast(tf.size(codes), tf.float32)
 
@@ -86,8 +63,7 @@ def msb_density(
 ) -> tf.Tensor:
     """Returns the density of the top plane, float32[].
 
-    Without planes (one bit of `SIGN_MAGNITUDE` is the sign) it is 1, so that the layer
-    does not count as prunable.
+    One bit of `SIGN_MAGNITUDE` has no plane: 1 is returned, which is never prunable.
     """
     densities = plane_densities(representation, codes, bit_width)
     num_planes = representation.num_planes(bit_width)
@@ -103,23 +79,13 @@ def prune_msb(
     threshold: tf.Tensor | float,
     saturate: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Removes nearly empty top planes (Eq. 13).
+    """Returns a layer without nearly empty top planes (Eq. 13), of one bit at least.
 
-    While the layer has more than one bit and its top plane's density is at most the
-    threshold, the plane is removed. The step size is kept:
-    ``s' = s (2**(b-1) - 1) / (2**b - 1)``.
-
-    Args:
-      representation: Representation that defines the planes.
-      codes: Codes, uint8[...].
-      scale: Scale, float32[].
-      bit_width: Bit-width, int32[].
-      threshold: Largest density that is pruned (the paper's epsilon), 0 to 1.
-      saturate: Whether weights with the removed bit move to the nearest remaining
-        level; otherwise they lose the bit, as in the paper.
-
-    Returns:
-      Codes uint8[...], scale float32[] and bit-width int32[] of the pruned layer.
+    Nearly empty is a density of at most `threshold`, the paper's epsilon, 0 to 1.
+    Weights with the removed bit move to the nearest remaining level, or lose the bit,
+    as in the paper (`saturate=False`). The step size is kept:
+    ``s' = s (2**(b-1) - 1) / (2**b - 1)``. Returned are codes uint8[...], scale
+    float32[] and bit-width int32[].
     """
     codes = tf.convert_to_tensor(codes)
     pruned, scale, bit_width = _prune_msb_of_flat(representation, saturate)(
@@ -136,28 +102,20 @@ def prune_msb(
 @functools.cache
 def _prune_msb_of_flat(representation: Representation, saturate: bool) -> Any:
     """Returns `prune_msb` of codes uint8[n] as a TensorFlow function."""
-    remove_plane = (
-        representation.saturate if saturate else representation.drop_top_plane
-    )
+    remove = representation.saturate if saturate else representation.drop_top_plane
+    codes_spec, scalar = tf.TensorSpec([None], tf.uint8), tf.TensorSpec([])
+    signature = [codes_spec, scalar, tf.TensorSpec([], tf.int32), scalar]
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None], tf.uint8),
-            tf.TensorSpec([]),
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([]),
-        ],
-        autograph=False,
-    )
+    @tf.function(input_signature=signature, autograph=False)
     def prune_flat(codes, scale, bit_width, threshold):
         step = step_size(scale, bit_width)
 
         def is_prunable(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
             density = msb_density(representation, codes, bit_width)
-            return tf.logical_and(bit_width > 1, density <= threshold)
+            return (bit_width > 1) & (density <= threshold)
 
         def prune(codes: tf.Tensor, bit_width: tf.Tensor):
-            return remove_plane(codes, bit_width), bit_width - 1
+            return remove(codes, bit_width), bit_width - 1
 
         pruned, width = tf.while_loop(is_prunable, prune, [codes, bit_width])
         # A layer that is not pruned keeps its exact scale.

@@ -14,7 +14,6 @@ The fractional part of ``t`` is rounded stochastically (the paper's Bernoulli pa
 
 The planes of this sum are the binary digits of the code in every representation. In
 `SIGN_MAGNITUDE` they differ from the planes of the group Lasso and of MSB pruning.
-
 The paper prints ``2^(B-1)`` as the denominator in Eq. 8-10; ``2^B - 1`` is meant.
 """
 
@@ -37,11 +36,8 @@ def step_gain(bit_width: tf.Tensor) -> tf.Tensor:
 def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
     """Returns ``sign(x) 2**round(log2 |x|)``; 0 for 0 and subnormals, +-inf for NaN.
 
-    ``round(log2 x) = floor(log2(x sqrt 2))``, the exponent of a float: clearing the
+    ``round(log2 x) = floor(log2(x sqrt 2))`` is the exponent of a float: clearing the
     mantissa is exact, and faster than log and pow.
-
-    Args:
-      x: Values, float32[...].
     """
     bits = tf.bitcast(x * _SQRT2, tf.int32)
     power = tf.bitwise.bitwise_and(bits, _FLOAT32_SIGN_AND_EXPONENT)
@@ -55,18 +51,11 @@ def integer_update(
     learning_rate: tf.Tensor | float,
     uniform: tf.Tensor,
 ) -> tf.Tensor:
-    """Takes one step of Eq. 6-10 in closed form.
+    """Returns the codes, uint8[...], after one step of Eq. 6-10 in closed form.
 
-    Args:
-      codes: Codes, uint8[...].
-      code_gradient: Gradient ``dL/du`` in loss per code unit, float32[...].
-      bit_width: Bit-width, int32[].
-      learning_rate: Learning rate (the paper's eta).
-      uniform: Random numbers of the rounding in [0, 1), float32[...].
-
-    Returns:
-      New codes, uint8[...]. A NaN in the gradient gives the smallest or largest code:
-      codes cannot show that training diverged.
+    `code_gradient` is ``dL/du`` in loss per code unit, float32[...]; `learning_rate` is
+    eta; `uniform` are random numbers in [0, 1) for the rounding, float32[...]. A NaN in
+    the gradient gives the smallest or largest code: codes cannot show a divergence.
 
     Raises:
       TypeError: If codes are not uint8.
@@ -78,22 +67,14 @@ def integer_update(
     for what, tensor in (("gradient", units), ("uniform", uniform)):
         # A single number would broadcast, and all codes would be rounded alike.
         if not codes.shape.is_compatible_with(tensor.shape):
-            raise ValueError(
-                f"Expected {what} of the codes' shape {codes.shape}, found "
-                f"{tensor.shape}."
-            )
+            expected = f"Expected {what} of the codes' shape {codes.shape}"
+            raise ValueError(f"{expected}, found {tensor.shape}.")
     # Rounded before the codes are added, so that small steps keep their precision.
     return move_codes(codes, tf.floor(uniform - units), bit_width)
 
 
 def move_codes(codes: tf.Tensor, change: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-    """Returns codes moved by whole units and clipped to their range, uint8[...].
-
-    Args:
-      codes: Codes, uint8[...].
-      change: Whole numbers of units, float32[...].
-      bit_width: Bit-width, int32[].
-    """
+    """Returns codes moved by whole units, float32[...], and clipped to their range."""
     moved = tf.cast(codes, tf.float32) + change
     largest = representations.max_code(bit_width)
     return tf.cast(tf.clip_by_value(moved, 0.0, largest), tf.uint8)

@@ -6,10 +6,9 @@ paper adds the penalty times ``lambda M_l / M`` (here `lasso_strength`) to the t
 and differentiates by the planes, ``B_i / ||B_i||_2``.
 
 Codes are trained here without planes in memory, so the gradient is converted to one on
-codes. One integer step of plane ``i`` is worth ``2**i`` code units, so the gradients of
-all planes move a code by ``sum_i 2**i B_i / ||B_i||_2``, while a gradient ``g`` on the
-code moves it by ``K g`` with ``K = (4**b - 1) / 3`` (`code_updates`). To first order,
-the equivalent gradient on codes is::
+codes. One integer step of plane ``i`` is worth ``2**i`` code units, while a gradient
+``g`` on the code moves it by ``K g`` with ``K = (4**b - 1) / 3`` (`code_updates`). To
+first order, the equivalent gradient on codes is::
 
     sign * lambda M_l / M * sum_i 2**i B_i / ||B_i||_2 / K
 
@@ -22,21 +21,15 @@ import tensorflow as tf
 
 from tff_fedmpq.quantization import bit_planes
 from tff_fedmpq.quantization.code_updates import step_gain
-from tff_fedmpq.quantization.representations import Representation
+from tff_fedmpq.quantization.representations import MAX_BIT_WIDTH, Representation
 
-_PLANE_WEIGHTS = [float(2**i) for i in range(bit_planes.MAX_PLANES)]
+_PLANE_WEIGHTS = [2.0**i for i in range(MAX_BIT_WIDTH)]
 
 
 def penalty(
     representation: Representation, codes: tf.Tensor, bit_width: tf.Tensor
 ) -> tf.Tensor:
-    """Returns ``sum_i ||B_i||_2`` over the planes of a layer, float32[].
-
-    Args:
-      representation: Representation that defines the planes.
-      codes: Codes, uint8[...].
-      bit_width: Bit-width, int32[].
-    """
+    """Returns ``sum_i ||B_i||_2`` over the planes of codes uint8[...], float32[]."""
     counts = bit_planes.plane_counts(representation, codes, bit_width)
     return tf.reduce_sum(tf.sqrt(counts))
 
@@ -47,16 +40,10 @@ def code_gradient(
     bit_width: tf.Tensor,
     lasso_strength: tf.Tensor | float,
 ) -> tf.Tensor:
-    """Returns the penalty's gradient on the codes (module docstring).
+    """Returns the penalty's gradient on codes uint8[...] (module docstring).
 
-    Args:
-      representation: Representation that defines the planes.
-      codes: Codes, uint8[...].
-      bit_width: Bit-width, int32[].
-      lasso_strength: Coefficient of the layer, ``lambda M_l / M``.
-
-    Returns:
-      Loss per code unit, float32[...]. Empty planes contribute nothing.
+    It is in loss per code unit, float32[...]; empty planes contribute nothing.
+    `lasso_strength` is the layer's coefficient, ``lambda M_l / M``.
     """
     digits = bit_planes.digits_of_codes(representation, bit_width)
     counts = bit_planes.plane_counts(representation, codes, bit_width)

@@ -14,6 +14,8 @@ import tensorflow as tf
 from tff_fedmpq.quantization.representations import check_bit_width
 
 _GROUP = 8  # Codes per word, and bits per byte.
+_BYTES = tf.TensorSpec([None], tf.uint8)
+_INT32 = tf.TensorSpec([], tf.int32)
 
 
 def packed_size(num_codes, bit_width):
@@ -22,14 +24,9 @@ def packed_size(num_codes, bit_width):
 
 
 def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-    """Packs codes into bytes.
+    """Packs codes uint8[n] of b bits, int32[], into bytes, uint8[ceil(n * b / 8)].
 
-    Args:
-      codes: Codes below ``2**bit_width``, uint8[n].
-      bit_width: Bit-width, int32[], 1 to 8.
-
-    Returns:
-      uint8[ceil(n * bit_width / 8)].
+    Codes have to be below ``2**b``: larger ones spill into their neighbours.
 
     Raises:
       TypeError: If codes are not uint8.
@@ -40,10 +37,7 @@ def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
 
 
 # Traced once, for all layers of all models: a network's graph is built much sooner.
-@tf.function(
-    input_signature=[tf.TensorSpec([None], tf.uint8), tf.TensorSpec([], tf.int32)],
-    autograph=False,
-)
+@tf.function(input_signature=[_BYTES, _INT32], autograph=False)
 def _pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     num_codes = tf.size(codes)
     codes = tf.pad(codes, [[0, -num_codes % _GROUP]])
@@ -53,28 +47,12 @@ def _pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
 
 
 def unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: int) -> tf.Tensor:
-    """Restores the codes that `pack` packed.
-
-    Args:
-      packed: Packed codes, uint8[ceil(num_codes * bit_width / 8)].
-      bit_width: Bit-width, int32[], 1 to 8.
-      num_codes: Number of codes (n), a Python int, for a static shape.
-
-    Returns:
-      uint8[n].
-    """
+    """Restores the codes, uint8[num_codes], that `pack` packed."""
     codes = _unpack(packed, tf.cast(bit_width, tf.int32), num_codes)
     return tf.ensure_shape(codes, [num_codes])
 
 
-@tf.function(
-    input_signature=[
-        tf.TensorSpec([None], tf.uint8),
-        tf.TensorSpec([], tf.int32),
-        tf.TensorSpec([], tf.int32),
-    ],
-    autograph=False,
-)
+@tf.function(input_signature=[_BYTES, _INT32, _INT32], autograph=False)
 def _unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: tf.Tensor) -> tf.Tensor:
     packed = tf.pad(packed, [[0, -tf.size(packed) % bit_width]])
     words = _join(tf.reshape(packed, [-1, bit_width]), 8)
@@ -99,13 +77,8 @@ def _split(
     return tf.cast(tf.bitwise.bitwise_and(parts, mask), tf.uint8)
 
 
-def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
-    """Packs codes into bytes: `pack` in NumPy, with checks of the values.
-
-    Raises:
-      TypeError: If codes are not uint8.
-      ValueError: If the bit-width is out of range or a code is too large for it.
-    """
+def check_codes(codes: np.ndarray, bit_width: int) -> None:
+    """Raises TypeError or ValueError unless codes are uint8 of 1 to 8 bits."""
     check_bit_width(bit_width)
     if codes.dtype != np.uint8:
         raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype}.")
@@ -113,6 +86,11 @@ def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
         raise ValueError(
             f"Codes of {bit_width} bits are below {2**bit_width}; found {codes.max()}."
         )
+
+
+def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
+    """Packs codes into bytes: `pack` in NumPy, after `check_codes`."""
+    check_codes(codes, bit_width)
     size = packed_size(codes.size, bit_width)
     codes = np.pad(codes, [0, -codes.size % _GROUP]).reshape(-1, _GROUP)
     shifts = np.arange(_GROUP, dtype=np.uint64) * np.uint64(bit_width)
@@ -121,7 +99,7 @@ def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
 
 
 def unpack_numpy(packed: np.ndarray, bit_width: int, num_codes: int) -> np.ndarray:
-    """Restores packed codes: `unpack` in NumPy, with checks of the values.
+    """Restores packed codes: `unpack` in NumPy.
 
     Raises:
       ValueError: If the bit-width is out of range or the number of bytes is wrong.
@@ -129,13 +107,10 @@ def unpack_numpy(packed: np.ndarray, bit_width: int, num_codes: int) -> np.ndarr
     check_bit_width(bit_width)
     size = packed_size(num_codes, bit_width)
     if packed.size != size:
-        raise ValueError(
-            f"{num_codes} codes of {bit_width} bits fill {size} bytes; found "
-            f"{packed.size}."
-        )
+        expected = f"{num_codes} codes of {bit_width} bits fill {size} bytes"
+        raise ValueError(f"{expected}; found {packed.size}.")
     packed = np.pad(packed, [0, -packed.size % bit_width]).reshape(-1, bit_width)
-    words = np.zeros((packed.shape[0], 8), np.uint8)
-    words[:, :bit_width] = packed
+    words = np.pad(packed, [[0, 0], [0, 8 - bit_width]]).view("<u8")
     shifts = np.arange(_GROUP, dtype=np.uint64) * np.uint64(bit_width)
-    codes = (words.view("<u8") >> shifts) & np.uint64(2**bit_width - 1)
+    codes = (words >> shifts) & np.uint64(2**bit_width - 1)
     return codes.astype(np.uint8).reshape(-1)[:num_codes]

@@ -12,19 +12,16 @@ and differ in the zero point ``z`` and in their bit planes:
   bit has the levels ``{-delta, 0}``; weights above ``-delta / 2`` are rounded to zero.
 * `SIGN_MAGNITUDE` has the half-integer zero point ``z = (2**b - 1) / 2``: ``2**b``
   symmetric levels ``+-(m + 1/2) delta``, one sign and ``b - 1`` magnitude planes (the
-  digits of ``m``); one bit is ``+-1``. This deviation from the paper makes the
-  threshold of Eq. 13 meaningful, as the top magnitude plane is sparse, and counts every
-  bit that is sent.
+  digits of ``m``). This deviation from the paper makes the threshold of Eq. 13
+  meaningful, as the top magnitude plane is sparse, and counts every bit that is sent.
 
 The paper's ``B_i`` is bit plane ``i - 1`` here: planes are numbered by their weight.
-
 `bit_width` is an int32 tensor throughout, so that one graph serves 1 to 8 bits.
 """
 
 from __future__ import annotations
 
 import abc
-import contextlib
 
 import tensorflow as tf
 
@@ -86,14 +83,11 @@ class Representation(abc.ABC):
     def quantize(
         self, weights: tf.Tensor, scale: tf.Tensor, bit_width: tf.Tensor
     ) -> tf.Tensor:
-        """Returns the codes of the levels nearest to weights float32[...].
-
-        Halves are rounded to even codes. Weights beyond the outermost levels saturate.
-        """
+        """Returns the codes of the levels nearest to weights float32[...]."""
         return self.nearest_codes(weights / step_size(scale, bit_width), bit_width)
 
     def nearest_codes(self, levels: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        """Rounds weights in units of the step size, float32[...], to codes."""
+        """Rounds weights in units of the step size, float32[...], halves to even."""
         codes = tf.round(levels + self.zero_point(bit_width))
         return tf.cast(tf.clip_by_value(codes, 0.0, max_code(bit_width)), tf.uint8)
 
@@ -104,17 +98,8 @@ class Representation(abc.ABC):
         return step_size(scale, bit_width) * self.signed_levels(codes, bit_width)
 
     def saturate(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        """Returns the codes of ``b - 1`` bits nearest in weight at the same step size.
-
-        `bit_width` is that of `codes`, at least 2.
-        """
-        zero_point = self.zero_point(bit_width - 1)
-        recentred = self.signed_levels(codes, bit_width) + zero_point
-        clipped = tf.clip_by_value(recentred, 0.0, max_code(bit_width - 1))
-        return tf.cast(clipped, tf.uint8)
-
-    def __repr__(self) -> str:
-        return f"<Representation {self.name}>"
+        """Returns the nearest codes of ``b - 1`` bits at the same step size."""
+        return self.nearest_codes(self.signed_levels(codes, bit_width), bit_width - 1)
 
 
 class OffsetBinary(Representation):
@@ -129,11 +114,10 @@ class OffsetBinary(Representation):
         return tf.convert_to_tensor(bit_width)
 
     def magnitudes(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        del bit_width
         return tf.cast(codes, tf.int32)
 
     def signs(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        del bit_width  # Every plane, also that of the sign, adds to the code.
+        # Every plane, also that of the sign, adds to the code.
         return tf.ones(tf.shape(codes), tf.float32)
 
     def drop_top_plane(self, codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
@@ -179,12 +163,7 @@ def get_representation(identifier: str | Representation) -> Representation:
 
 def check_bit_width(bit_width: int, what: str = "bit_width") -> int:
     """Returns a bit-width as a Python integer; ValueError unless it is 1 to 8."""
-    whole = 0
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        whole = int(bit_width)
-    if bit_width != whole or not MIN_BIT_WIDTH <= whole <= MAX_BIT_WIDTH:
-        raise ValueError(
-            f"{what} has to be an integer from {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH}, "
-            f"found {bit_width!r}."
-        )
-    return whole
+    if bit_width not in range(MIN_BIT_WIDTH, MAX_BIT_WIDTH + 1):
+        allowed = f"an integer from {MIN_BIT_WIDTH} to {MAX_BIT_WIDTH}"
+        raise ValueError(f"{what} has to be {allowed}, found {bit_width!r}.")
+    return int(bit_width)

@@ -39,24 +39,20 @@ _REFINEMENTS = 3
 def max_scale(
     weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
-    """Returns ``2 max|W|`` (Eq. 14), or 1 for all-zero weights, float32[].
-
-    A scale of zero would divide by zero. Bit-width and representation are not used.
-    """
-    del bit_width, representation
+    """Returns ``2 max|W|`` (Eq. 14), or 1 for all-zero weights."""
     largest = tf.reduce_max(tf.abs(weights))
+    # Weights are divided by the scale: it must not be zero.
     return tf.where(largest > 0.0, 2.0 * largest, 1.0)
 
 
 def least_squares_scale(
     weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
-    """Returns the scale of least squared quantization error, float32[].
+    """Returns the scale of least squared quantization error; 1 for all-zero weights.
 
     The best of a grid of fractions of `max_scale` is found on a histogram of the
     weights. From there, the nearest codes for a scale and the best scale for codes are
-    computed in turn on the weights, which never raises the error. All-zero weights
-    give 1.
+    computed in turn on the weights, which never raises the error.
     """
     scale_of_flat = _least_squares_scale_of_flat(representation)
     return scale_of_flat(tf.reshape(weights, [-1]), tf.cast(bit_width, tf.int32))
@@ -66,29 +62,35 @@ def least_squares_scale(
 @functools.cache
 def _least_squares_scale_of_flat(representation: Representation) -> Any:
     """Returns `least_squares_scale` of weights float32[n] as a TensorFlow function."""
+    signature = [tf.TensorSpec([None]), tf.TensorSpec([], tf.int32)]
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None]), tf.TensorSpec([], tf.int32)],
-        autograph=False,
-    )
+    @tf.function(input_signature=signature, autograph=False)
     def scale_of_flat(weights: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        largest = max_scale(weights, bit_width, representation)
-
         def squared_error(scale: tf.Tensor) -> tf.Tensor:
             codes = representation.quantize(weights, scale, bit_width)
             restored = representation.dequantize(codes, scale, bit_width)
             return tf.reduce_sum(tf.math.squared_difference(weights, restored))
 
-        scale = _search_on_histogram(weights, largest, bit_width, representation)
+        def best_for_codes_of(scale: tf.Tensor) -> tf.Tensor:
+            codes = representation.quantize(weights, scale, bit_width)
+            levels = representation.signed_levels(codes, bit_width)
+            projection = tf.reduce_sum(weights * levels)
+            step = tf.math.divide_no_nan(projection, tf.reduce_sum(tf.square(levels)))
+            refined = scale_of(step, bit_width)
+            # If all codes represent zero, no scale is best and the given one is kept.
+            return tf.where(refined > 0.0, refined, scale)
+
+        scale = _search_on_histogram(weights, bit_width, representation)
         error = squared_error(scale)
         for _ in range(_REFINEMENTS):
-            refined = _best_scale_for_codes(weights, scale, bit_width, representation)
+            refined = best_for_codes_of(scale)
             refined_error = squared_error(refined)
             is_better = refined_error < error
             scale = tf.where(is_better, refined, scale)
             error = tf.where(is_better, refined_error, error)
         # The histogram is approximate: the result is compared on the weights. For
         # all-zero weights the smallest scale would win, and could hardly learn.
+        largest = max_scale(weights, bit_width, representation)
         is_better = error < squared_error(largest)
         return tf.where(is_better & tf.reduce_any(weights != 0.0), scale, largest)
 
@@ -96,12 +98,10 @@ def _least_squares_scale_of_flat(representation: Representation) -> Any:
 
 
 def _search_on_histogram(
-    weights: tf.Tensor,
-    largest: tf.Tensor,
-    bit_width: tf.Tensor,
-    representation: Representation,
+    weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
-    """Returns the best of the candidate scales up to `largest` for binned weights."""
+    """Returns the best of the candidate scales up to `max_scale` for binned weights."""
+    largest = max_scale(weights, bit_width, representation)
     bound = largest / 2.0
     counts = tf.histogram_fixed_width(weights, [-bound, bound], _NUM_BINS)
     fractions = (np.arange(_NUM_BINS, dtype=np.float32) + 0.5) / _NUM_BINS
@@ -110,39 +110,20 @@ def _search_on_histogram(
     candidates = candidates[:, tf.newaxis] / _NUM_CANDIDATES
     codes = representation.quantize(centres, candidates, bit_width)
     restored = representation.dequantize(codes, candidates, bit_width)
-    errors = tf.linalg.matvec(
-        tf.math.squared_difference(centres, restored), tf.cast(counts, tf.float32)
-    )
-    return candidates[tf.argmin(errors), 0]
-
-
-def _best_scale_for_codes(
-    weights: tf.Tensor,
-    scale: tf.Tensor,
-    bit_width: tf.Tensor,
-    representation: Representation,
-) -> tf.Tensor:
-    """Returns the least-squares scale for the codes that `scale` gives."""
-    codes = representation.quantize(weights, scale, bit_width)
-    levels = representation.signed_levels(codes, bit_width)
-    # If all codes represent zero, no scale is best and the given one is kept.
-    step = tf.math.divide_no_nan(
-        tf.reduce_sum(weights * levels), tf.reduce_sum(tf.square(levels))
-    )
-    refined = scale_of(step, bit_width)
-    return tf.where(refined > 0.0, refined, scale)
+    errors = tf.math.squared_difference(centres, restored)
+    totals = tf.linalg.matvec(errors, tf.cast(counts, tf.float32))
+    return candidates[tf.argmin(totals), 0]
 
 
 def gaussian_scale(
     weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
-    """Returns the least-squares scale for Gaussian weights, float32[].
+    """Returns the least-squares scale for Gaussian weights of the same mean square.
 
-    It depends on the weights' mean square only. Weights whose squares vanish in float32
-    give 1. The representation is not used: the steps are those of `SIGN_MAGNITUDE`, in
-    offset binary within 1 % of the least error from 2 bits on.
+    Weights whose squares vanish in float32 give 1. The representation is not used: the
+    steps are those of `SIGN_MAGNITUDE`, in offset binary within 1 % of the least error
+    from 2 bits on.
     """
-    del representation
     root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(weights)))
     step = root_mean_square * tf.gather(gaussian.STEPS, bit_width - 1)
     scale = scale_of(step, bit_width)

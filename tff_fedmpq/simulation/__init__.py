@@ -8,7 +8,6 @@ experiment.py    a run: rounds, checkpoints, evaluation, result
 run_files.py     output directory of a run
 progress.py, releases.py, ledger.py, provenance.py    records of a run
 report.py        table and figure of a finished run
-comparison.py    several schemes on the same data, with one table and figure
 
 Its modules are imported when they are used: settings and data need no TensorFlow.
 """

@@ -13,7 +13,6 @@ from tff_fedmpq.lookup import check_name
 from tff_fedmpq.processor import has_fast_bfloat16
 
 AUTO = "auto"
-
 # Name -> Keras policy of the layers.
 DTYPE_POLICIES: Mapping[str, str | None] = {
     "float32": None,
@@ -22,16 +21,12 @@ DTYPE_POLICIES: Mapping[str, str | None] = {
 
 
 def resolve_compute(compute: str, is_quantized: bool) -> str:
-    """Returns `compute` itself, or for "auto" the faster format on this machine.
+    """Returns a name in `DTYPE_POLICIES`: for "auto", the faster on this machine.
 
-    Args:
-      compute: Name in `DTYPE_POLICIES`, or "auto".
-      is_quantized: Whether clients train codes and not float weights.
-
-    Raises:
-      ValueError: for any other name.
+    `is_quantized` says whether clients train codes and not float weights. Raises
+    ValueError for any other name.
     """
-    if compute == AUTO:
-        return "bfloat16" if is_quantized and has_fast_bfloat16() else "float32"
     check_name(compute, {AUTO: None, **DTYPE_POLICIES}, "compute")
-    return compute
+    if compute != AUTO:
+        return compute
+    return "bfloat16" if is_quantized and has_fast_bfloat16() else "float32"

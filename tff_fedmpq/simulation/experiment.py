@@ -31,6 +31,7 @@ from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.files import PathLike
 from tff_fedmpq.simulation import data, ledger, provenance, report, run_files
 from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.data import ImageDataset
 from tff_fedmpq.simulation.data.client_data import build_client_data
 from tff_fedmpq.simulation.data.partitions import dirichlet_partition
 from tff_fedmpq.simulation.models import build_model_fn
@@ -39,11 +40,11 @@ from tff_fedmpq.simulation.releases import Releases
 
 _CLIENTS = "clients"
 # Files may change before the process's next run; the imported code does not.
-_find_commit_once = functools.lru_cache(maxsize=None)(provenance.find_commit)
+_find_commit_once = functools.cache(provenance.find_commit)
 
 
 class RoundError(RuntimeError):
-    """A round failed; the error that it raised is the cause."""
+    """Failure of a round; the error that it raised is the cause."""
 
 
 class DivergenceError(ValueError):
@@ -57,17 +58,14 @@ def run_experiment(
     data_dir: PathLike | None = None,
     resume: bool = False,
 ) -> Mapping[str, Any]:
-    """Runs an experiment to its end, or continues an interrupted one.
+    """Runs an experiment to its end and returns the content of `result.json`.
 
     Args:
       config: Settings of the run.
       output_dir: Directory of the results; made where it does not exist.
       data_dir: Directory of the data set; None looks in the usual places.
-      resume: Whether to continue the run in `output_dir`. A finished run is not redone;
-        its result is returned.
-
-    Returns:
-      The content of `result.json`.
+      resume: Whether to continue the run in `output_dir`, which is not redone where it
+        is finished.
 
     Raises:
       OutputDirectoryError: if the directory holds another run, one of other data or
@@ -76,9 +74,8 @@ def run_experiment(
       ValueError: for settings that the scheme refuses.
       DatasetError: if the data set is missing or damaged.
       DivergenceError: if the clients' or the global model's loss is not finite. Earlier
-        rounds are kept, and the run would diverge again.
-      RoundError: if a round raises a ValueError; other errors (TensorFlow's, the
-        worker's) are not changed.
+        rounds are kept.
+      RoundError: if a round raises a ValueError; other errors pass unchanged.
     """
     output_dir = run_files.check_output_dir(output_dir, config, resume)
     result_path = output_dir / "result.json"
@@ -107,27 +104,17 @@ class _Run:
     """One run in one output directory."""
 
     def __init__(
-        self,
-        config: ExperimentConfig,
-        dataset: data.ImageDataset,
-        output_dir: pathlib.Path,
+        self, config: ExperimentConfig, dataset: ImageDataset, output_dir: pathlib.Path
     ):
-        self._config = config
-        self._dataset = dataset
-        self._output_dir = output_dir
-        self._partition = dirichlet_partition(
-            dataset.train_labels,
-            config.num_clients,
-            config.alpha,
-            config.seed,
-            dataset.name,
-        )
+        self._config, self._dataset, self._output_dir = config, dataset, output_dir
+        draw = config.num_clients, config.alpha, config.seed
+        self._partition = dirichlet_partition(dataset.train_labels, *draw, dataset.name)
         run_files.save_partition(self._partition, output_dir / "partition.json")
         self._commit = _find_commit_once()
 
     def execute(self) -> Mapping[str, Any]:
         """Runs all rounds that are left and returns the result."""
-        config = self._config
+        config, dataset = self._config, self._dataset
         steps = [self._count_steps(r) for r in range(1, config.rounds + 1)]
         progress = BatchProgress(self._output_dir / "progress.log", sum(steps))
         threads = threads_per_client(config.clients_per_round)
@@ -137,22 +124,15 @@ class _Run:
             checkpoints = Checkpoints(self._output_dir)
             state, records = checkpoints.load_latest(process.initialize())
             releases = Releases(self._output_dir)
-            evaluator = Evaluator(
-                process.global_model(state),
-                self._dataset.test_images,
-                self._dataset.test_labels,
-            )
-            self._device_evaluator = DeviceEvaluator(
-                process, self._dataset.test_images, self._dataset.test_labels
-            )
+            test = dataset.test_images, dataset.test_labels
+            self._evaluator = Evaluator(process.global_model(state), *test)
+            self._device_evaluator = DeviceEvaluator(process, *test)
             with progress:
                 progress.skip(sum(steps[: len(records)]))
                 for round_number in range(len(records) + 1, config.rounds + 1):
                     progress.set_round(round_number, config.rounds)
                     try:
-                        state, record = self._run_round(
-                            process, state, round_number, evaluator
-                        )
+                        state, record = self._run_round(process, state, round_number)
                     except ValueError as error:  # Settings were checked before.
                         raise RoundError(f"Round {round_number} failed.") from error
                     _check_loss(record)
@@ -178,7 +158,7 @@ class _Run:
         )
 
     def _count_steps(self, round_number: int) -> int:
-        """Returns the local steps of all participants of a round."""
+        """Returns the number of local steps of all participants of a round."""
         sizes, training = self._partition.sizes, self._config.scheme
         return sum(
             -(-int(sizes[int(client)]) // training.batch_size) * training.epochs
@@ -186,18 +166,15 @@ class _Run:
         )
 
     def _run_round(
-        self,
-        process: FederatedProcess,
-        state: Any,
-        round_number: int,
-        evaluator: Evaluator,
+        self, process: FederatedProcess, state: Any, round_number: int
     ) -> tuple[Any, dict[str, Any]]:
+        """Returns the next state, and the round's record, ready for JSON."""
         started = time.perf_counter()
         participants = sample_participants(self._config, round_number)
         output = process.next(state, participants)
         trained = time.perf_counter()
-        assign_global_weights(evaluator.model, output.state.global_model_weights)
-        evaluated = evaluator.evaluate()
+        assign_global_weights(self._evaluator.model, output.state.global_model_weights)
+        evaluated = self._evaluator.evaluate()
         devices = {}
         if round_number > self._config.rounds - self._config.device_rounds:
             devices = self._device_evaluator.evaluate(output.state)
@@ -239,13 +216,11 @@ class _Run:
         }
 
 
-def _measured(
-    process: FederatedProcess, measurements: Mapping[str, Any]
-) -> dict[str, Any]:
+def _measured(process: FederatedProcess, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a round's measurements, ready for JSON."""
-    train = measurements["client_work"]["train"]
-    clients = ledger.client_records(measurements, process.client_ids)
-    bit_widths = np.asarray(measurements["mean_bit_widths"], np.float64)
+    train = metrics["client_work"]["train"]
+    clients = ledger.client_records(metrics, process.client_ids)
+    bit_widths = np.asarray(metrics["mean_bit_widths"], np.float64)
     sizes = process.spec.layer_sizes
     return {
         "train_loss": float(train["loss"]),
@@ -254,18 +229,15 @@ def _measured(
         # 32 bits for a float model.
         "mean_bit_width": float(bit_widths @ sizes / sizes.sum()) if len(sizes) else 32,
         "bit_widths": bit_widths.tolist(),
-        "msb_densities": measurements["msb_densities"].tolist(),
-        "next_bit_widths": measurements["bit_widths"].tolist(),
+        "msb_densities": metrics["msb_densities"].tolist(),
+        "next_bit_widths": metrics["bit_widths"].tolist(),
         "clients": clients,
     }
 
 
 def _check_loss(record: Mapping[str, Any]) -> None:
-    """Checks that training did not diverge; codes cannot show it.
-
-    Both losses: the clients' are computed before each step, so that they do not show
-    the effect of the last.
-    """
+    """Raises an error if training diverged, which codes cannot show."""
+    # Both: clients compute theirs before each step, without the effect of the last.
     for name in ("train_loss", "test_loss"):
         if not math.isfinite(record[name]):
             raise DivergenceError(
@@ -274,20 +246,11 @@ def _check_loss(record: Mapping[str, Any]) -> None:
             )
 
 
-def load_dataset(
-    config: ExperimentConfig, data_dir: PathLike | None
-) -> data.ImageDataset:
+def load_dataset(config: ExperimentConfig, data_dir: PathLike | None) -> ImageDataset:
     """Returns a run's data set, with as many training images as it uses.
 
-    With `validation_examples`, its test images are held-out training images.
-
-    Args:
-      config: Settings of the run.
-      data_dir: Directory of the data set; None looks in the usual places.
-
-    Raises:
-      DatasetError: if it is missing or damaged.
-      ValueError: if all its training images would be held out.
+    With `validation_examples`, its test images are held-out training images; ValueError
+    if these would be all. `DatasetError` if the data set is missing or damaged.
     """
     dataset = data.load(config.dataset, data_dir)
     total, held_out = len(dataset.train_labels), config.validation_examples or 0
@@ -300,14 +263,14 @@ def load_dataset(
     if used == total:
         return dataset
     order = np.random.default_rng(config.seed).permutation(total)
-    trained = np.sort(order[:used])
     images, labels = dataset.train_images, dataset.train_labels
+    chosen = np.sort(order[:used])
     subset = dataclasses.replace(
-        dataset, train_images=images[trained], train_labels=labels[trained]
+        dataset, train_images=images[chosen], train_labels=labels[chosen]
     )
     if not held_out:
         return subset
-    validated = np.sort(order[-held_out:])
+    chosen = np.sort(order[-held_out:])
     return dataclasses.replace(
-        subset, test_images=images[validated], test_labels=labels[validated]
+        subset, test_images=images[chosen], test_labels=labels[chosen]
     )

@@ -23,13 +23,9 @@ def client_records(
 ) -> list[dict[str, Any]]:
     """Returns, for each participant of a round, its itemised bits.
 
-    Args:
-      measurements: Measurements of a round.
-      client_ids: N ids, in the order of rows in tables.
-
-    Returns:
-      Dicts with ``client``, and under ``uplink_bits`` and ``downlink_bits`` an int for
-      each of `BIT_ITEMS`.
+    A record has the id under ``client``, and under ``uplink_bits`` and
+    ``downlink_bits`` an int for each of `BIT_ITEMS`. `client_ids` are in the order of
+    the rows of the measurements' tables.
     """
     records = []
     for row in np.flatnonzero(measurements["participations"]):
@@ -45,13 +41,9 @@ def client_records(
 
 
 def coded_bits(symbols: np.ndarray) -> int:
-    """Returns the bits of entropy-coded symbols.
+    """Returns the bits of symbols, int16[streams, n], each stream coded separately.
 
-    Args:
-      symbols: Symbols, int16[streams, symbols]; each stream is coded separately.
-
-    Raises:
-      RuntimeError: if decoding does not give the symbols back.
+    Raises RuntimeError if decoding does not give the symbols back.
     """
     bits = 0
     for stream in symbols:
@@ -63,11 +55,7 @@ def coded_bits(symbols: np.ndarray) -> int:
 
 
 def total_bits(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Returns the bits of a whole round in each direction.
-
-    Args:
-      records: Records of `client_records`.
-    """
+    """Returns the bits of a whole round by direction, from its `client_records`."""
     return {
         direction: sum(sum(record[direction].values()) for record in records)
         for direction in ("uplink_bits", "downlink_bits")
@@ -77,14 +65,9 @@ def total_bits(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def bytes_down(
     records: Sequence[Mapping[str, Any]], device: Mapping[str, Any]
 ) -> int | None:
-    """Returns the bytes that a device received when it last took part.
+    """Returns the bytes that a device received in the last of its rounds, if any.
 
-    Args:
-      records: Records of all rounds.
-      device: Device, as `evaluate_devices` describes it.
-
-    Returns:
-      Bytes, or None if the device never took part.
+    `records` are those of all rounds, `device` is a device in the last of them.
     """
     for record in reversed(records):
         for client in record["clients"]:

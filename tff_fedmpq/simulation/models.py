@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from tff_fedmpq.lookup import check_name
 from tff_fedmpq.simulation.data import ImageDataset
 
 if TYPE_CHECKING:
@@ -12,12 +13,7 @@ if TYPE_CHECKING:
 
 # Depths of the residual networks in `keras.resnets`; `resnet8` suits the 8x8 digits.
 MODEL_DEPTHS: Mapping[str, int] = {
-    "resnet8": 8,
-    "resnet14": 14,
-    "resnet20": 20,
-    "resnet32": 32,
-    "resnet44": 44,
-    "resnet56": 56,
+    f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56)
 }
 
 
@@ -26,18 +22,10 @@ def build_model_fn(
 ) -> Callable[[], tf.keras.Model]:
     """Returns a function that builds the network, each time with the same weights.
 
-    Args:
-      name: Name in `MODEL_DEPTHS`, such as `dataset.model`.
-      dataset: Data set whose image shape, classes and pixel statistics are used.
-      seed: Seed of the initial weights.
-
-    Raises:
-      ValueError: There is no network of this name.
+    Image shape, classes and pixel statistics are the data set's, the initial weights
+    are drawn by the seed. Raises ValueError for a name that `MODEL_DEPTHS` lacks.
     """
-    if name not in MODEL_DEPTHS:
-        raise ValueError(
-            f"model: expected one of {', '.join(MODEL_DEPTHS)}, found {name!r}."
-        )
+    check_name(name, MODEL_DEPTHS, "model")
     statistics = tuple(s.tolist() for s in dataset.channel_statistics())
 
     def model_fn() -> tf.keras.Model:

@@ -6,7 +6,6 @@ file: each step appends its loss as a line, and a thread here reads what is new.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import sys
 import threading
@@ -14,28 +13,24 @@ import threading
 import tensorflow as tf
 import tqdm
 
+from tff_fedmpq.files import PathLike
+
 _POLL_SECONDS = 0.5
 _SMOOTHING = 0.98  # Weight of the past in the loss that is shown.
 
 
 class BatchProgress:
-    """Shows a tqdm bar of local steps; a context manager.
+    """Context manager that shows a tqdm bar of the `total` local steps of a run.
 
-    `report` goes into the graph of the clients (`build_process(on_step=...)`).
+    `report` goes into the graph of the clients (`build_process(on_step=...)`); they
+    write to the file `path`, which is emptied first.
     """
 
-    def __init__(self, path: str | os.PathLike[str], total: int):
-        """Initializes the bar; nothing is shown before it is entered.
-
-        Args:
-          path: of the file through which clients report; emptied here.
-          total: steps of the whole run.
-        """
+    def __init__(self, path: PathLike, total: int):
         self._path = pathlib.Path(path).resolve()
         self._path.write_text("")
         self._total = total
         self._stop = threading.Event()
-        self._loss: float | None = None
 
     def report(self, loss: tf.Tensor) -> None:
         """Appends a step's loss to the file; a TensorFlow operation."""
@@ -61,8 +56,7 @@ class BatchProgress:
 
     def skip(self, steps: int) -> None:
         """Counts steps that were taken before this run was interrupted."""
-        self._bar.initial = steps
-        self._bar.n = steps
+        self._bar.initial = self._bar.n = steps
         self._bar.refresh()
 
     def set_round(self, round_number: int, rounds: int) -> None:
@@ -75,16 +69,16 @@ class BatchProgress:
         sys.stdout.flush()
 
     def _watch(self) -> None:
+        """Shows what clients write, until the context is left."""
+        is_over = False
+        shown: float | None = None
         with open(self._path) as file:
-            while not self._stop.wait(_POLL_SECONDS):
-                self._read(file)
-            self._read(file)
-
-    def _read(self, file) -> None:
-        losses = [float(line) for line in file.read().split()]
-        for loss in losses:
-            past = loss if self._loss is None else self._loss
-            self._loss = _SMOOTHING * past + (1 - _SMOOTHING) * loss
-        if losses:
-            self._bar.set_postfix(loss=f"{self._loss:.3f}", refresh=False)
-            self._bar.update(len(losses))
+            while not is_over:
+                is_over = self._stop.wait(_POLL_SECONDS)
+                losses = [float(line) for line in file.read().split()]
+                for loss in losses:
+                    past = loss if shown is None else shown
+                    shown = _SMOOTHING * past + (1 - _SMOOTHING) * loss
+                if losses:
+                    self._bar.set_postfix(loss=f"{shown:.3f}", refresh=False)
+                    self._bar.update(len(losses))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 import platform
-import subprocess
 from importlib import metadata
+from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
 from tff_fedmpq import processor
@@ -19,8 +19,9 @@ _LIBRARIES = ("tensorflow", "tensorflow-federated", "numpy")
 def describe() -> dict[str, Any]:
     """Returns versions of libraries, and the hardware, ready for JSON.
 
-    Cores are those that this process may use, which may be fewer than there are.
+    Only cores that this process may use are counted.
     """
+    features = processor.processor_features()
     return {
         "versions": {
             "tff_fedmpq": __version__,
@@ -30,9 +31,7 @@ def describe() -> dict[str, Any]:
         "hardware": {
             "processor": processor.processor_name(),
             "vector_instructions": sorted(
-                feature
-                for feature in processor.processor_features()
-                if feature.startswith(("avx", "amx"))
+                name for name in features if name.startswith(("avx", "amx"))
             ),
             "cores": len(os.sched_getaffinity(0)),
             "onednn": processor.onednn_setting(),
@@ -50,17 +49,11 @@ def find_commit() -> str | None:
         # Empty where another project's repository contains the package.
         commit = _git("log", "-1", "--format=%h", "--", ".")
         changes = _git("status", "--porcelain", "--", ".")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, CalledProcessError):
         return None
     return (f"{commit}-dirty" if changes else commit) or None
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments],
-        cwd=_PACKAGE,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    command = ["git", "-C", str(_PACKAGE), *arguments]
+    return check_output(command, stdin=DEVNULL, stderr=DEVNULL, text=True).strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.waiting import wait_for
+from tff_fedmpq.files import PathLike
 
 _RELEASED = (
     "test_accuracy",
@@ -27,27 +27,23 @@ _RELEASED = (
 class Releases:
     """Writes the numbers of each round to `metrics.csv` and `tensorboard/`."""
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: PathLike):
         """Uses the files of a run's output directory, old rounds kept."""
-        directory = pathlib.Path(directory)
+        program = tff.program
         self._managers = (
-            tff.program.CSVFileReleaseManager(
-                str(directory / "metrics.csv"),
-                save_mode=tff.program.CSVSaveMode.APPEND,
+            program.CSVFileReleaseManager(
+                os.path.join(directory, "metrics.csv"),
+                save_mode=program.CSVSaveMode.APPEND,
                 key_fieldname="round",
             ),
-            tff.program.TensorBoardReleaseManager(str(directory / "tensorboard")),
+            program.TensorBoardReleaseManager(os.path.join(directory, "tensorboard")),
         )
 
     def release(self, round_number: int, record: Mapping[str, Any]) -> None:
-        """Writes one round.
+        """Writes a round, counted from 1, from its record in `result.json`.
 
         Of an interrupted run, the CSV file loses this round and later ones first;
         TensorBoard shows what came last.
-
-        Args:
-          round_number: from 1.
-          record: of the round, as it stands in `result.json`.
         """
         values = {name: np.float64(record[name]) for name in _RELEASED}
         for manager in self._managers:

@@ -28,52 +28,36 @@ class OutputDirectoryError(ValueError):
 def check_output_dir(
     output_dir: PathLike, config: ExperimentConfig, resume: bool
 ) -> pathlib.Path:
-    """Checks that a run may write into a directory.
+    """Returns the path of a run's directory, or raises `OutputDirectoryError`.
 
-    Args:
-      output_dir: Directory of the run.
-      config: Configuration of the run.
-      resume: Whether to go on with a run of that configuration, if there is one.
-
-    Returns:
-      The directory's path.
-
-    Raises:
-      OutputDirectoryError: if the run may not write there.
+    It may be new or empty, or with `resume` hold a run of the same configuration.
     """
     output_dir = pathlib.Path(output_dir).expanduser()
     config_path = output_dir / "config.json"
+    problem = ""
     if output_dir.exists() and not output_dir.is_dir():
-        raise OutputDirectoryError(f"{output_dir} is no directory; choose another.")
-    if not config_path.exists():
+        problem = "is no directory; choose another"
+    elif not config_path.exists():
         if output_dir.exists() and any(output_dir.iterdir()):
-            raise OutputDirectoryError(
-                f"{output_dir} holds files that are not of a run; choose another."
-            )
-        return output_dir
-    if not resume:
-        raise OutputDirectoryError(
-            f"{output_dir} holds a run already: continue it with --resume, or choose "
-            "another directory."
+            problem = "holds files that are not of a run; choose another"
+    elif not resume:
+        problem = "holds a run already: continue it with --resume, or choose another"
+    else:
+        present, wanted = read_json(config_path), config.as_dict()
+        differing = "; ".join(
+            f"{name}: {present.get(name)!r} there, {wanted[name]!r} requested"
+            for name in sorted(wanted)
+            if present.get(name) != wanted[name]
         )
-    present, wanted = read_json(config_path), config.as_dict()
-    differing = sorted(k for k in wanted if present.get(k) != wanted[k])
-    if differing:
-        details = "; ".join(
-            f"{k}: {present.get(k)!r} there, {wanted[k]!r} requested" for k in differing
-        )
-        raise OutputDirectoryError(
-            f"{output_dir} holds a run of another configuration ({details})."
-        )
+        if differing:
+            problem = f"holds a run of another configuration ({differing})"
+    if problem:
+        raise OutputDirectoryError(f"{output_dir} {problem}.")
     return output_dir
 
 
 def make_directory(path: pathlib.Path) -> None:
-    """Makes an output directory.
-
-    Raises:
-      OutputDirectoryError: if it cannot be made.
-    """
+    """Makes an output directory, or raises `OutputDirectoryError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,11 +65,7 @@ def make_directory(path: pathlib.Path) -> None:
 
 
 def save_partition(partition: Partition, path: pathlib.Path) -> None:
-    """Saves a run's partition, or checks that it is the one that the run began with.
-
-    Raises:
-      OutputDirectoryError: if the saved one is another.
-    """
+    """Saves a run's partition; another one there is an `OutputDirectoryError`."""
     if path.exists() and Partition.load(path) != partition:
         raise OutputDirectoryError(
             f"{path} is another partition, perhaps of another data set than "
@@ -95,11 +75,7 @@ def save_partition(partition: Partition, path: pathlib.Path) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the content of a file that `write_json` wrote.
-
-    Raises:
-      OutputDirectoryError: if it is damaged.
-    """
+    """Reads a file of `write_json`; a damaged one is an `OutputDirectoryError`."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

@@ -43,7 +43,7 @@ __all__ = [
 
 
 def _load_auto(data_dir: PathLike | None) -> ImageDataset:
-    """Loads CIFAR-10, or the digits where it is not found and no place was given."""
+    """Loads CIFAR-10, or the digits where it is not found and no place is named."""
     try:
         return load_cifar10(data_dir)
     except DatasetNotFoundError as error:
@@ -65,17 +65,12 @@ LOADERS: Mapping[str, Callable[[PathLike | None], ImageDataset]] = {
 
 
 def load(name: str, data_dir: PathLike | None = None) -> ImageDataset:
-    """Loads a data set by its name.
+    """Loads a data set by its name in `LOADERS`; `find_folder` explains `data_dir`.
 
-    Args:
-      name: Key of `LOADERS`. "auto" is CIFAR-10 where it is found or can be
-        downloaded, otherwise the digits with a loud warning.
-      data_dir: Directory of the files, see `image_dataset.find_folder`.
-
-    Raises:
-      ValueError: There is no data set of this name.
-      DatasetNotFoundError: The data set was not found and could not be downloaded.
-      DatasetError: It was found and is damaged.
+    "auto" is CIFAR-10 where it is found or can be downloaded, otherwise the digits with
+    a loud warning. Raises ValueError for an unknown name, `DatasetNotFoundError` where
+    the data set is not found and cannot be downloaded, `DatasetError` where it is
+    damaged.
     """
     if name not in LOADERS:
         raise ValueError(

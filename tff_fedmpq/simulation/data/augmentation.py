@@ -6,7 +6,7 @@ augmentation before TensorFlow is loaded.
 
 from __future__ import annotations
 
-import operator
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,35 +18,28 @@ def random_crop_and_flip(
 ) -> tf.Tensor:
     """Pads each image with zeros, crops it at random, and mirrors half of the crops.
 
-    Works in a `tf.function`, also with an unknown or empty batch.
+    Dtype and shape are kept. Works in a `tf.function`, also with an empty batch.
 
     Args:
       images: Images uint8 or float [n, h, w, c]; all dimensions may be unknown.
       seed: Stateless seed of the batch, int32[2] or int64[2].
-      padding: Number of zeros on each side, pixels, >= 0; offsets are 0..2*padding.
-
-    Returns:
-      Images of the dtype and shape of `images`.
-
-    Raises:
-      ValueError: `images` is not of rank 4, or `padding` is negative.
+      padding: Number of zeros on each side, pixels >= 0; offsets are 0..2*padding.
     """
     import tensorflow as tf
 
     images = tf.convert_to_tensor(images)
     if images.shape.rank != 4:
         raise ValueError(f"images: expected shape [n, h, w, c], found {images.shape}.")
-    if operator.index(padding) < 0:
+    if padding < 0:
         raise ValueError(f"padding: expected 0 or more pixels, found {padding}.")
     count, height, width, channels = tf.unstack(tf.shape(images))
     # The algorithm is named because the default depends on the kind of device.
     seeds = tf.random.split(seed, 2, alg="philox")
-    tops, lefts = tf.unstack(
-        tf.random.stateless_uniform(
-            [2, count], seeds[0], 0, 2 * padding + 1, tf.int32, alg="philox"
-        )
+    draw = functools.partial(
+        tf.random.stateless_uniform, minval=0, dtype=tf.int32, alg="philox"
     )
-    flips = tf.random.stateless_uniform([count], seeds[1], 0, 2, tf.int32, alg="philox")
+    tops, lefts = tf.unstack(draw([2, count], seeds[0], maxval=2 * padding + 1))
+    flips = draw([count], seeds[1], maxval=2)
 
     # One gather for the batch: each pixel is looked up in its own padded image.
     rows = tops[:, tf.newaxis] + tf.range(height)

@@ -7,13 +7,12 @@ an unpickler that accepts NumPy arrays and plain values only.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import pickle
 import urllib.error
 import urllib.request
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -27,8 +26,7 @@ _URL = "https://www.cs.toronto.edu/~kriz/cifar-{}-python.tar.gz"
 _CONNECT_SECONDS = 10.0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cifar:
+class _Cifar(NamedTuple):
     """The files of an official "python version"."""
 
     num_classes: int
@@ -49,7 +47,6 @@ class _Cifar:
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _CIFAR10 = _Cifar(10, "cifar-10-batches-py", _BATCHES, "test_batch", "labels")
 _CIFAR100 = _Cifar(100, "cifar-100-python", ("train",), "test", "fine_labels")
-
 _PICKLE_GLOBALS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -70,15 +67,12 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_cifar10(data_dir: PathLike | None = None) -> ImageDataset:
-    """Loads CIFAR-10: 50,000 training and 10,000 test images of 32x32, 10 classes.
-
-    `data_dir` and errors are those of `simulation.data.load`.
-    """
+    """Loads CIFAR-10: 50,000 training and 10,000 test images of 32x32; see `load`."""
     return _load_cifar(_CIFAR10, data_dir)
 
 
 def load_cifar100(data_dir: PathLike | None = None) -> ImageDataset:
-    """Loads CIFAR-100 with its 100 fine labels; otherwise as `load_cifar10`."""
+    """Loads CIFAR-100 with its 100 fine labels; else as `load_cifar10`."""
     return _load_cifar(_CIFAR100, data_dir)
 
 
@@ -88,15 +82,14 @@ def _load_cifar(cifar: _Cifar, data_dir: PathLike | None) -> ImageDataset:
         train, test = _download(cifar)
     else:
         parts = [_read_file(folder / name, cifar) for name in cifar.train_files]
-        train = tuple(np.concatenate(arrays) for arrays in zip(*parts))
+        images, labels = zip(*parts)
+        train = np.concatenate(images), np.concatenate(labels)
         test = _read_file(folder / cifar.test_file, cifar)
     return ImageDataset(
-        name=f"cifar{cifar.num_classes}",
-        source=str(folder or "keras download"),
-        train_images=train[0],
-        train_labels=train[1].reshape(-1).astype(np.int32),
-        test_images=test[0],
-        test_labels=test[1].reshape(-1).astype(np.int32),
+        f"cifar{cifar.num_classes}",
+        str(folder or "keras download"),
+        *train,
+        *test,
         num_classes=cifar.num_classes,
         model="resnet20",
         augment=random_crop_and_flip,
@@ -134,24 +127,20 @@ def _read_file(path: pathlib.Path, cifar: _Cifar) -> tuple[np.ndarray, np.ndarra
     return images, labels
 
 
-def _download(cifar: _Cifar) -> Any:
+def _download(cifar: _Cifar) -> list[tuple[np.ndarray, np.ndarray]]:
     """Downloads with Keras, after a check that the server answers."""
     archive = pathlib.Path(image_dataset.KERAS_DIRECTORY, f"{cifar.folder}.tar.gz")
     try:
         if not archive.expanduser().is_file():
-            _check_connection(cifar.url)
+            # Keras has no time limit. An HTTP error is an answer, which Keras reports.
+            with contextlib.suppress(urllib.error.HTTPError):
+                request = urllib.request.Request(cifar.url, method="HEAD")
+                urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
         logging.info("Downloading %s with Keras.", cifar.title)
         import tensorflow as tf
 
-        return getattr(tf.keras.datasets, f"cifar{cifar.num_classes}").load_data()
+        splits = getattr(tf.keras.datasets, f"cifar{cifar.num_classes}").load_data()
     except Exception as error:  # Keras raises a bare Exception.
         details = f", and its download failed ({image_dataset.one_line(error)})"
         raise image_dataset.not_found_error(cifar.title, cifar.url, details) from error
-
-
-def _check_connection(url: str) -> None:
-    """Raises an error where the server does not answer: Keras has no time limit."""
-    # A server that answers with an HTTP error does answer; Keras reports the error.
-    with contextlib.suppress(urllib.error.HTTPError):
-        request = urllib.request.Request(url, method="HEAD")
-        urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
+    return [(images, labels.reshape(-1).astype(np.int32)) for images, labels in splits]

@@ -30,20 +30,11 @@ from tff_fedmpq.simulation.data.partitions import Partition
 def build_client_data(
     directory: PathLike, dataset: ImageDataset, partition: Partition
 ) -> tff.simulation.datasets.ClientData:
-    """Builds a `ClientData` over files that the computation reads by client id.
+    """Builds a `ClientData` of the training examples, over files in `directory`.
 
-    Args:
-      directory: Directory of the files; see `write_client_files`, which writes them.
-      dataset: Data set whose training examples the clients have.
-      partition: Training examples of each client.
-
-    Returns:
-      A `ClientData` with the client ids "0", "1", ... in the partition's order, and
-      elements (image uint8[h, w, c], label int32[]). A client without examples has
-      an empty dataset.
-
-    Raises:
-      ValueError: The partition was made for other data.
+    Client ids are "0", "1", ... in the partition's order, elements are (image
+    uint8[h, w, c], label int32[]). A client without examples has an empty dataset. A
+    partition that was made for other data is a ValueError.
     """
     prefix = f"{write_client_files(directory, dataset, partition)}{os.sep}"
     image_shape = dataset.image_shape
@@ -55,34 +46,29 @@ def build_client_data(
         labels = tf.io.decode_raw(labels, tf.int32, little_endian=True)
         return tf.data.Dataset.from_tensor_slices((images, labels))
 
-    client_ids = [str(client) for client in range(partition.num_clients)]
     return tff.simulation.datasets.ClientData.from_clients_and_tf_fn(
-        client_ids, read_client
+        [str(client) for client in range(partition.num_clients)], read_client
     )
 
 
 def write_client_files(
     directory: PathLike, dataset: ImageDataset, partition: Partition
 ) -> pathlib.Path:
-    """Writes each client's training examples; arguments as in `build_client_data`.
+    """Writes each client's training examples and returns the files' absolute folder.
 
     Existing files of the right size are kept. Files are written atomically, so that
-    an interrupted call can be repeated.
-
-    Returns:
-      The absolute path of the folder of `<client id>.images` and `<client id>.labels`.
+    an interrupted call can be repeated. Errors are those of `build_client_data`.
     """
     if partition.dataset and partition.dataset != dataset.name:
         raise ValueError(
             f"partition: expected one of {dataset.name}, found one of "
             f"{partition.dataset}; partition the labels of {dataset.name}."
         )
-    num_examples = len(dataset.train_labels)
     highest = max(indices.max(initial=-1) for indices in partition.client_indices)
-    if highest >= num_examples:
+    if highest >= len(dataset.train_labels):
         raise ValueError(
-            f"partition: expected positions below {num_examples}, the number of "
-            f"training examples, found {highest}; it was made for other data."
+            f"partition: expected positions below {len(dataset.train_labels)}, the "
+            f"number of examples, found {highest}; it was made for other data."
         )
     folder = pathlib.Path(directory).expanduser().resolve()
     folder /= _digest(dataset, partition)

@@ -12,13 +12,8 @@ def load_digits(image_size: int = 8) -> ImageDataset:
 
     Grey values 0..16 become 0..255. Every fifth image, counted within each class in
     scikit-learn's order, is a test image: 1,437 and 360, the same on every machine.
-    They are not augmented, because a mirrored or cropped digit can be illegible.
-
-    Args:
-      image_size: Height and width in pixels, a multiple of 8; pixels are repeated.
-
-    Raises:
-      ValueError: `image_size` is not a positive multiple of 8.
+    They are not augmented, because a mirrored or cropped digit can be illegible. For a
+    larger `image_size`, a multiple of 8 (else ValueError), pixels are repeated.
     """
     if image_size < 8 or image_size % 8:
         raise ValueError(

@@ -14,8 +14,7 @@ from tff_fedmpq.files import PathLike
 
 DATA_DIR_VARIABLE = "TFF_FEDMPQ_DATA_DIR"
 KERAS_DIRECTORY = "~/.keras/datasets"
-# Number of images that `channel_statistics` converts to wide integers at a time.
-_CHUNK = 1024
+_CHUNK = 1024  # Number of images that are converted to wide integers at a time.
 
 
 class DatasetError(ValueError):
@@ -75,9 +74,9 @@ class ImageDataset:
         """Returns mean and standard deviation of the training images, float32[c] each.
 
         Both are in 0..255 units. The deviation of a constant channel is given as 1, so
-        that images can be divided by it. The sums are exact integers, and no wider
-        copy of all images is made.
+        that images can be divided by it.
         """
+        # Exact sums of integers, without a wider copy of all images.
         total = np.zeros(self.train_images.shape[-1], np.int64)
         squares = np.zeros_like(total)
         for start in range(0, len(self.train_images), _CHUNK):
@@ -123,17 +122,11 @@ def find_folder(
 ) -> pathlib.Path | None:
     """Returns the absolute directory of a data set, or None where it is not found.
 
-    With `data_dir`, no other place is searched. Otherwise the places are the directory
-    named by the environment variable `TFF_FEDMPQ_DATA_DIR`, then `KERAS_DIRECTORY`.
-
-    Args:
-      folder: Name of the data set's official folder.
-      marker: Name of a file that identifies this folder if it was renamed.
-      data_dir: Directory that contains the folder, or the folder; may be empty or None.
-
-    Raises:
-      DatasetNotFoundError: `data_dir` has no such folder.
-      DatasetError: The environment variable names a directory that does not exist.
+    `folder` is its official name; a file `marker` in it tells it if it was renamed.
+    With `data_dir`, the folder or the directory that contains it, no other place is
+    searched, and it is a `DatasetNotFoundError` if this has none. Otherwise the places
+    are the directory named by the environment variable `TFF_FEDMPQ_DATA_DIR`, which has
+    to exist (else `DatasetError`), then `KERAS_DIRECTORY`.
     """
     named = os.environ.get(DATA_DIR_VARIABLE)
     if named and not data_dir and not pathlib.Path(named).expanduser().is_dir():

@@ -48,10 +48,8 @@ class Partition:
         everything = np.concatenate(indices)
         repetitions = everything.size - np.unique(everything).size
         if repetitions:
-            raise ValueError(
-                f"client_indices: expected each position once, found {repetitions} "
-                "repetitions."
-            )
+            expected = "client_indices: expected each position once"
+            raise ValueError(f"{expected}, found {repetitions} repetitions.")
         object.__setattr__(self, "client_indices", indices)
         # As Python's own types, which JSON keeps.
         object.__setattr__(self, "alpha", float(self.alpha))
@@ -62,8 +60,6 @@ class Partition:
         if not isinstance(other, Partition):
             return NotImplemented
         return self._manifest() == other._manifest()
-
-    __hash__ = None  # type: ignore[assignment]  # Arrays have no hash.
 
     @property
     def num_clients(self) -> int:
@@ -82,17 +78,12 @@ class Partition:
 
     @classmethod
     def load(cls, path: PathLike) -> Partition:
-        """Reads a manifest that `save` wrote.
-
-        Raises:
-          FileNotFoundError: There is no such file.
-          ValueError: It is not a manifest, or is damaged.
-        """
+        """Reads a manifest that `save` wrote; ValueError if it is damaged."""
         content = pathlib.Path(path).read_bytes()
         try:
             manifest = json.loads(content)
-            names = [field.name for field in dataclasses.fields(cls)]
-            partition = cls(**{name: manifest[name] for name in names})
+            fields = {f.name: manifest[f.name] for f in dataclasses.fields(cls)}
+            partition = cls(**fields)
             # The redundant counts are compared too: they show what is missing.
             for key, expected in partition._manifest().items():
                 if manifest.get(key) != expected:
@@ -119,28 +110,18 @@ class Partition:
 def dirichlet_partition(
     labels: np.ndarray, num_clients: int, alpha: float, seed: int, dataset: str = ""
 ) -> Partition:
-    """Splits each class over the clients in Dirichlet proportions.
+    """Splits each class of `labels`, int[n], over the clients in Dirichlet proportions.
 
-    Args:
-      labels: Labels of the training set, int[n].
-      num_clients: Number of clients N, at least 1.
-      alpha: Concentration, > 0 and finite, however small or large.
-      seed: Seed >= 0. The same arguments give the same partition.
-      dataset: Name of the data set, stored in the partition.
-
-    Returns:
-      A partition of 0..n-1: every example is at exactly one client, and each
-      client's examples are in random order. Some clients may be empty.
-
-    Raises:
-      ValueError, TypeError: An argument is not as described.
+    Every one of the positions 0..n-1 is at exactly one client, and each client's are in
+    random order. Some clients may be empty. The same arguments give the same partition.
+    `alpha` is finite and > 0, however small or large, `seed` is >= 0; other arguments
+    raise ValueError or TypeError.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(f"labels: expected one dimension, found shape {labels.shape}.")
     if labels.size and labels.dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, found {labels.dtype}.")
-    num_clients = operator.index(num_clients)
     if num_clients < 1:
         raise ValueError(f"num_clients: expected at least 1, found {num_clients}.")
     _check_draw(alpha, seed)
@@ -157,31 +138,24 @@ def dirichlet_partition(
     return Partition(indices, alpha, seed, dataset)
 
 
-def _sample_dirichlet(
-    rng: np.random.Generator, num_clients: int, alpha: float
-) -> np.ndarray:
-    """Draws from Dir_N(alpha), float64[num_clients], without NaN for any alpha > 0.
-
-    NumPy's own sampler does not return for the smallest alphas, and normalised gamma
-    variates are 0/0 there. A Gamma(alpha) variate is G U^(1/alpha) with
-    G ~ Gamma(alpha + 1) and U uniform, so its logarithm is log G - E/alpha with E
-    exponential. Subtracting the least E from all cancels in the normalisation and
-    keeps one logarithm finite even where 1/alpha overflows.
-    """
-    exponentials = rng.standard_exponential(num_clients)
+def _sample_dirichlet(rng: np.random.Generator, n: int, alpha: float) -> np.ndarray:
+    """Draws from Dir_n(alpha), float64[n], without NaN for any alpha > 0."""
+    # NumPy's own sampler does not return for the smallest alphas, and normalised gamma
+    # variates are 0/0 there. A Gamma(alpha) variate is G U^(1/alpha) with
+    # G ~ Gamma(alpha + 1) and U uniform, so its logarithm is log G - E/alpha with E
+    # exponential. Subtracting the least E from all cancels in the normalisation and
+    # keeps one logarithm finite even where 1/alpha overflows.
+    exponentials = rng.standard_exponential(n)
     with np.errstate(over="ignore"):
         penalties = (exponentials - exponentials.min()) / alpha
-    logarithms = np.log(rng.standard_gamma(alpha + 1.0, num_clients)) - penalties
+    logarithms = np.log(rng.standard_gamma(alpha + 1.0, n)) - penalties
     weights = np.exp(logarithms - logarithms.max())
     return weights / weights.sum()
 
 
 def _check_draw(alpha: float, seed: int) -> None:
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(
-            f"alpha: expected a finite number above 0, found {alpha}; 0.1 is very "
-            "uneven, 1 moderately so, 100 nearly uniform."
-        )
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha: expected a finite number above 0, found {alpha}.")
     if operator.index(seed) < 0:
         raise ValueError(f"seed: expected 0 or more, found {seed}.")
 

@@ -1,6 +1,6 @@
-"""Several schemes on the same partition, participants, initial weights and batches.
+"""What `compare.py` does: the runs, and a table and a figure of their results.
 
-    OUTPUT/<scheme>/seed<seed>/   a run each (`experiment`)
+    OUTPUT/<scheme>/seed<seed>/   a run each (`tff_fedmpq.simulation.experiment`)
     OUTPUT/table.{txt,csv,json}   a row per scheme: mean and deviation over seeds
     OUTPUT/comparison.png         accuracy by round, and by megabytes sent
 
@@ -40,14 +40,8 @@ def run_comparison(
     """Runs all schemes with all seeds, one after the other, and writes the table.
 
     Finished runs in `output_dir` are not redone, interrupted ones continue, and those
-    that diverge are left out of the table.
-
-    Args:
-      configs: For each scheme, the configurations of its runs.
-      output_dir: Directory of runs and tables.
-      data_dir: Directory of the data set; None looks in the usual places.
-      announce: Function that is called with a line before each run, and for each that
-        diverged.
+    that diverge are left out of the table. `announce` is called with a line before each
+    run, and for each that diverged.
 
     Returns:
       The rows of the table (`summarise`).
@@ -58,33 +52,27 @@ def run_comparison(
       DivergenceError: if all of them diverge.
     """
     output_dir = pathlib.Path(output_dir).expanduser()
-    directories = {
-        (scheme, config.seed): output_dir / scheme / f"seed{config.seed}"
-        for scheme, runs in configs.items()
-        for config in runs
-    }
-    for scheme, runs in configs.items():
-        for config in runs:
-            check_output_dir(directories[scheme, config.seed], config, resume=True)
-    results: dict[str, list[Mapping[str, Any]]] = {scheme: [] for scheme in configs}
-    for scheme, runs in configs.items():
-        for config in runs:
-            announce(f"== {scheme}, seed {config.seed}")
-            directory = directories[scheme, config.seed]
-            try:
-                result = run_experiment(
-                    config, directory, data_dir=data_dir, resume=True
-                )
-            except DivergenceError as error:
-                announce(f"Left out of the table: {error}")
-            else:
-                results[scheme].append(result)
-    finished = {scheme: runs for scheme, runs in results.items() if runs}
-    if not finished:
+    runs = [
+        (scheme, config, output_dir / scheme / f"seed{config.seed}")
+        for scheme, configs_of_scheme in configs.items()
+        for config in configs_of_scheme
+    ]
+    for _, config, directory in runs:
+        check_output_dir(directory, config, resume=True)
+    results: dict[str, list[Mapping[str, Any]]] = {}
+    for scheme, config, directory in runs:
+        announce(f"== {scheme}, seed {config.seed}")
+        try:
+            result = run_experiment(config, directory, data_dir=data_dir, resume=True)
+        except DivergenceError as error:
+            announce(f"Left out of the table: {error}")
+        else:
+            results.setdefault(scheme, []).append(result)
+    if not results:
         raise DivergenceError("All runs diverged; there is nothing to compare.")
-    rows = [summarise(scheme, runs) for scheme, runs in finished.items()]
+    rows = [summarise(scheme, results[scheme]) for scheme in results]
     write_tables(rows, output_dir)
-    plot_comparison(finished, output_dir / "comparison.png")
+    plot_comparison(results, output_dir / "comparison.png")
     return rows
 
 
@@ -155,11 +143,9 @@ def write_tables(rows: Sequence[Mapping[str, Any]], output_dir: pathlib.Path) ->
 
 
 def plot_comparison(results: Results, path: PathLike) -> None:
-    """Draws accuracy by round and by megabytes, means over seeds.
+    """Draws accuracy by round and by megabytes, means over seeds, to a PNG file.
 
-    Args:
-      results: For each scheme, results of runs with equally many rounds.
-      path: Path of the PNG file.
+    All runs of a scheme have equally many rounds.
     """
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     by_round, by_size = figure.subplots(1, 2, sharey=True)
@@ -167,13 +153,11 @@ def plot_comparison(results: Results, path: PathLike) -> None:
         accuracy = np.mean(
             [[100 * r["test_accuracy"] for r in run["rounds"]] for run in runs], axis=0
         )
-        sent = np.mean(
-            [
-                [r["uplink_bits"] + r["downlink_bits"] for r in run["rounds"]]
-                for run in runs
-            ],
-            axis=0,
-        )
+        bits = [
+            [r["uplink_bits"] + r["downlink_bits"] for r in run["rounds"]]
+            for run in runs
+        ]
+        sent = np.mean(bits, axis=0)
         by_round.plot(range(1, len(accuracy) + 1), accuracy, marker=".", label=scheme)
         by_size.plot(np.cumsum(sent) / BITS_PER_MEGABYTE, accuracy, marker=".")
     by_round.set(xlabel="round", ylabel="test accuracy, %")

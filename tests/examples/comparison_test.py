@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 
+import comparison
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tff_fedmpq.simulation import comparison, data
+from tff_fedmpq.simulation import data
 from tff_fedmpq.simulation.config import make_config
 from tff_fedmpq.simulation.experiment import DivergenceError
 from tff_fedmpq.simulation.models import build_model_fn
