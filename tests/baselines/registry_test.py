@@ -80,14 +80,14 @@ def test_the_literal_reading_differs_where_the_paper_says_so(name):
     assert (training.learning_rate, training.learning_rate_decay) == (0.1, "none")
     assert type(literal.uplink) is ModelUplink
     assert type(ours.uplink) is ModelChangeUplink
-    # Parts are FedMPQ's alone in both readings.
-    for part in ("lasso", "activation_bits", "precision"):
+    for part in ("activation_bits", "precision"):
         assert getattr(literal, part) == getattr(ours, part)
     allocation = {"aqfl": UNIFORM, "fedmpq": ("pruning_growing", size_order)}[name]
     assert described(literal.allocation) == allocation
     pruning = {"aqfl": None, "fedmpq": Pruning(0.03, saturates=False)}[name]
     assert literal.pruning == pruning
-    assert (ours.pruning is None) == (pruning is None)
+    assert literal.lasso == {"aqfl": 0.0, "fedmpq": 0.01}[name]
+    assert (ours.lasso, ours.pruning) == (0.0, None)
 
 
 def test_literal_aqfl_weighs_by_examples():
@@ -118,14 +118,10 @@ def test_a_scheme_has_its_name_and_the_papers_training(name):
 
 
 @every_scheme
-def test_only_fedmpq_prunes_penalises_and_allocates(name):
+def test_only_fedmpq_allocates_and_none_penalises_or_prunes_by_default(name):
     scheme = compose(name)
-    does = (
-        scheme.lasso > 0,
-        scheme.pruning is not None,
-        scheme.allocation is not uniform_bit_widths,
-    )
-    assert does == 3 * (name == "fedmpq",)
+    assert (scheme.lasso, scheme.pruning) == (0.0, None)
+    assert (scheme.allocation is not uniform_bit_widths) == (name == "fedmpq")
 
 
 @every_scheme

@@ -119,17 +119,17 @@ def test_the_settings_of_a_scheme_survive_the_command_line(parse, scheme):
     [
         ("alpha", "Concentration of the Dirichlet partition"),
         ("alpha", "Default: 0.5."),
-        ("rounds", "50 (paper), 8 (quick)"),
+        ("rounds", "50 (paper), 18 (quick)"),
         ("epochs", "Default: 5, 1 (quick)."),
         ("train_examples", "Default: none, 10000 (quick)."),
-        ("augment", "Default: true."),
-        ("lasso", "Default: 0.01, only in fedmpq, fedmpq_literal."),
+        ("augment", "Default: true, false (quick)."),
+        ("lasso", "Default: 0.0, only in fedmpq, fedmpq_literal."),
         ("norm", "Default: max, only in fedpaq."),
         ("allocation", "Default: pruning_growing"),
         ("order", "Default: distortion, only in fedmpq, fedmpq_literal."),
         ("activation_bits", "8 (fpq8), 4 (aqfl), 4 (fedmpq)"),
         ("aggregation_weight", "examples (fpq8), budget_and_examples (aqfl)"),
-        ("learning_rate", "Default: 0.1, 0.2 (quick on digits)."),
+        ("learning_rate", "Default: 0.1, 0.4 (quick), 0.2 (quick on digits)."),
     ],
 )
 def test_help_says_what_a_setting_is_and_its_defaults(parse, name, words):

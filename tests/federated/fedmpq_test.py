@@ -37,11 +37,10 @@ def optimizer_settings(config, model) -> dict:
 def test_defaults_are_the_papers_but_for_how_codes_learn():
     scheme = FedMPQConfig().compose()
     assert scheme.name == "fedmpq"
-    assert (scheme.lasso, scheme.activation_bits) == (0.01, 4)
+    assert (scheme.lasso, scheme.pruning, scheme.activation_bits) == (0, None, 4)
     training = scheme.training
     assert (training.epochs, training.batch_size) == (5, 64)
     assert (training.momentum, training.weight_decay) == (0.9, 5e-4)
-    assert scheme.pruning == Pruning(threshold=0.03, saturates=True)
     assert training.learning_rate_unit == "weight"
     assert (training.learning_rate, training.learning_rate_decay) == (0.1, "cosine")
     assert training.float_learning_rate == 0.1
@@ -168,6 +167,8 @@ def test_the_literal_reading_can_be_changed(changes):
         "learning_rate_unit": "code",
         "learning_rate": 0.1,
         "learning_rate_decay": "none",
+        "lasso": 0.01,
+        "pruning_threshold": 0.03,
         "pruning_saturates": False,
         "order": "size",
         **changes,

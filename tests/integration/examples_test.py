@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import subprocess
@@ -18,6 +19,8 @@ def _run(name: str, folder: pathlib.Path) -> str:
     The output goes to a file: a pipe would stay open as long as a worker process does.
     """
     printed, errors = folder / "printed", folder / "errors"
+    environment = dict(os.environ)
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # JAX, once imported here, sets it.
     with printed.open("w") as out, errors.open("w") as err:
         finished = subprocess.run(
             [sys.executable, str(_EXAMPLES / name)],
@@ -25,6 +28,7 @@ def _run(name: str, folder: pathlib.Path) -> str:
             stdout=out,
             stderr=err,
             cwd=folder,
+            env=environment,
             timeout=300,
         )
     assert finished.returncode == 0, errors.read_text()

@@ -51,7 +51,7 @@ def test_presets_are_of_all_schemes_and_data_sets(scheme):
             config = make_config(preset, scheme, dataset=dataset)
             assert config.dataset == dataset
             assert config.scheme.name == scheme.removesuffix("_literal")
-            quick = 30 if dataset == "digits" else 8
+            quick = 30 if dataset == "digits" else 18
             assert config.rounds == {"paper": 50, "quick": quick}[preset]
             if scheme.endswith("_literal"):
                 assert config.scheme.learning_rate == 0.1
@@ -59,10 +59,12 @@ def test_presets_are_of_all_schemes_and_data_sets(scheme):
 
 def test_the_quick_preset_depends_on_the_data_set():
     images, digits = (make_config("quick", dataset=d) for d in ("cifar10", "digits"))
-    assert (images.scheme.epochs, images.scheme.batch_size) == (1, 64)
+    assert (images.scheme.epochs, images.scheme.batch_size) == (1, 32)
     assert (digits.scheme.rounds, digits.scheme.batch_size) == (30, 16)
+    assert (images.num_clients, digits.num_clients) == (4, 10)
     for config in (images, digits):
-        assert (config.model, config.clients_per_round) == ("resnet8", 10)
+        assert config.model == "resnet8"
+        assert config.clients_per_round == config.num_clients
 
 
 def test_settings_replace_those_of_the_preset():
