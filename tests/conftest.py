@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+import tff_fedmpq  # noqa: F401  Before TensorFlow and TFF, which it prepares.
+
 
 @pytest.fixture(scope="session")
 def problem():

@@ -22,10 +22,14 @@ from typing import Any
 
 import wrapt
 
+from tff_fedmpq import _tff_shim
+from tff_fedmpq._tensorflow import check_tensorflow, use_legacy_keras
 from tff_fedmpq.processor import enable_onednn
 from tff_fedmpq.version import __version__
 
 enable_onednn()
+use_legacy_keras()
+_tff_shim.install()
 
 _NAMES = {
     "tff_fedmpq.allocation": ("prune_and_grow",),
@@ -67,6 +71,9 @@ def __dir__() -> list[str]:
     return __all__
 
 
-wrapt.register_post_import_hook(
-    lambda _: importlib.import_module("tff_fedmpq.keras"), "tensorflow"
-)
+def _follow_tensorflow(tensorflow: Any) -> None:
+    check_tensorflow(tensorflow)
+    importlib.import_module("tff_fedmpq.keras")
+
+
+wrapt.register_post_import_hook(_follow_tensorflow, "tensorflow")

@@ -1,0 +1,70 @@
+"""The Keras that TensorFlow uses, chosen before anything uses it.
+
+This package extends Keras 2. TensorFlow 2.14 contains it; the `tf.keras` of 2.16 and
+newer is Keras 3 unless `TF_USE_LEGACY_KERAS` is set and `tf_keras` is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import Any
+
+KERAS_VARIABLE = "TF_USE_LEGACY_KERAS"
+SUPPORTED = (
+    "Python 3.9 to 3.11 with TensorFlow 2.14, or Python 3.12 or 3.13 with TensorFlow "
+    "2.16 to 2.20 and tf_keras of the same minor version"
+)
+
+
+def is_supported(python: tuple[int, int], tensorflow: str) -> bool:
+    """Returns whether this package works on these two versions."""
+    release = tuple(int(number) for number in tensorflow.split(".")[:2])
+    if python < (3, 12):
+        return release == (2, 14)
+    return python <= (3, 13) and (2, 16) <= release <= (2, 20)
+
+
+def use_legacy_keras() -> None:
+    """Makes TensorFlow 2.16 and newer use Keras 2, unless the user set otherwise."""
+    if sys.version_info >= (3, 12):
+        os.environ.setdefault(KERAS_VARIABLE, "1")
+
+
+def check_tensorflow(tf: Any) -> None:
+    """Raises ImportError unless TensorFlow is a supported one that uses Keras 2."""
+    python = sys.version_info[:2]
+    if not is_supported(python, tf.__version__):
+        raise ImportError(
+            f"tff_fedmpq expects {SUPPORTED}; found Python {python[0]}.{python[1]} with "
+            f"TensorFlow {tf.__version__}. `python -m tff_fedmpq.doctor` says more."
+        )
+    if python >= (3, 12):
+        _check_keras(tf)
+
+
+def _check_keras(tf: Any) -> None:
+    """Accepts a TensorFlow imported before this package if its Keras was not used.
+
+    `tf.keras` reads the variable when it is first used; for `import tensorflow.keras`
+    TensorFlow has chosen a folder when it was imported.
+    """
+    try:
+        import tf_keras
+    except ImportError as error:
+        minor = ".".join(tf.__version__.split(".")[:2])
+        raise ImportError(
+            f"tff_fedmpq expects Keras 2 beside TensorFlow {tf.__version__}, but "
+            f"tf_keras is not installed. Run `pip install 'tf_keras=={minor}.*'`."
+        ) from error
+    for keras in (tf.keras, sys.modules.get("tensorflow.keras", tf.keras)):
+        if not keras.layers.Layer.__module__.startswith("tf_keras."):
+            raise ImportError(
+                "tff_fedmpq expects Keras 2, but TensorFlow was imported before it and "
+                "uses Keras 3. Restart Python (in a notebook: the kernel) and import "
+                f"tff_fedmpq first, or set {KERAS_VARIABLE}=1 before it starts."
+            )
+    folder = str(pathlib.Path(tf_keras.__file__).parent / "api" / "_v2")
+    if folder not in tf.__path__:
+        tf.__path__.insert(0, folder)
