@@ -23,9 +23,9 @@ import tempfile
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from benchmarks import measure
+from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client

@@ -10,10 +10,13 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # No start-up notes of TensorFlow.
 
+# First of all: on Python 3.12 and newer it prepares TensorFlow and TFF.
+import tff_fedmpq  # noqa: E402
+
+# isort: split
 import tensorflow as tf  # noqa: E402
 import tensorflow_federated as tff  # noqa: E402
 
-import tff_fedmpq  # noqa: E402
 from tff_fedmpq.federated.evaluation import Evaluator  # noqa: E402
 from tff_fedmpq.simulation.data import load_digits  # noqa: E402
 

@@ -6,6 +6,7 @@ configuration; its flag has the field's name, type and documentation.
 
 import collections
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, cast, get_args, get_type_hints
@@ -120,7 +121,9 @@ def _documented(config: type) -> dict[str, str]:
     """Returns the "Attributes:" sections of a class and its bases, by name."""
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__):
-        section = (cls.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-        entries = re.findall(r"^      (\w+): (.*(?:\n        .*)*)", section, re.M)
+        # Python 3.13 takes the indentation out of docstrings.
+        text = inspect.cleandoc(cls.__doc__ or "")
+        section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
+        entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.M)
         found |= {name: " ".join(text.split()) for name, text in entries}
     return found

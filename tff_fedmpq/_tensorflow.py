@@ -36,10 +36,8 @@ def check_tensorflow(tf: Any) -> None:
     """Raises ImportError unless TensorFlow is a supported one that uses Keras 2."""
     python = sys.version_info[:2]
     if not is_supported(python, tf.__version__):
-        raise ImportError(
-            f"tff_fedmpq expects {SUPPORTED}; found Python {python[0]}.{python[1]} with "
-            f"TensorFlow {tf.__version__}. `python -m tff_fedmpq.doctor` says more."
-        )
+        found = f"Python {python[0]}.{python[1]} with TensorFlow {tf.__version__}"
+        raise ImportError(f"tff_fedmpq expects {SUPPORTED}; found {found}.")
     if python >= (3, 12):
         _check_keras(tf)
 

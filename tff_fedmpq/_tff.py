@@ -13,9 +13,10 @@ _MODULE = "tensorflow_federated"
 _RELEASE = "0.87"
 
 _FIX = (
-    "On Linux x86_64 with Python 3.9 to 3.11, in a clone of tff_fedmpq, run "
-    "`uv sync --extra federated` or `pip install --no-deps -r requirements.txt`; "
-    "plain `pip install tensorflow-federated` cannot work, because it pins a jaxlib "
+    "`python -m tff_fedmpq.doctor` prints the line that installs what is missing. In a "
+    "clone of tff_fedmpq, on Linux x86_64, `uv sync --extra federated` or `pip install "
+    "--no-deps --ignore-requires-python -r requirements.txt` installs everything. "
+    "Plain `pip install tensorflow-federated` cannot work, because it pins a jaxlib "
     "that the package index no longer has.\n"
     "The subpackages quantization, keras and allocation work without it."
 )

@@ -287,8 +287,9 @@ def test_bounds_are_allowed(value):
 )
 def test_every_field_is_documented(config):
     """Fields that a class adds, and only these, have a line under "Attributes:"."""
-    section = config.__doc__.partition("Attributes:\n")[2].partition("\n\n")[0]
-    documented = re.findall(r"^      (\w+): \S", section, re.M)
+    text = inspect.cleandoc(config.__doc__)
+    section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
+    documented = re.findall(r"^  (\w+): \S", section, re.M)
     bases = {
         field.name
         for base in config.__mro__[1:]

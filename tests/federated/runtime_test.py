@@ -32,8 +32,9 @@ _MARKER = "TFF_FEDMPQ_RUNTIME_TEST"
 # signals with a worker that is in the midst of a computation (it would never end).
 _SCRIPT = """
 import os, signal, sys, threading, time
-import tensorflow as tf, tensorflow_federated as tff
+import tensorflow as tf
 from tff_fedmpq.federated import runtime
+from tff_fedmpq._tff import tff
 
 @tff.tensorflow.computation
 def never_ends():
