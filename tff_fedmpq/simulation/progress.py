@@ -11,7 +11,7 @@ import sys
 import threading
 
 import tensorflow as tf
-import tqdm
+import tqdm.auto
 
 from tff_fedmpq.files import PathLike
 
@@ -37,12 +37,12 @@ class BatchProgress:
         tf.print(loss, output_stream=f"file://{self._path}")
 
     def __enter__(self) -> BatchProgress:
-        self._bar = tqdm.tqdm(
+        redraws = sys.stderr.isatty() or "ipykernel" in sys.modules  # Not a log file.
+        self._bar = tqdm.auto.tqdm(
             total=self._total,
             unit="batch",
             dynamic_ncols=True,
-            # Lines of a log file instead of a bar that redraws itself.
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            mininterval=0.5 if redraws else 30.0,
         )
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
