@@ -1,7 +1,5 @@
 """Files that are written atomically."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from typing import Union

@@ -8,8 +8,6 @@ background, where a kill can lose several rounds; here each save is awaited. A s
 that cannot be read is passed over for the one before it, and kept under another name.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil
@@ -35,11 +33,9 @@ class Checkpoints:
         self._state_directory = pathlib.Path(directory, "checkpoints")
         self._records = pathlib.Path(directory, "rounds")
         self._records.mkdir(parents=True, exist_ok=True)
+        # The latest state is kept, and one to fall back to.
         self._states = tff.program.FileProgramStateManager(
-            str(self._state_directory),
-            prefix=_PREFIX,
-            keep_total=2,  # The latest state, and one to fall back to.
-            keep_first=False,
+            str(self._state_directory), prefix=_PREFIX, keep_total=2, keep_first=False
         )
 
     def save(self, round_number: int, state: Any, record: dict[str, Any]) -> None:
@@ -52,10 +48,8 @@ class Checkpoints:
         """Returns the latest state that can be read, and all records up to it.
 
         Without any, these are `structure`, which is any state of the process, and [].
-
-        Raises:
-          CheckpointError: if states were saved, and none of them can be read with the
-            records of all rounds up to it. Nothing is touched then.
+        `CheckpointError` if states were saved, and none of them can be read with the
+        records of all rounds up to it. Nothing is touched then.
         """
         versions = sorted(wait_for(self._states.get_versions()) or [], reverse=True)
         damaged: dict[int, Exception] = {}

@@ -51,6 +51,8 @@ def allowed_names(annotation: Any) -> tuple[str, ...]:
 class LocalTrainingConfig:
     """SGD of a client on its own examples, and the client's weight in the average.
 
+    A setting that is out of range or unknown raises ValueError.
+
     Attributes:
       rounds: Rounds of the whole run, over which learning rates decay. None keeps them
         constant. After these rounds a rate that decays stays at its final value.
@@ -64,9 +66,6 @@ class LocalTrainingConfig:
       aggregation_weight: Weight p_n of a client before normalisation: "examples" is
         |D_n|, "budget_and_examples" is v_n |D_n| (FedMPQ, Eq. 15), or a function of
         budget and number of examples, both float32[].
-
-    Raises:
-      ValueError: if a setting is out of range or unknown.
     """
 
     name: ClassVar[str]

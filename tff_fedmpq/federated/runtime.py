@@ -71,8 +71,7 @@ def local_runtime(
     thread, another thread has to `tff.framework.get_context_stack().install` it itself.
 
     Args:
-      log_path: File to which the worker's output is appended; by default it is kept
-        only to be quoted in error messages.
+      log_path: File to append the worker's output to; None keeps it for errors only.
       startup_timeout_seconds: How long the worker may take until it answers.
       intra_op_threads: How many threads share one TensorFlow operation; None = as many
         as there are cores. See `threads_per_client`.
@@ -106,9 +105,8 @@ def local_async_runtime(
 ) -> Iterator[tff.program.NativeFederatedContext]:
     """`local_runtime` for federated programs, such as `tff.learning.programs`.
 
-    The yielded context is asynchronous: a computation returns value references, which
-    `await tff.program.materialize_value(...)` turns into values. Arguments and errors
-    are those of `local_runtime`.
+    Computations return value references; `await tff.program.materialize_value(...)`
+    gives their values. Arguments and errors are those of `local_runtime`.
     """
     with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
         native = tff.framework.AsyncExecutionContext(**worker.context_arguments())
@@ -261,8 +259,7 @@ def _owned_worker(
 def _compile(computation: tff.Computation) -> tff.Computation:
     """Compiles a computation as TFF does, without optimizing its graphs here.
 
-    The worker's TensorFlow optimizes them before it runs them; doing it here too takes
-    about as long as building the process.
+    The worker's TensorFlow does so anyway; here it takes as long as building a process.
     """
     block = computation.to_building_block()
     block, _ = tff.tensorflow.replace_intrinsics_with_bodies(block)

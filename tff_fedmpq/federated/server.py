@@ -11,8 +11,6 @@ part for the first time also profit from what the others found. Client results a
 one at a time, so the server never holds more than one client's model beside its own.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -219,11 +217,9 @@ class Server:
 def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
     """Returns a round's measurements.
 
-    client_work.train: loss and accuracy (float32[]) over all steps of all clients, and
-      the number of examples.
+    client_work.train: loss, accuracy and num_examples of all steps, float32[] each.
     participations: 1 for the round's clients, int32[N].
-    uplink_bits, downlink_bits: sizes by `messages.BIT_ITEMS`, int64[N, 4], counted from
-      the tensors that travelled.
+    uplink_bits, downlink_bits: sizes of messages by `messages.BIT_ITEMS`, int64[N, 4].
     uplink_symbols: symbols to entropy-code, int16[N, streams, symbols], which
       `uplink_bits` counts as int16; empty for schemes without entropy coding.
     mean_bit_widths: average bits per weight after training, float32[L].
