@@ -121,6 +121,8 @@ class CodeTrainingConfig(LocalTrainingConfig):
         (2 max|W|, the paper's), or a function of weights, bit-width, representation.
       error_feedback: Whether the server adds clients' changes to its float weights, so
         that quantization errors do not accumulate; False averages the clients' models.
+      statistics_per_budget: Whether the server keeps BatchNorm statistics for each
+        budget, averaged over its clients and sent to them; False keeps common ones.
     """
 
     aggregation_weight: AggregationWeight = "budget_and_examples"
@@ -131,11 +133,13 @@ class CodeTrainingConfig(LocalTrainingConfig):
     representation: Representation = "sign_magnitude"
     scale_rule: ScaleRule = "least_squares"
     error_feedback: bool = True
+    statistics_per_budget: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self.float_learning_rate, "float_learning_rate")
-        check_bool(self.error_feedback, "error_feedback")
+        for name in ("error_feedback", "statistics_per_budget"):
+            check_bool(getattr(self, name), name)
         bits = self.activation_bits
         if bits is not None:
             check_count(bits, "activation_bits")
@@ -152,6 +156,7 @@ LITERAL_CODE_TRAINING: dict[str, Any] = {
     "representation": "offset_binary",
     "scale_rule": "max",
     "error_feedback": False,
+    "statistics_per_budget": False,
     "learning_rate_unit": "code",
     "learning_rate": 0.1,
     "learning_rate_decay": "none",

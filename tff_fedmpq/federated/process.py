@@ -20,6 +20,7 @@ Only client ids enter a round; a client's examples are read inside the computati
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -172,7 +173,10 @@ def build_process(
 
     @tff.tensorflow.computation(state_type, get_model_weights.type_signature.result)
     def set_model_weights(state, weights):
-        return state._replace(global_model_weights=weights)
+        distributor = collections.OrderedDict(state.distributor)
+        unknown = tf.zeros_like(distributor["has_statistics"])
+        distributor["has_statistics"] = unknown  # Those of other weights.
+        return state._replace(global_model_weights=weights, distributor=distributor)
 
     computations = initialize, next_fn, get_model_weights, set_model_weights
     return FederatedProcess(computations, server, model, client_ids)

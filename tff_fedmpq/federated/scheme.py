@@ -54,6 +54,7 @@ class Scheme:
       lasso: Coefficient lambda of the group Lasso.
       pruning: MSB pruning; None prunes nothing.
       allocation: Rule of clients' bit-widths, from the average of the last round.
+      statistics_per_budget: Whether each budget has BatchNorm statistics of its own.
       common_budget: Bits per weight of every client, whatever its own budget.
       min_budget: Smallest budget that the scheme can serve, in bits per weight.
     """
@@ -67,6 +68,7 @@ class Scheme:
     lasso: float = 0.0
     pruning: Pruning | None = None
     allocation: AllocationPolicy = uniform_bit_widths
+    statistics_per_budget: bool = False
     common_budget: float | None = None
     min_budget: float = 1.0
 
@@ -115,6 +117,7 @@ def compose_code_scheme(config: CodeTrainingConfig, **parts: Any) -> Scheme:
         uplink(representation),
         weights=WeightQuantization(representation, scale_rule),
         activation_bits=config.activation_bits,
+        statistics_per_budget=config.statistics_per_budget,
         **parts,
     )
 
