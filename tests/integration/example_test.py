@@ -46,7 +46,7 @@ def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    checkpoint = killed / "checkpoints" / "round_2"
+    checkpoint = killed / "checkpoints" / "round_2.npz"
     _wait_for(checkpoint.exists, 300, process)
     steps = len((killed / "progress.log").read_text().splitlines())
     _wait_for(
