@@ -12,6 +12,8 @@ import argparse
 import dataclasses
 import fnmatch
 import json
+import logging
+import os
 import pathlib
 import shlex
 import sys
@@ -19,6 +21,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+# TensorFlow's start-up notes say nothing about a run.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from studies import results  # noqa: E402

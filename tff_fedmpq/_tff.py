@@ -3,8 +3,6 @@
 All modules of this package import it by `from tff_fedmpq._tff import tff`.
 """
 
-from __future__ import annotations
-
 import atexit
 import importlib.util
 from importlib import metadata

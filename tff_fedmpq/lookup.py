@@ -29,9 +29,8 @@ def lookup(identifier: str | T, known: Mapping[str, T], what: str) -> T:
 def check_count(value: int, what: str) -> None:
     """Raises ValueError unless the argument `what` is a whole number of at least 1."""
     if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(
-            f"{what} has to be a whole number of at least 1; found {value!r}."
-        )
+        expected = "a whole number of at least 1"
+        raise ValueError(f"{what} has to be {expected}; found {value!r}.")
 
 
 def check_bool(value: bool, what: str) -> None:

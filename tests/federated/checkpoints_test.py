@@ -36,10 +36,9 @@ def load(directory):
 
 
 def damage(directory, round_number):
-    files = [p for p in (directory / f"checkpoints/round_{round_number}").rglob("*.pb")]
-    assert files
-    for file in files:
-        file.write_bytes(b"")
+    path = directory / f"checkpoints/round_{round_number}.npz"
+    assert path.exists()
+    path.write_bytes(b"")
 
 
 def test_nothing_saved_gives_the_structure(tmp_path):
@@ -50,14 +49,14 @@ def test_the_latest_is_loaded_and_few_are_kept(tmp_path):
     save(tmp_path, 1, 2, 3)
     assert load(tmp_path) == (3, [1, 2, 3])
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {"round_2", "round_3"}
+    assert kept == {"round_2.npz", "round_3.npz"}
 
 
 def test_a_damaged_state_is_passed_over_and_its_round_saved_again(tmp_path):
     save(tmp_path, 1, 2, 3)
     damage(tmp_path, 3)
     assert load(tmp_path) == (2, [1, 2])
-    assert (tmp_path / "checkpoints/damaged_3").exists()
+    assert (tmp_path / "checkpoints/damaged_3.npz").exists()
     save(tmp_path, 3)
     assert load(tmp_path) == (3, [1, 2, 3])
 
@@ -71,11 +70,69 @@ def test_nothing_is_deleted_where_no_state_can_be_read(tmp_path):
             load(tmp_path)
 
 
-def test_a_state_of_another_structure_is_not_deleted(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"new": np.int32(0)}, "of another run"),
+        ({"weights": np.zeros(5, np.float32)}, r"tensor 1 is float32\[4\]"),
+        ({"weights": np.zeros(4, np.float64)}, r"tensor 1 is float32\[4\]"),
+    ],
+)
+def test_a_state_of_another_structure_is_not_deleted(tmp_path, changes, message):
     save(tmp_path, 1, 2)
-    with pytest.raises(CheckpointError):
-        Checkpoints(tmp_path).load_latest({**NOTHING, "new": np.int32(0)})
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoints(tmp_path).load_latest({**NOTHING, **changes})
     assert load(tmp_path) == (2, [1, 2])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_passed_over(tmp_path, value):
+    save(tmp_path, 1, 2)
+    bad = {**state_of(3), "weights": np.full(4, value, np.float32)}
+    Checkpoints(tmp_path).save(3, bad, {"round": 3})
+    assert load(tmp_path) == (2, [1, 2])
+
+
+def test_a_record_that_was_changed_is_noticed(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    record = tmp_path / "rounds/00003.json"
+    record.write_text(record.read_text().replace("3", "2"))
+    assert load(tmp_path) == (2, [1, 2])
+
+
+def test_flipped_bits_are_noticed(tmp_path):
+    save(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints/round_2.npz"
+    content = path.read_bytes()
+    tensor = content.index(state_of(2)["weights"].tobytes())
+    for position in (tensor, tensor + 7):
+        changed = bytearray(content)
+        changed[position] ^= 4
+        path.write_bytes(changed)
+        assert load(tmp_path) == (1, [1])
+        (tmp_path / "checkpoints/damaged_2.npz").unlink()
+    path.write_bytes(content)
+    assert load(tmp_path) == (2, [1, 2])
+
+
+def test_loading_unpickles_nothing(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (tmp_path / "executed").touch, ()
+
+    save(tmp_path, 1, 2)
+    objects = np.array([Payload()], dtype=object)
+    np.savez(tmp_path / "checkpoints/round_2.npz", records=objects, **{"0": objects})
+    assert load(tmp_path) == (1, [1])
+    assert not (tmp_path / "executed").exists()
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    save(tmp_path, 1)
+    for folder in ("checkpoints", "rounds"):
+        (tmp_path / folder / ".round_2.npz.123.tmp").touch()
+    assert load(tmp_path) == (1, [1])
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("content", [None, "{"])

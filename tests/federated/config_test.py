@@ -215,6 +215,7 @@ OUT_OF_RANGE = {
         "representation": ["ternary", 1, None],
         "scale_rule": ["min", None],
         "error_feedback": ["off", 0, None],
+        "statistics_per_budget": ["off", 1, None],
     },
     FedMPQConfig: {
         "lasso": [-1.0, NAN, INFINITY, None],

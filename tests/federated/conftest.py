@@ -76,6 +76,19 @@ def _client_computation(problem: Any) -> tff.Computation:
     )
 
 
+def _statistics_by_oracle(problem: Any, state: Any, key: int) -> list[np.ndarray]:
+    """Returns those of the nearest budget that took part, else the common ones."""
+    budgets = sorted(set(problem.budgets.values()))
+    seen = [
+        b for b, known in zip(budgets, state.distributor["has_statistics"]) if known
+    ]
+    if not seen:
+        return list(state.global_model_weights.non_trainable)
+    own = list(problem.budgets.values())[key]
+    row = budgets.index(min(seen, key=lambda budget: abs(budget - own)))
+    return [rows[row] for rows in state.distributor["statistics"]]
+
+
 def _message_by_oracle(problem: Any, state: Any, key: int) -> Any:
     """Returns what the server sends client `key`: Alg. 2, Eq. 3 and 14 in NumPy."""
     weights = problem.split(state.global_model_weights)
@@ -85,6 +98,8 @@ def _message_by_oracle(problem: Any, state: Any, key: int) -> Any:
         problem.spec.layer_sizes,
         list(problem.budgets.values())[key],
     )
+    statistics = _statistics_by_oracle(problem, state, key)
+    others = weights.float_parameters[: -len(statistics)]
     scales = [np.float32(2 * np.abs(kernel).max()) for kernel in weights.kernels]
     packed = []
     for kernel, scale, bits in zip(weights.kernels, scales, bit_widths):
@@ -95,7 +110,7 @@ def _message_by_oracle(problem: Any, state: Any, key: int) -> Any:
     return collections.OrderedDict(
         bit_widths=np.array(bit_widths, np.uint8),
         codes=np.concatenate(packed),
-        float_parameters=tuple(weights.float_parameters),
+        float_parameters=(*others, *statistics),
         scales=np.array(scales, np.float32),
         seed=tf.random.fold_in(round_seed, key).numpy(),
         training_rates=np.array(

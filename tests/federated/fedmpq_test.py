@@ -164,6 +164,7 @@ def test_the_literal_reading_can_be_changed(changes):
         "representation": "offset_binary",
         "scale_rule": "max",
         "error_feedback": False,
+        "statistics_per_budget": False,
         "learning_rate_unit": "code",
         "learning_rate": 0.1,
         "learning_rate_decay": "none",

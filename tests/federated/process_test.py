@@ -135,17 +135,19 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
     process = problem.build(error_feedback=True)
     names, before = recorded_round.participants, recorded_round.before
     output = process.next(before, names)
-    changes = []
-    for name in names:
-        trained = model_by_oracle(problem, recorded_round.results[name].message)
-        sent = model_by_oracle(problem, recorded_round.messages[name])
-        changes.append([new - old for new, old in zip(trained, sent)])
     weights = [problem.budgets[n] * len(problem.examples[n][1]) for n in names]
-    mean_change = [np.average(list(t), axis=0, weights=weights) for t in zip(*changes)]
-    for value, old, change in zip(
-        as_list(problem, output.state), as_list(problem, before), mean_change
-    ):
-        np.testing.assert_allclose(value, old + change, rtol=1e-4, atol=1e-6)
+
+    def mean_model(messages):
+        models = [model_by_oracle(problem, messages[name]) for name in names]
+        return [np.average(list(t), axis=0, weights=weights) for t in zip(*models)]
+
+    trained = mean_model({n: recorded_round.results[n].message for n in names})
+    pairs = zip(as_list(problem, before), trained, mean_model(recorded_round.messages))
+    expected = [old + (new - sent) for old, new, sent in pairs]
+    # Statistics were sent as they are, and come back as they are.
+    expected[-2:] = trained[-2:]
+    for value, wanted in zip(as_list(problem, output.state), expected):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
     # It neither costs bits nor decides about them.
     for name in ("uplink_bits", "downlink_bits", "bit_widths"):
         assert_equal(output.metrics[name], recorded_round.metrics[name])
@@ -409,6 +411,9 @@ def test_a_device_model_computes_with_its_codes(process, recorded_round, problem
     stock = process.global_model(recorded_round.before)
     for layer, kernel in zip(("conv", "classifier"), kernels):
         stock.get_layer(layer).kernel.assign(kernel)
+    statistics = recorded_round.messages[name]["float_parameters"][-2:]
+    for variable, value in zip(stock.non_trainable_variables, statistics):
+        variable.assign(value)
     images, _ = problem.make_examples(6, 3)
     expected = stock(images, training=False)
     np.testing.assert_allclose(device(images, training=False), expected, atol=1e-4)
@@ -465,8 +470,12 @@ def test_model_weights_go_out_and_in(runtime, process, recorded_round):
     doubled = tf.nest.map_structure(lambda value: 2 * value, weights)
     changed = process.set_model_weights(state, doubled)
     assert_equal(process.get_model_weights(changed), doubled)
-    assert_equal(changed.distributor, state.distributor)
-    assert_equal(process.set_model_weights(changed, weights), state)
+    # Statistics of a budget belong to weights that are gone.
+    assert state.distributor["has_statistics"].any()
+    assert not changed.distributor["has_statistics"].any()
+    for name, value in changed.distributor.items():
+        if name != "has_statistics":
+            assert_equal(value, state.distributor[name])
 
 
 # --- seeds ------------------------------------------------------------------

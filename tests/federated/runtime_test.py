@@ -109,6 +109,13 @@ def _processes_with(marker: str, name: bytes = b"") -> list[int]:
     return found
 
 
+def _worker_with(marker: str) -> int:
+    """Returns the worker, whose guard also has its name on the command line."""
+    guards = _processes_with(marker, b"worker_guard")
+    (worker,) = set(_processes_with(marker, b"worker_binary")) - set(guards)
+    return worker
+
+
 def _wait_until_gone(marker: str, name: bytes) -> list[int]:
     """Returns who is still there after at most 5 s."""
     deadline = time.monotonic() + 5
@@ -143,7 +150,7 @@ def test_leaves_nothing_behind(marker):
     for _ in range(2):
         with runtime.local_runtime():
             assert _total([1, 2]) == 3
-            assert len(_processes_with(marker, b"worker_binary")) == 3
+            assert len(_processes_with(marker, b"worker_binary")) == 2
         assert not _processes_with(marker)
         assert _children() == children
         assert tff.framework.get_context_stack().current is before
@@ -156,7 +163,7 @@ def test_nested_runtimes_have_their_own_workers(marker):
             assert _total([1, 2]) == 3
         assert tff.framework.get_context_stack().current is outer
         assert _total([1, 2]) == 3
-        assert len(_processes_with(marker, b"worker_binary")) == 3
+        assert len(_processes_with(marker, b"worker_binary")) == 2
 
 
 def test_worker_outlives_the_thread_that_started_it():
@@ -233,10 +240,7 @@ def test_lost_worker_is_an_error(marker, tmp_path):
     log_path = tmp_path / "worker.log"
     with runtime.local_runtime(log_path=log_path):
         assert _total([1, 2]) == 3
-        # Its two companions have /bin/sh in their command lines.
-        shells = _processes_with(marker, b"/bin/sh")
-        (worker,) = set(_processes_with(marker, b"worker_binary")) - set(shells)
-        os.kill(worker, signal.SIGKILL)
+        os.kill(_worker_with(marker), signal.SIGKILL)
         with pytest.raises(RuntimeError, match="exit status 137") as error:
             _total([1, 2])
     assert str(log_path) in str(error.value)
@@ -267,15 +271,6 @@ def test_worker_that_never_answers(tmp_path, monkeypatch, marker):
     assert not _processes_with(marker)
 
 
-def test_worker_that_dies_once_gets_another_port(tmp_path, monkeypatch):
-    real = runtime._worker_path()
-    flag = tmp_path / "flag"
-    body = f'test -e {flag} && exec {real} "$@"; touch {flag}'
-    _fake_worker(tmp_path, monkeypatch, body)
-    with runtime.local_runtime():
-        assert _total([1, 2]) == 3
-
-
 def test_missing_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(tff, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(RuntimeError, match="Expected TFF's worker at .*reinstall"):
@@ -283,7 +278,93 @@ def test_missing_worker(tmp_path, monkeypatch):
             pytest.fail("entered without a worker")
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+# --- who reaches the worker -------------------------------------------------
+
+
+def _environment_of(pid: int) -> dict[str, str]:
+    content = pathlib.Path(f"/proc/{pid}/environ").read_bytes().decode()
+    return dict(entry.split("=", 1) for entry in content.split("\0") if entry)
+
+
+def _listening_ports(process: str) -> set[int]:
+    """Returns the TCP ports on which somebody listens in a process's network."""
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/{process}/net/{table}").open():
+            fields = line.split()
+            if fields[3] == "0A":  # LISTEN
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def test_nobody_else_reaches_the_worker(marker):
+    before = _listening_ports("self")
+    with runtime.local_runtime():
+        assert _total([1, 2]) == 3
+        worker = _worker_with(marker)
+        assert _listening_ports(str(worker)) == {8000}
+        assert 8000 not in _listening_ports("self") - before
+        (guard,) = _processes_with(marker, b"worker_guard")
+        command = pathlib.Path(f"/proc/{guard}/cmdline").read_bytes().split(b"\0")
+        path = pathlib.Path(command[command.index(b"-S") + 2].decode())
+        assert path.is_socket() and path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert not path.parent.exists()
+
+
+def test_a_shared_network_is_said_and_works(marker, monkeypatch, tmp_path, caplog):
+    text = runtime._GUARD.read_text()
+    forbidden = tmp_path / "worker_guard.py"
+    forbidden.write_text(text.replace("def can_isolate() -> bool:", _FORBIDDEN))
+    monkeypatch.setattr(runtime, "_GUARD", forbidden)
+    with runtime.local_runtime():
+        assert _total([1, 2]) == 3
+    assert "can run code in the TFF worker" in caplog.text
+
+
+_FORBIDDEN = "def can_isolate() -> bool:\n    return False"
+
+
+def test_secrets_stay_with_their_owner(marker, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    with runtime.local_runtime():
+        settings = _environment_of(_worker_with(marker))
+    assert "AWS_SECRET_ACCESS_KEY" not in settings
+    assert settings["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_an_error_after_a_while(marker):
+    with runtime.local_runtime():
+        os.kill(_worker_with(marker), signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match="it is killed"):
+            _total([1, 2])
+
+
+def test_a_forked_child_is_told_why_it_cannot_compute():
+    with runtime.local_runtime() as context:
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                context.executor_factory.create_executor({})
+            except RuntimeError as error:
+                os.write(write_end, str(error).encode())
+            os._exit(0)
+        os.close(write_end)
+        with open(read_end) as answer:
+            assert "forked process" in answer.read()
+        os.waitpid(child, 0)
+
+
+def test_a_log_that_cannot_be_opened(tmp_path):
+    for path in (tmp_path, tmp_path / "missing" / "worker.log"):
+        with pytest.raises(ValueError, match="log_path: .*name a file in a folder"):
+            with runtime.local_runtime(log_path=path):
+                pytest.fail("entered without a log")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "10", None])
 def test_refuses_timeouts_that_are_not_positive(timeout):
     with pytest.raises(ValueError, match="startup_timeout_seconds > 0"):
         with runtime.local_runtime(startup_timeout_seconds=timeout):
@@ -299,9 +380,7 @@ def test_threads_of_an_operation(threads, own, expected, marker, monkeypatch):
     if own is not None:
         monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", own)
     with runtime.local_runtime(intra_op_threads=threads):
-        worker, *_ = _processes_with(marker, b"worker_binary")
-        environment = pathlib.Path(f"/proc/{worker}/environ").read_bytes()
-    settings = dict(e.split("=", 1) for e in environment.decode().split("\0") if e)
+        settings = _environment_of(_worker_with(marker))
     assert settings.get("TF_NUM_INTRAOP_THREADS") == expected
 
 

@@ -151,6 +151,83 @@ def test_sums_are_over_all_clients(results):
     )
 
 
+# --- statistics of each budget ----------------------------------------------
+
+BUDGETS = np.array([2, 4, 2, 6, 4, 8.0])  # The results are of rows 4, 0, 3.
+
+
+def server_of_budgets(**settings) -> Server:
+    scheme = dataclasses.replace(
+        FedMPQConfig(scale_rule="max", **settings).compose(), uplink=UPLINK
+    )
+    return Server(scheme, SPEC, BUDGETS, seed=0)
+
+
+def start(server):
+    shapes = SPEC.trainable_shapes, SPEC.non_trainable_shapes
+    return server.initial_state(
+        *([np.ones(shape, np.float32) for shape in part] for part in shapes)
+    )
+
+
+def sent_statistics(server, state, key):
+    return server.model_for(state, key).float_parameters[-1].numpy()
+
+
+def test_clients_are_sent_the_statistics_of_their_budget(results):
+    server = server_of_budgets()
+    values = [result.message["float_parameters"][-1] for result in results]
+    trained = dict(zip(KEYS, values))
+    sums = functools.reduce(server.accumulate, results, server.zero())
+    state, _ = server.update(start(server), sums)
+    # Nobody of 8 bits took part: 6 bits are the nearest.
+    nearest = {0: 0, 1: 4, 2: 0, 3: 3, 4: 4, 5: 3}
+    for key, source in nearest.items():
+        np.testing.assert_allclose(
+            sent_statistics(server, state, key), trained[source], rtol=1e-6
+        )
+    # The global model has the mean over all clients of the round.
+    expected = np.average(values, axis=0, weights=WEIGHTS)
+    np.testing.assert_allclose(
+        state.global_model_weights.non_trainable[0], expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_clients_of_one_budget_are_averaged_and_others_keep_theirs(results):
+    server = server_of_budgets()
+    first = functools.reduce(server.accumulate, results, server.zero())
+    state, _ = server.update(start(server), first)
+    again = [make_result(2, 3.0, (1, 8)), make_result(0, 5.0, (3, 2))]
+    second = functools.reduce(server.accumulate, again, server.zero())
+    following, _ = server.update(state, second)
+    values = [result.message["float_parameters"][-1] for result in again]
+    np.testing.assert_allclose(
+        sent_statistics(server, following, 0),
+        np.average(values, axis=0, weights=[3, 5]),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    for key in (1, 3):
+        assert_equal(
+            sent_statistics(server, following, key), sent_statistics(server, state, key)
+        )
+
+
+def test_before_anyone_took_part_all_get_the_initial_statistics():
+    server = server_of_budgets()
+    state = start(server)
+    assert all((sent_statistics(server, state, key) == 1).all() for key in range(6))
+
+
+def test_common_statistics_are_an_option(results):
+    server = server_of_budgets(statistics_per_budget=False)
+    sums = functools.reduce(server.accumulate, results, server.zero())
+    state, _ = server.update(start(server), sums)
+    common = state.global_model_weights.non_trainable[0]
+    for key in range(NUM_CLIENTS):
+        assert_close(sent_statistics(server, state, key), common)
+
+
 def test_a_client_that_comes_twice_is_counted_twice(results):
     """By which the process refuses it."""
     sums = add_up([results[0], results[0]])

@@ -46,7 +46,7 @@ def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    checkpoint = killed / "checkpoints" / "round_2"
+    checkpoint = killed / "checkpoints" / "round_2.npz"
     _wait_for(checkpoint.exists, 300, process)
     steps = len((killed / "progress.log").read_text().splitlines())
     _wait_for(
@@ -76,7 +76,7 @@ def test_help_lists_the_settings_of_a_run_and_their_defaults(example):
     text = " ".join(completed.stdout.split())
     for flag in ("--alpha", "--budgets", "--lasso", "--preset", "--dataset"):
         assert flag in text
-    assert "50 (paper), 8 (quick)" in text
+    assert "50 (paper), 18 (quick)" in text
     assert "Default: pruning_growing, only in fedmpq" in text
 
 

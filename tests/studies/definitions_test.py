@@ -110,7 +110,7 @@ def test_mistakes_in_the_file_are_named(tmp_path, change, message):
 
 
 def test_unknown_study_lists_the_known_ones():
-    with pytest.raises(ValueError, match="one_bit, populations, table1, table4"):
+    with pytest.raises(ValueError, match=", one_bit, populations, .*table1, table4"):
         load_study("nothing")
 
 

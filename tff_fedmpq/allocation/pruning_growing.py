@@ -123,8 +123,7 @@ def prune_and_grow_graph(
 ) -> tf.Tensor:
     """Implements `prune_and_grow` on tensors, as an `AllocationPolicy`.
 
-    (float32[N, L], int32[N, L], int64[L], float64[N]) -> int32[N, L]; the graph's
-    `layer_sizes` are known when it is built.
+    (float32[N, L], int32[N, L], int64[L], float64[N]) -> int32[N, L]
     """
     fit = _prune_and_grow_in_order(order)
     fitted = fit(mean_bit_widths, bit_reductions, layer_sizes, budgets)
@@ -216,9 +215,8 @@ def check_layer_sizes(layer_sizes: npt.ArrayLike, num_layers: int) -> np.ndarray
     """Returns weights per layer, int64[L]; ValueError unless whole numbers from 1."""
     sizes = np.asarray(layer_sizes)
     if sizes.shape != (num_layers,) or not num_layers:
-        raise ValueError(
-            f"Expected sizes of {num_layers} layers, at least one; found {sizes.shape}."
-        )
+        expected = f"sizes of {num_layers} layers, at least one"
+        raise ValueError(f"Expected {expected}; found {sizes.shape}.")
     if (sizes < 1).any() or (sizes != np.floor(sizes)).any():
         raise ValueError(f"Sizes are whole numbers, at least one; found {sizes}.")
     if sizes.sum(dtype=np.float64) * MAX_BIT_WIDTH >= 2**62:

@@ -31,7 +31,6 @@ class AQFLConfig(CodeTrainingConfig):
         return cls(**{**literal, **changes})
 
     def compose(self) -> "Scheme":
-        """Returns AQFL as a `Scheme`."""
         from tff_fedmpq.federated.scheme import compose_code_scheme
 
         return compose_code_scheme(self)

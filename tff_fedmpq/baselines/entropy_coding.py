@@ -9,8 +9,6 @@ so that it can be decoded without anything else. Frequencies are the symbols' ow
 brought to 16 bits; a symbol that occurs keeps a frequency above zero.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 
@@ -25,8 +23,7 @@ _PROBABILITY_BITS = 24  # Of constriction's coder.
 def encode(symbols: np.ndarray) -> bytes:
     """Encodes symbols int[n], from -2**15 to 2**15 - 1, as a block.
 
-    Raises:
-      ValueError: If there is no symbol, or they spread over 2**16 values or more.
+    ValueError if there is no symbol, or they spread over 2**16 values or more.
     """
     if not symbols.size:
         raise ValueError("Expected at least one symbol to encode, found none.")
@@ -61,8 +58,7 @@ def symbol_bits(symbols: tf.Tensor) -> tf.Tensor:
 
     It serves graphs, where the coder itself cannot run: the cross-entropy, float32[],
     of the symbols, float32[n] of whole numbers, under the 16-bit frequencies that
-    `encode` would use. The coder keeps a probability of ``2**-24`` for values of the
-    alphabet that do not occur.
+    `encode` would use. The coder keeps a probability of ``2**-24`` for absent values.
     """
     _, _, counts = tf.unique_with_counts(symbols)
     counts = tf.cast(counts, tf.float32)

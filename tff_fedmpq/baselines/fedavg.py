@@ -21,7 +21,6 @@ class FedAvgConfig(LocalTrainingConfig):
     name: ClassVar[str] = "fedavg"
 
     def compose(self) -> "Scheme":
-        """Returns FedAvg as a `Scheme`."""
         from tff_fedmpq.federated.scheme import compose_float_scheme
 
         return compose_float_scheme(self)

@@ -4,8 +4,7 @@ Reisizadeh et al., "FedPAQ: A Communication-Efficient Federated Learning Method 
 Periodic Averaging and Quantization", AISTATS 2020, with QSGD's quantizer
 (`stochastic_quantizer`): ``W <- W + sum_n p_n Q(W_n - W)``.
 
-Deviations: every client has its own number of bits, as in FedMPQ's comparison; the norm
-is the largest magnitude of a tensor by default.
+Deviations: each client has its own number of bits; the default norm is the maximum.
 """
 
 import dataclasses
@@ -33,7 +32,6 @@ class FedPAQConfig(LocalTrainingConfig):
     norm: Norm = "max"
 
     def compose(self) -> "Scheme":
-        """Returns FedPAQ as a `Scheme`."""
         from tff_fedmpq.baselines.update_uplink import ScalarUpdateUplink
         from tff_fedmpq.federated.scheme import compose_float_scheme
 

@@ -1,7 +1,6 @@
 """FPQ8: all clients train and send codes of 8 bits, with activations of 8 bits.
 
-Fixed-precision quantization-aware training whatever a client's budget: the upper bound
-among the quantized schemes of FedMPQ's Table 1.
+Whatever a client's budget: the upper bound among the quantized schemes of Table 1.
 """
 
 import dataclasses
@@ -24,7 +23,6 @@ class FPQ8Config(CodeTrainingConfig):
     activation_bits: Optional[int] = 8
 
     def compose(self) -> "Scheme":
-        """Returns FPQ8 as a `Scheme`."""
         from tff_fedmpq.federated.scheme import compose_code_scheme
 
         return compose_code_scheme(self, common_budget=8.0)

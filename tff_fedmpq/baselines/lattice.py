@@ -1,106 +1,76 @@
 """Subtractive dithered lattice quantization (UVeQFed, arXiv 2006.03262, section III).
 
 A vector ``x`` of L entries, a step ``Delta`` and a dither ``d``, uniform over the
-lattice's Voronoi cell around zero and known at both ends, give the lattice point and
-the restored vector::
+lattice's Voronoi cell around zero and known at both ends, give point p and vector x'::
 
     p = Q(x / Delta + d),        x' = Delta (p - d)
 
-``Q`` is the nearest point. The error ``x' - x`` is uniform over the lattice's Voronoi
-cell times ``Delta``, whatever ``x`` is: per entry its mean square is
-``Delta**2 G V**(2/L)``, V a cell's volume and G its normalised second moment (Conway &
-Sloane 1982).
+``Q`` is the nearest point. The error ``x' - x`` is uniform over that cell times
+``Delta``, whatever ``x`` is: per entry its mean square is ``Delta**2 G V**(2/L)``, V
+the cell's volume and G its normalised second moment (Conway & Sloane 1982).
 
 Two lattices: integers (L = 1, V = 1, G = 1/12), and the hexagonal one (L = 2, generated
 by the columns (2, 0) and (1, sqrt 3), V = 2 sqrt 3, G = 0.0802). A lattice point is
 written as L integers, `coordinates`.
 """
 
-from __future__ import annotations
-
-import abc
+import dataclasses
 import math
+from typing import Callable
 
 import tensorflow as tf
 
 _SQRT3 = math.sqrt(3.0)
 
 
-class Lattice(abc.ABC):
-    """A lattice of `dimension` L, without state; all tensors are float32[n, L]."""
+@dataclasses.dataclass(frozen=True)
+class Lattice:
+    """A lattice of dimension L; its functions map float32[n, L] to float32[n, L]."""
 
     dimension: int
-
-    @abc.abstractmethod
-    def nearest(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the coordinates, whole numbers, of the points nearest to `x`."""
-
-    @abc.abstractmethod
-    def points(self, coordinates: tf.Tensor) -> tf.Tensor:
-        """Returns the points with those coordinates."""
-
-    @abc.abstractmethod
-    def cell(self, uniform: tf.Tensor) -> tf.Tensor:
-        """Maps numbers in [0, 1) to one cell of the lattice, uniformly."""
+    nearest: Callable[[tf.Tensor], tf.Tensor]  # Coordinates of the nearest points.
+    points: Callable[[tf.Tensor], tf.Tensor]  # Points with those coordinates.
+    cell: Callable[[tf.Tensor], tf.Tensor]  # From [0, 1) to one cell, uniformly.
 
 
-class IntegerLattice(Lattice):
-    """The integers; quantization with this lattice is dithered scalar rounding."""
-
-    dimension = 1
-
-    def nearest(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.round(x)
-
-    def points(self, coordinates: tf.Tensor) -> tf.Tensor:
-        return coordinates
-
-    def cell(self, uniform: tf.Tensor) -> tf.Tensor:
-        return uniform
+# The hexagonal lattice, the densest of the plane, is a rectangular one of cells 2 by
+# 2 sqrt 3, and the same shifted by (1, sqrt 3). The point of coordinates (c, r) is
+# (2 c + (r mod 2), sqrt(3) r); for a Gaussian, c and r are nearly independent.
 
 
-class HexagonalLattice(Lattice):
-    """The densest lattice of the plane.
-
-    It is a rectangular lattice of cells 2 by 2 sqrt 3, and the same shifted by
-    (1, sqrt 3). A point in row ``r`` is ``(2 c + (r mod 2), sqrt(3) r)``; its
-    coordinates are ``(c, r)``, which for a Gaussian are nearly independent.
-    """
-
-    dimension = 2
-
-    def nearest(self, x: tf.Tensor) -> tf.Tensor:
-        candidates, distances = [], []
-        for parity in (0.0, 1.0):
-            column = tf.round((x[:, 0] - parity) / 2.0)
-            row = 2.0 * tf.round((x[:, 1] / _SQRT3 - parity) / 2.0) + parity
-            coordinates = tf.stack([column, row], axis=1)
-            difference = x - self.points(coordinates)
-            candidates.append(coordinates)
-            distances.append(tf.reduce_sum(tf.square(difference), axis=1))
-        is_odd = distances[1] < distances[0]
-        return tf.where(is_odd[:, tf.newaxis], candidates[1], candidates[0])
-
-    def points(self, coordinates: tf.Tensor) -> tf.Tensor:
-        column, row = coordinates[:, 0], coordinates[:, 1]
-        parity = tf.math.floormod(row, 2.0)
-        return tf.stack([2.0 * column + parity, _SQRT3 * row], axis=1)
-
-    def cell(self, uniform: tf.Tensor) -> tf.Tensor:
-        u, v = uniform[:, 0], uniform[:, 1]
-        return tf.stack([2.0 * u + v, _SQRT3 * v], axis=1)
+def _nearest_hexagonal(x: tf.Tensor) -> tf.Tensor:
+    candidates, distances = [], []
+    for parity in (0.0, 1.0):
+        column = tf.round((x[:, 0] - parity) / 2.0)
+        row = 2.0 * tf.round((x[:, 1] / _SQRT3 - parity) / 2.0) + parity
+        coordinates = tf.stack([column, row], axis=1)
+        difference = x - _hexagonal_points(coordinates)
+        candidates.append(coordinates)
+        distances.append(tf.reduce_sum(tf.square(difference), axis=1))
+    is_odd = distances[1] < distances[0]
+    return tf.where(is_odd[:, tf.newaxis], candidates[1], candidates[0])
 
 
-INTEGERS = IntegerLattice()
-HEXAGONAL = HexagonalLattice()
+def _hexagonal_points(coordinates: tf.Tensor) -> tf.Tensor:
+    column, row = coordinates[:, 0], coordinates[:, 1]
+    parity = tf.math.floormod(row, 2.0)
+    return tf.stack([2.0 * column + parity, _SQRT3 * row], axis=1)
+
+
+def _hexagonal_cell(uniform: tf.Tensor) -> tf.Tensor:
+    u, v = uniform[:, 0], uniform[:, 1]
+    return tf.stack([2.0 * u + v, _SQRT3 * v], axis=1)
+
+
+INTEGERS = Lattice(1, tf.round, points=lambda x: x, cell=lambda x: x)
+HEXAGONAL = Lattice(2, _nearest_hexagonal, _hexagonal_points, _hexagonal_cell)
 LATTICES: dict[str, Lattice] = {"integer": INTEGERS, "hexagonal": HEXAGONAL}
 
 
 def dither(lattice: Lattice, uniform: tf.Tensor) -> tf.Tensor:
     """Maps numbers in [0, 1) to the Voronoi cell around zero, uniformly: float32[n, L].
 
-    Any cell would serve to whiten the error; with this one, entries of zero stay zero
-    and cost nothing.
+    Any cell would whiten the error; with this one, zeros stay zero and cost nothing.
     """
     in_some_cell = lattice.cell(uniform)
     return in_some_cell - lattice.points(lattice.nearest(in_some_cell))

@@ -1,7 +1,5 @@
 """All schemes by name, without importing TensorFlow."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Callable
 
@@ -13,8 +11,7 @@ from tff_fedmpq.baselines.uveqfed import UVeQFedConfig
 from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 
-# Constructors of configurations, in the order of the paper's Table 1, then literal
-# readings of the paper.
+# Constructors of configurations: the paper's Table 1, then literal readings.
 SCHEMES: Mapping[str, Callable[..., LocalTrainingConfig]] = {
     "fedavg": FedAvgConfig,
     "fedpaq": FedPAQConfig,

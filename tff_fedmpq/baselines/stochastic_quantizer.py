@@ -11,8 +11,6 @@ The norm is the largest magnitude by default: QSGD's L2 norm of a whole tensor m
 almost every entry round to zero (its variance grows with the tensor's size).
 """
 
-from __future__ import annotations
-
 from typing import Callable
 
 import tensorflow as tf

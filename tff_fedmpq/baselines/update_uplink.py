@@ -11,6 +11,7 @@ the round coordinates travel as int16, and the range-coded bytes are counted.
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,8 +19,7 @@ import tensorflow as tf
 
 from tff_fedmpq.baselines import entropy_coding, stochastic_quantizer
 from tff_fedmpq.baselines import lattice as lattices
-from tff_fedmpq.federated import messages
-from tff_fedmpq.federated.messages import Message, Uplink
+from tff_fedmpq.federated.messages import Message, QuantizedWeights, Uplink
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import packing
@@ -34,6 +34,8 @@ _LOG2_STEP_RANGE = (-12.0, 5.0)  # Of the step, in root mean squares.
 _BISECTIONS = 14
 _MAX_COORDINATE = 2.0**15 - 1  # Coordinates are int16.
 _MIN_RANK = 2  # Of tensors that are quantized.
+
+_draw_uniform = functools.partial(tf.random.stateless_uniform, alg="philox")
 
 
 class UpdateUplink(Uplink):
@@ -53,8 +55,8 @@ class UpdateUplink(Uplink):
 
     def encode(
         self,
-        trained: messages.QuantizedWeights,
-        received: messages.QuantizedWeights,
+        trained: QuantizedWeights,
+        received: QuantizedWeights,
         budget: tf.Tensor,
         seed: tf.Tensor,
     ) -> Message:
@@ -74,11 +76,6 @@ class UpdateUplink(Uplink):
 
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
         return tf.nest.map_structure(tf.add, present, mean)
-
-    def count_bits(
-        self, message: Message, headers: Sequence[tf.Tensor] = ()
-    ) -> tf.Tensor:
-        return messages.count_model_bits(message, headers)
 
 
 class ScalarUpdateUplink(UpdateUplink):
@@ -191,7 +188,8 @@ class LatticeUpdateUplink(UpdateUplink):
         def fits(log2_step):
             step = tf.pow(2.0, log2_step)
             coordinates = lattices.quantize(self._lattice, vectors, step, uniform)
-            return self._coded_bits(coordinates) <= max_bits
+            streams = tf.unstack(coordinates, self._lattice.dimension, axis=1)
+            return tf.add_n(list(map(_coded_bits, streams))) <= max_bits
 
         def bisect(low, high):
             middle = (low + high) / 2.0
@@ -209,19 +207,12 @@ class LatticeUpdateUplink(UpdateUplink):
         )
         return tf.pow(2.0, high), some_step_fits
 
-    def _coded_bits(self, coordinates: tf.Tensor) -> tf.Tensor:
-        """Returns a bound on the range-coded size of all coordinates, float32[]."""
-        bits = tf.constant(0.0)
-        for column in range(self._lattice.dimension):
-            symbols = coordinates[:, column]
-            spread = tf.reduce_max(symbols) - tf.reduce_min(symbols) + 1.0
-            overhead = _BLOCK_BITS + _BITS_PER_FREQUENCY * spread
-            bits += entropy_coding.symbol_bits(symbols) + overhead
-        return bits
 
-
-def _draw_uniform(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    return tf.random.stateless_uniform(shape, seed, alg="philox")
+def _coded_bits(symbols: tf.Tensor) -> tf.Tensor:
+    """Returns a bound on the size of symbols float32[n] as a block, float32[]."""
+    spread = tf.reduce_max(symbols) - tf.reduce_min(symbols) + 1.0
+    overhead = _BLOCK_BITS + _BITS_PER_FREQUENCY * spread
+    return entropy_coding.symbol_bits(symbols) + overhead
 
 
 def _shapes_of_tensors(spec: ModelSpec) -> Shapes:

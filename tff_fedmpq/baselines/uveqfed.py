@@ -29,7 +29,6 @@ class UVeQFedConfig(LocalTrainingConfig):
     lattice: Literal["hexagonal", "integer"] = "hexagonal"
 
     def compose(self) -> "Scheme":
-        """Returns UVeQFed as a `Scheme`."""
         from tff_fedmpq.baselines.update_uplink import LatticeUpdateUplink
         from tff_fedmpq.federated.scheme import compose_float_scheme
 

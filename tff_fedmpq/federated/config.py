@@ -51,6 +51,8 @@ def allowed_names(annotation: Any) -> tuple[str, ...]:
 class LocalTrainingConfig:
     """SGD of a client on its own examples, and the client's weight in the average.
 
+    A setting that is out of range or unknown raises ValueError.
+
     Attributes:
       rounds: Rounds of the whole run, over which learning rates decay. None keeps them
         constant. After these rounds a rate that decays stays at its final value.
@@ -64,9 +66,6 @@ class LocalTrainingConfig:
       aggregation_weight: Weight p_n of a client before normalisation: "examples" is
         |D_n|, "budget_and_examples" is v_n |D_n| (FedMPQ, Eq. 15), or a function of
         budget and number of examples, both float32[].
-
-    Raises:
-      ValueError: if a setting is out of range or unknown.
     """
 
     name: ClassVar[str]
@@ -122,6 +121,8 @@ class CodeTrainingConfig(LocalTrainingConfig):
         (2 max|W|, the paper's), or a function of weights, bit-width, representation.
       error_feedback: Whether the server adds clients' changes to its float weights, so
         that quantization errors do not accumulate; False averages the clients' models.
+      statistics_per_budget: Whether the server keeps BatchNorm statistics for each
+        budget, averaged over its clients and sent to them; False keeps common ones.
     """
 
     aggregation_weight: AggregationWeight = "budget_and_examples"
@@ -132,11 +133,13 @@ class CodeTrainingConfig(LocalTrainingConfig):
     representation: Representation = "sign_magnitude"
     scale_rule: ScaleRule = "least_squares"
     error_feedback: bool = True
+    statistics_per_budget: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self.float_learning_rate, "float_learning_rate")
-        check_bool(self.error_feedback, "error_feedback")
+        for name in ("error_feedback", "statistics_per_budget"):
+            check_bool(getattr(self, name), name)
         bits = self.activation_bits
         if bits is not None:
             check_count(bits, "activation_bits")
@@ -153,6 +156,7 @@ LITERAL_CODE_TRAINING: dict[str, Any] = {
     "representation": "offset_binary",
     "scale_rule": "max",
     "error_feedback": False,
+    "statistics_per_budget": False,
     "learning_rate_unit": "code",
     "learning_rate": 0.1,
     "learning_rate_decay": "none",

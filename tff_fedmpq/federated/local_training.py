@@ -26,8 +26,7 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 # (loss of a step, float32[]) -> None; for progress reports only
 OnStep = Callable[[tf.Tensor], None]
 
-# Factor of a learning rate by the fraction of the rounds that are done, float32[]; the
-# cosine's falls from 1 to 0, and stays there.
+# Factor of a learning rate by the fraction of the rounds that are done, float32[].
 DECAYS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "none": tf.ones_like,
     "cosine": lambda done: 0.5 * (1.0 + tf.cos(math.pi * tf.minimum(done, 1.0))),
@@ -94,11 +93,9 @@ class LocalTrainer:
         self._augment = None if augment is None else tf.function(augment)
         self._kernels = quantized_kernels(model)
         self._float_parameters = float_parameter_variables(model)
-        of_kernels, of_others = (rate.initial for rate in config.learning_rates())
+        rates = (rate.initial for rate in config.learning_rates())
         unit = getattr(config, "learning_rate_unit", "weight")
-        self._optimizer = IntegerSGD(
-            of_kernels, of_others, config.momentum, config.weight_decay, unit
-        )
+        self._optimizer = IntegerSGD(*rates, config.momentum, config.weight_decay, unit)
         self._optimizer.build(model.trainable_variables)
 
     @tf.function(autograph=False)
@@ -177,20 +174,17 @@ class LocalTrainer:
             self._on_step(task_loss)
         count = tf.cast(tf.shape(images)[0], tf.float32)
         predicted = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        correct = tf.equal(predicted, tf.cast(labels, tf.int32))
-        return TrainingSums(
-            task_loss * count, tf.reduce_sum(tf.cast(correct, tf.float32)), count
-        )
+        is_correct = tf.equal(predicted, tf.cast(labels, tf.int32))
+        correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
+        return TrainingSums(task_loss * count, correct, count)
 
     def _pruned_weights(self) -> QuantizedWeights:
         """Returns the model's weights without nearly empty top planes (Eq. 13)."""
         layers = []
-        for kernel in self._kernels:
-            layer = kernel.codes.value(), kernel.scale.value(), kernel.bit_width.value()
+        for k in self._kernels:
+            layer = k.codes.value(), k.scale.value(), k.bit_width.value()
             if self._pruning is not None:
-                layer = bit_planes.prune_msb(
-                    kernel.representation, *layer, *self._pruning
-                )
+                layer = bit_planes.prune_msb(k.representation, *layer, *self._pruning)
             layers.append(layer)
         return QuantizedWeights(
             tuple(codes for codes, _, _ in layers),

@@ -20,12 +20,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tff_fedmpq.keras import variables
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
-from tff_fedmpq.keras.variables import (
-    FloatWeights,
-    ModelSpec,
-    float_parameter_variables,
-)
+from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 from tff_fedmpq.quantization import packing
 from tff_fedmpq.quantization.representations import Representation
 from tff_fedmpq.quantization.scales import ScaleRule
@@ -57,9 +54,7 @@ def quantize_weights(
         scales.append(scale_rule(kernel, bit_widths[i], representation))
         codes.append(representation.quantize(kernel, scales[i], bit_widths[i]))
     scales = tf.convert_to_tensor(scales, tf.float32)
-    return QuantizedWeights(
-        tuple(codes), scales, bit_widths, tuple(weights.float_parameters)
-    )
+    return QuantizedWeights(tuple(codes), scales, bit_widths, weights.float_parameters)
 
 
 def dequantize_weights(
@@ -79,7 +74,7 @@ def assign_quantized_weights(model: tf.keras.Model, weights: QuantizedWeights) -
         kernel.codes.assign(weights.codes[i])
         kernel.scale.assign(weights.scales[i])
         kernel.bit_width.assign(weights.bit_widths[i])
-    others = float_parameter_variables(model)
+    others = variables.float_parameter_variables(model)
     for variable, value in zip(others, weights.float_parameters):
         variable.assign(value)
 
@@ -120,17 +115,17 @@ def count_model_bits(message: Message, headers: Sequence[tf.Tensor] = ()) -> tf.
     `headers` are tensors that travel with the message of `pack_model`.
     """
     items = [
-        _size_in_bits([message["codes"]]),
-        _size_in_bits([message["scales"]]),
-        _size_in_bits([message["bit_widths"], *headers]),
-        _size_in_bits(message["float_parameters"]),
+        [message["codes"]],
+        [message["scales"]],
+        [message["bit_widths"], *headers],
+        message["float_parameters"],
     ]
-    return tf.stack(items)
 
+    def size_in_bits(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+        sizes = [tf.size(t, out_type=tf.int64) * t.dtype.size * 8 for t in tensors]
+        return tf.add_n([tf.constant(0, tf.int64), *sizes])
 
-def _size_in_bits(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    sizes = [tf.size(t, out_type=tf.int64) * t.dtype.size * 8 for t in tensors]
-    return tf.add_n([tf.constant(0, tf.int64), *sizes])
+    return tf.stack(list(map(size_in_bits, items)))
 
 
 class Uplink(abc.ABC):
@@ -154,8 +149,7 @@ class Uplink(abc.ABC):
     ) -> Message:
         """Returns the message of a client that received one model and trained another.
 
-        `budget` is the client's bits per weight, float32[]; `seed` the stateless seed
-        of stochastic rounding, int32[2].
+        `budget` is in bits per weight, float32[]; `seed` is stateless, int32[2].
         """
 
     @abc.abstractmethod

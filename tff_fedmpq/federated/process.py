@@ -20,6 +20,7 @@ Only client ids enter a round; a client's examples are read inside the computati
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -78,12 +79,11 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         self, model: tf.keras.Model, state: State, client_id: str
     ) -> None:
         """Sets a model of `device_model` to what another client would receive."""
-        if client_id not in self.client_ids:
-            raise ValueError(
-                f"No client {client_id!r}; clients are {self.client_ids[:10]}."
-            )
-        key = self.client_ids.index(client_id)
-        assign_quantized_weights(model, self._server.model_for(state, key))
+        ids = self.client_ids
+        if client_id not in ids:
+            raise ValueError(f"No client {client_id!r}; clients are {ids[:10]}.")
+        weights = self._server.model_for(state, ids.index(client_id))
+        assign_quantized_weights(model, weights)
 
 
 def build_process(
@@ -108,14 +108,12 @@ def build_process(
       config: Configuration of the scheme, such as `FedMPQConfig`.
       loss: Loss of labels and logits; sparse categorical cross-entropy by default.
       augment: Augmentation of every training batch: (images, seed int32[2]) -> images.
-      dtype_policy: Keras policy of the layers; "mixed_bfloat16" computes faster on
-        processors that have it.
+      dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
       seed: Seed of all randomness in training, except that of layers such as Dropout.
 
     Raises:
-      ValueError: for budgets out of range, clients without data, or a model that is
-        quantized already.
+      ValueError: for budgets out of range, clients without data, a quantized model.
     """
     scheme = config.compose()
     client_ids, budget_values = _check_clients(budgets, client_data, scheme)
@@ -175,7 +173,10 @@ def build_process(
 
     @tff.tensorflow.computation(state_type, get_model_weights.type_signature.result)
     def set_model_weights(state, weights):
-        return state._replace(global_model_weights=weights)
+        distributor = collections.OrderedDict(state.distributor)
+        unknown = tf.zeros_like(distributor["has_statistics"])
+        distributor["has_statistics"] = unknown  # Those of other weights.
+        return state._replace(global_model_weights=weights, distributor=distributor)
 
     computations = initialize, next_fn, get_model_weights, set_model_weights
     return FederatedProcess(computations, server, model, client_ids)
@@ -214,9 +215,8 @@ def _build_key_lookup(client_ids: list[str]) -> tff.Computation:
     @tff.tensorflow.computation(tff.TensorType(np.str_))
     def key_of(client_id):
         matches = tf.equal(tf.constant(client_ids), client_id)
-        known = tf.debugging.Assert(
-            tf.reduce_any(matches), ["No budget was given for client", client_id]
-        )
+        problem = ["No budget was given for client", client_id]
+        known = tf.debugging.Assert(tf.reduce_any(matches), problem)
         with tf.control_dependencies([known]):
             return tf.reshape(tf.argmax(matches, output_type=tf.int32), [1])
 

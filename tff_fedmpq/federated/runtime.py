@@ -2,17 +2,10 @@
 
 TFF runs computations in a C++ server, `worker_binary`. That of its default context
 inherits stdout and outlives a Python that is killed: `python train.py | tee log` may
-never end. Here the worker cannot outlive Python:
-
-    Python --(pipe: nothing is ever written to it)--> watcher --SIGKILL--> worker
-       '--------- child, reaped by Python ---> sh ---- parent of both -------'
-
-When Python ends, in whatever way, the kernel closes the pipe's only write end; the
-watcher reads end-of-file and kills the worker, and `sh` reaps both. (PR_SET_PDEATHSIG
-would depend on the thread that started the worker.)
-
-The worker has no authentication and listens on all interfaces: on a shared network its
-port belongs behind a firewall.
+never end. It also listens on all interfaces, and executes any graph for anyone. Here
+`worker_guard` keeps the worker in a network of its own, reached through a Unix socket
+that only its user may open, and kills it when Python ends, in whatever way. Of the
+environment the worker gets only what it needs (`_PASSED_ON`).
 """
 
 from __future__ import annotations
@@ -21,40 +14,41 @@ import contextlib
 import os
 import pathlib
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import grpc
+from absl import logging
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.files import PathLike
 from tff_fedmpq.processor import onednn_environment
 
-# A background job of a non-interactive sh reads /dev/null unless redirected, hence the
-# detour over descriptor 3. `read` is a builtin: the watcher is one process. sh itself
-# drops stderr, or each log would end with its message "Killed".
-_WRAPPER_SCRIPT = """
-exec 3<&0
-"$@" </dev/null 3<&- & worker=$!
-{ read -r _; kill -9 $worker; } <&3 3<&- 2>/dev/null & watcher=$!
-exec </dev/null 3<&- 2>/dev/null
-wait $worker; status=$?
-kill -9 $watcher; wait $watcher
-exit $status
-"""
-
+# Prefixes of the variables that the worker and the guard need.
+_PASSED_ON = (
+    "CUDA", "DNNL", "GRPC", "HOME", "KMP", "LANG", "LC_", "LD_", "MALLOC", "NVIDIA",
+    "OMP", "ONEDNN", "PATH", "TEMP", "TF_", "TFF_", "TMP", "TZ", "XLA",
+)  # fmt: skip
 _CHANNEL_OPTIONS = [
     # Model states and client data travel in one message; gRPC's default is 4 MB.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A proxy configured for the internet must not get the loopback traffic.
+    # A proxy configured for the internet must not get the traffic.
     ("grpc.enable_http_proxy", 0),
+    # A worker that hangs ends a call; more frequent questions are refused by gRPC.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 60_000),
 ]
-_PORT_ATTEMPTS = 3
+_GUARD = pathlib.Path(__file__).with_name("worker_guard.py")
+_SHARED_NETWORK = (
+    "This system allows no network namespaces: everyone who reaches this machine can "
+    "run code in the TFF worker, as you. Allow user namespaces, or close its ports."
+)
+_ANSWER_SECONDS = 60.0  # How long a worker may take to answer between computations.
 _LOG_TAIL_BYTES = 3000
 
 
@@ -71,8 +65,7 @@ def local_runtime(
     thread, another thread has to `tff.framework.get_context_stack().install` it itself.
 
     Args:
-      log_path: File to which the worker's output is appended; by default it is kept
-        only to be quoted in error messages.
+      log_path: File to append the worker's output to; None keeps it for errors only.
       startup_timeout_seconds: How long the worker may take until it answers.
       intra_op_threads: How many threads share one TensorFlow operation; None = as many
         as there are cores. See `threads_per_client`.
@@ -106,9 +99,8 @@ def local_async_runtime(
 ) -> Iterator[tff.program.NativeFederatedContext]:
     """`local_runtime` for federated programs, such as `tff.learning.programs`.
 
-    The yielded context is asynchronous: a computation returns value references, which
-    `await tff.program.materialize_value(...)` turns into values. Arguments and errors
-    are those of `local_runtime`.
+    Computations return value references; `await tff.program.materialize_value(...)`
+    gives their values. Arguments and errors are those of `local_runtime`.
     """
     with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
         native = tff.framework.AsyncExecutionContext(**worker.context_arguments())
@@ -120,9 +112,9 @@ def local_async_runtime(
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
     """A stub that can be closed and lets values outlive their worker."""
 
-    def __init__(self, port: int):
+    def __init__(self, path: str):
         self.is_closed = False
-        self._own_channel = grpc.insecure_channel(f"127.0.0.1:{port}", _CHANNEL_OPTIONS)
+        self._own_channel = grpc.insecure_channel(f"unix:{path}", _CHANNEL_OPTIONS)
         super().__init__(self._own_channel)
 
     def close(self) -> None:
@@ -138,23 +130,25 @@ class _Worker:
     """One worker process and the channel to it."""
 
     def __init__(self, log: IO[bytes], intra_op_threads: int | None):
-        path = _worker_path()
         self._log, self._log_start = log, os.fstat(log.fileno()).st_size
-        self._port_holder = _reserve_port()
-        self._port = self._port_holder.getsockname()[1]
-        command = [str(path), f"--port={self._port}"]
+        self._owner, self._stub = os.getpid(), None
+        self._folder = tempfile.TemporaryDirectory(prefix="tff-")  # Of mode 0700.
+        self._socket = os.path.join(self._folder.name, "worker")
         # The C library gives every thread an arena, and the worker's many threads fill
         # them one by one: its memory grew for hundreds of rounds.
         settings = {"MALLOC_ARENA_MAX": "2", **onednn_environment()}
         if intra_op_threads is not None:
             settings["TF_NUM_INTRAOP_THREADS"] = str(intra_op_threads)
+        # What the user has set comes first.
+        settings |= {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
+        guard = [sys.executable, "-I", "-S", str(_GUARD), self._socket]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _WRAPPER_SCRIPT, "tff-worker-wrapper", *command],
+            [*guard, str(_worker_path())],
             stdin=subprocess.PIPE,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=log,
             bufsize=0,
-            env={**settings, **os.environ},  # What the user has set comes first.
+            env=settings,
             # Ctrl-C is for Python, which then stops the worker in good order.
             start_new_session=True,
         )
@@ -162,23 +156,23 @@ class _Worker:
         # A child made by os.fork() (multiprocessing on Linux) inherits the pipe's write
         # end, and would keep the worker alive after Python.
         os.register_at_fork(after_in_child=self._pipe.close)
-        self._stub: Any = None
+        with cast(IO[bytes], self._process.stdout) as output:
+            if output.readline() == b"shared\n":
+                logging.warning(_SHARED_NETWORK)
 
     def wait_until_ready(self, deadline: float) -> bool:
         """Returns whether the worker answers before `time.monotonic() == deadline`."""
         while self.exit_status() is None and time.monotonic() < deadline:
-            if self._stub is None:
-                # gRPC itself would try at once and then again only after a second.
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", self._port), 1.0).close()
-                    self._stub = _Stub(self._port)
-            elif self._stub.is_ready:
+            # gRPC itself would try at once and then again only after a second.
+            if self._stub is None and os.path.exists(self._socket):
+                self._stub = _Stub(self._socket)
+            if self._stub is not None and self._stub.is_ready:
                 return True
             time.sleep(0.02)
         return False
 
     def exit_status(self) -> int | None:
-        """Returns sh's: 128 + n after a death by signal n, None while it runs."""
+        """Returns 128 + n after a death by signal n, None while the worker runs."""
         return self._process.poll()
 
     def error(self, event: str) -> RuntimeError:
@@ -206,10 +200,17 @@ class _Worker:
     def _create_executor(self, cardinalities: dict[Any, int]) -> Any:
         if self._stub.is_closed:
             raise RuntimeError("The block of this TFF context's runtime has been left.")
+        if os.getpid() != self._owner:
+            raise RuntimeError(
+                "A forked process cannot use its parent's TFF worker: enter a runtime "
+                "of its own in it, or start it by multiprocessing's method 'spawn'."
+            )
         # TFF retries a call that lost its worker for ever, but asks for a new
         # executor before each trial: the place to end it.
         if self.exit_status() is not None:
             raise self.error("The TFF worker ended while it was in use")
+        if not self.wait_until_ready(time.monotonic() + _ANSWER_SECONDS):
+            raise self.error("The TFF worker does not answer any more")
         executor = tff.framework.RemoteExecutor(self._stub)
         executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
         return executor
@@ -228,7 +229,7 @@ class _Worker:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
-            self._port_holder.close()
+            self._folder.cleanup()
 
 
 @contextlib.contextmanager
@@ -236,33 +237,35 @@ def _owned_worker(
     log_path: PathLike | None, timeout: float, intra_op_threads: int | None
 ) -> Iterator[_Worker]:
     """A worker that is ready inside the block and gone after it."""
-    if not timeout > 0:
+    if not (isinstance(timeout, (int, float)) and timeout > 0):
         raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
     if intra_op_threads is not None and intra_op_threads < 1:
         raise ValueError(f"Expected intra_op_threads >= 1, got {intra_op_threads}")
     deadline = time.monotonic() + timeout
-    with tempfile.TemporaryFile() if log_path is None else open(log_path, "a+b") as log:
-        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
-            worker = _Worker(log, intra_op_threads)
-            try:
-                if worker.wait_until_ready(deadline):
-                    yield worker
-                    return
-                if worker.exit_status() is None:
-                    event = f"did not answer within startup_timeout_seconds={timeout}"
-                    raise worker.error(f"The TFF worker {event}")
-                # It ends when its port is taken: another port may do.
-                if not attempts_left:
+    with _open_log(log_path) as log:
+        worker = _Worker(log, intra_op_threads)
+        try:
+            if not worker.wait_until_ready(deadline):
+                if worker.exit_status() is not None:
                     raise worker.error("The TFF worker ended while starting")
-            finally:
-                worker.stop()
+                event = f"did not answer within startup_timeout_seconds={timeout}"
+                raise worker.error(f"The TFF worker {event}")
+            yield worker
+        finally:
+            worker.stop()
+
+
+def _open_log(path: PathLike | None) -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile() if path is None else open(path, "a+b")
+    except OSError as error:
+        raise ValueError(f"log_path: {error}; name a file in a folder.") from None
 
 
 def _compile(computation: tff.Computation) -> tff.Computation:
     """Compiles a computation as TFF does, without optimizing its graphs here.
 
-    The worker's TensorFlow optimizes them before it runs them; doing it here too takes
-    about as long as building the process.
+    The worker's TensorFlow does so anyway; here it takes as long as building a process.
     """
     block = computation.to_building_block()
     block, _ = tff.tensorflow.replace_intrinsics_with_bodies(block)
@@ -281,16 +284,3 @@ def _worker_path() -> pathlib.Path:
             "tensorflow-federated==0.87.0 (its wheel exists for Linux x86_64)."
         )
     return path
-
-
-def _reserve_port() -> socket.socket:
-    """Returns a bound socket that keeps its port from everyone but the worker.
-
-    gRPC servers listen with SO_REUSEPORT, so two workers given one port would both
-    start and share each other's calls. The kernel gives a bound port, even if nobody
-    listens, to no one who asks for a free one; the worker asks for it by number.
-    """
-    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    holder.bind(("", 0))
-    return holder

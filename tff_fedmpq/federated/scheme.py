@@ -5,8 +5,7 @@
   x client-to-server encoding an `Uplink`
   x bit-widths                an `AllocationPolicy`
 
-A configuration's `compose` fills one in, and `process.build_process` makes a
-`tff.learning.templates.LearningProcess` of it.
+A configuration's `compose` makes one, `process.build_process` a learning process of it.
 """
 
 from __future__ import annotations
@@ -23,13 +22,7 @@ from tff_fedmpq.federated.local_training import Pruning
 from tff_fedmpq.federated.messages import ModelChangeUplink, ModelUplink, Uplink
 from tff_fedmpq.keras.conversion import quantize_model
 from tff_fedmpq.lookup import lookup
-from tff_fedmpq.quantization.representations import (
-    MAX_BIT_WIDTH,
-    SIGN_MAGNITUDE,
-    Representation,
-    get_representation,
-)
-from tff_fedmpq.quantization.scales import ScaleRule, get_scale_rule
+from tff_fedmpq.quantization import representations, scales
 
 # (budget in bits float32[], number of examples float32[]) -> p_n, before normalisation
 AggregationWeight = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -43,8 +36,8 @@ AGGREGATION_WEIGHTS: Mapping[str, AggregationWeight] = {
 class WeightQuantization(NamedTuple):
     """Quantization of kernels at the server."""
 
-    representation: Representation
-    scale_rule: ScaleRule
+    representation: representations.Representation
+    scale_rule: scales.ScaleRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +54,7 @@ class Scheme:
       lasso: Coefficient lambda of the group Lasso.
       pruning: MSB pruning; None prunes nothing.
       allocation: Rule of clients' bit-widths, from the average of the last round.
+      statistics_per_budget: Whether each budget has BatchNorm statistics of its own.
       common_budget: Bits per weight of every client, whatever its own budget.
       min_budget: Smallest budget that the scheme can serve, in bits per weight.
     """
@@ -74,6 +68,7 @@ class Scheme:
     lasso: float = 0.0
     pruning: Pruning | None = None
     allocation: AllocationPolicy = uniform_bit_widths
+    statistics_per_budget: bool = False
     common_budget: float | None = None
     min_budget: float = 1.0
 
@@ -90,10 +85,11 @@ class Scheme:
         self, model: tf.keras.Model, dtype_policy: str | None = None
     ) -> tf.keras.Model:
         """Returns a float model as clients train it; weights are assigned later."""
-        representation = self.weights.representation if self.weights else SIGN_MAGNITUDE
+        default = representations.SIGN_MAGNITUDE
+        representation = self.weights.representation if self.weights else default
         return quantize_model(
             model,
-            MAX_BIT_WIDTH if self.weights else None,
+            representations.MAX_BIT_WIDTH if self.weights else None,
             self.activation_bits,
             representation=representation.name,
             lasso=self.lasso,
@@ -113,13 +109,15 @@ def compose_code_scheme(config: CodeTrainingConfig, **parts: Any) -> Scheme:
       config: Settings of local training.
       **parts: Fields of `Scheme` that these do not decide.
     """
-    representation = get_representation(config.representation)
+    representation = representations.get_representation(config.representation)
+    scale_rule = scales.get_scale_rule(config.scale_rule)
     uplink = ModelChangeUplink if config.error_feedback else ModelUplink
     return _compose(
         config,
         uplink(representation),
-        weights=WeightQuantization(representation, get_scale_rule(config.scale_rule)),
+        weights=WeightQuantization(representation, scale_rule),
         activation_bits=config.activation_bits,
+        statistics_per_budget=config.statistics_per_budget,
         **parts,
     )
 
@@ -129,11 +127,10 @@ def compose_float_scheme(
 ) -> Scheme:
     """Returns a scheme of float training, told apart from others by its uplink.
 
-    Without an uplink clients send the float model. `min_budget` is the smallest budget
-    that the uplink can serve.
+    Without an uplink clients send the float model. `min_budget` is that of `Scheme`.
     """
     # A float model has no codes, so the representation has no effect.
-    uplink = uplink or ModelUplink(SIGN_MAGNITUDE)
+    uplink = uplink or ModelUplink(representations.SIGN_MAGNITUDE)
     return _compose(config, uplink, min_budget=min_budget)
 
 

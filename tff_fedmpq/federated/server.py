@@ -9,9 +9,12 @@ A client's bit-widths are computed when it is selected, from the average of the 
 round, the bits that its own training pruned last, and its budget: clients that take
 part for the first time also profit from what the others found. Client results are added
 one at a time, so the server never holds more than one client's model beside its own.
-"""
 
-from __future__ import annotations
+Activations of coarser weights have other means and variances, so BatchNorm statistics
+are averaged over the clients of each budget and sent to these. A budget of which no
+client took part yet gets those of the nearest one that did. The global model has the
+average over the clients of the last round, whatever their budget.
+"""
 
 import collections
 import dataclasses
@@ -45,6 +48,8 @@ class RoundSums(NamedTuple):
     uplink_bits: Any  # Size of what each client sent, int64[N, 4].
     downlink_bits: Any  # Size of what each client received, int64[N, 4].
     symbols: Any  # To entropy-code, int16[N, streams, symbols].
+    statistics: Sequence[Any]  # Sums of p_n times statistics by budget, [G, ...] each.
+    budget_weights: Any  # Sums of p_n by budget, float32[G].
 
     @property
     def is_empty(self) -> tf.Tensor:
@@ -77,6 +82,18 @@ class Server:
     budgets: np.ndarray  # Bits per weight of each client, float64[N].
     seed: int  # Of all clients' training.
 
+    @property
+    def _levels(self) -> np.ndarray:
+        """Budgets that have statistics of their own, ascending, float64[G]."""
+        own = self.scheme.statistics_per_budget
+        return np.unique(self.budgets) if own else self.budgets[:1]
+
+    def _level_of(self, key: Any) -> tf.Tensor:
+        """Returns the index of a client's budget among `_levels`, int64[]."""
+        if not self.scheme.statistics_per_budget:
+            return tf.constant(0, tf.int64)
+        return tf.gather(np.searchsorted(self._levels, self.budgets), key)
+
     def initial_state(
         self, trainable: Sequence[np.ndarray], non_trainable: Sequence[np.ndarray]
     ) -> State:
@@ -84,13 +101,18 @@ class Server:
 
         Its distributor holds ``round`` int32[]; ``mean_bit_widths`` float32[L], the
         average of the last round, 0 before the first; and ``bit_reductions`` int32[N,
-        L], the bits that each client's training pruned when it last took part.
+        L], the bits that each client's training pruned when it last took part. For G
+        budgets, ``statistics`` holds float32[G, ...] for each tensor of statistics, and
+        ``has_statistics`` bool[G] whether a client of the budget took part.
         """
-        num_layers = len(self.spec.kernel_shapes)
+        num_layers, num_budgets = len(self.spec.kernel_shapes), len(self._levels)
+        copies = [np.stack(num_budgets * [value]) for value in non_trainable]
         distributor = collections.OrderedDict(
             bit_reductions=tf.zeros([len(self.budgets), num_layers], tf.int32),
+            has_statistics=tf.zeros([num_budgets], tf.bool),
             mean_bit_widths=tf.zeros([num_layers]),
             round=tf.constant(0),
+            statistics=list(map(tf.constant, copies)),
         )
         model = tff.learning.models.ModelWeights(
             list(map(tf.constant, trainable)), list(map(tf.constant, non_trainable))
@@ -115,7 +137,10 @@ class Server:
 
     def model_for(self, state: State, key: Any) -> messages.QuantizedWeights:
         """Returns the model of the client of row `key`, at its own bit-widths."""
-        weights = self.float_weights(state)
+        level = self._level_of(key)
+        statistics = [rows[level] for rows in self._statistics(state)]
+        trainable = tuple(state.global_model_weights.trainable)
+        weights = self.spec.split(trainable, statistics)
         bit_widths = self.bit_widths(state, [key])[0]
         if self.scheme.weights is None:
             others = weights.float_parameters
@@ -138,6 +163,17 @@ class Server:
         means = tf.where(mean > 0, mean, uniform)
         return self.scheme.allocation(means, reductions, self.spec.layer_sizes, budgets)
 
+    def _statistics(self, state: State) -> list[tf.Tensor]:
+        """Returns what clients of each budget are sent, float32[G, ...] each."""
+        common = state.global_model_weights.non_trainable
+        known = state.distributor["has_statistics"]
+        distances = np.abs(self._levels[:, np.newaxis] - self._levels)
+        nearest = tf.argmin(tf.where(known, distances, np.inf), axis=1)
+        return [
+            tf.where(tf.reduce_any(known), tf.gather(rows, nearest), value)
+            for rows, value in zip(state.distributor["statistics"], common)
+        ]
+
     def float_weights(self, state: State) -> FloatWeights:
         """Returns the global model of a state."""
         weights = state.global_model_weights
@@ -159,11 +195,15 @@ class Server:
             tf.zeros([num_clients, num_items], tf.int64),
             tf.zeros([num_clients, num_items], tf.int64),
             tf.zeros([num_clients, *self.scheme.uplink.symbols_shape(spec)], tf.int16),
+            [tf.zeros([len(self._levels), *s]) for s in spec.non_trainable_shapes],
+            tf.zeros([len(self._levels)]),
         )
 
     def accumulate(self, sums: RoundSums, result: ClientResult) -> RoundSums:
         """Returns the sums with one more client."""
         decoded = self.scheme.uplink.decode(result.message, self.spec)
+        _, statistics = self.spec.join(decoded)
+        level = self._level_of(result.key)
 
         def add_weighted(total: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
             return total + result.weight * tf.cast(value, tf.float32)
@@ -184,6 +224,11 @@ class Server:
             add_row(sums.uplink_bits, result.uplink_bits),
             add_row(sums.downlink_bits, result.downlink_bits),
             add_row(sums.symbols, result.symbols),
+            [
+                tf.tensor_scatter_nd_add(rows, [[level]], [result.weight * value])
+                for rows, value in zip(sums.statistics, statistics)
+            ],
+            tf.tensor_scatter_nd_add(sums.budget_weights, [[level]], [result.weight]),
         )
 
     def update(self, state: State, sums: RoundSums) -> tuple[State, Mapping[str, Any]]:
@@ -208,22 +253,51 @@ class Server:
             took_part = sums.participations[:, tf.newaxis] > 0
             pruned = self.bit_widths(state) - sums.bit_widths
             reductions = tf.where(took_part, pruned, bits["bit_reductions"])
+            rows = self._next_statistics(state, sums)
         distributor = collections.OrderedDict(
-            bit_reductions=reductions, mean_bit_widths=means, round=bits["round"] + 1
+            bit_reductions=reductions,
+            has_statistics=bits["has_statistics"] | (sums.budget_weights > 0),
+            mean_bit_widths=means,
+            round=bits["round"] + 1,
+            statistics=rows,
         )
-        model = tff.learning.models.ModelWeights(*map(list, self.spec.join(weights)))
+        shares = tf.math.divide_no_nan(sums.budget_weights, sums.total_weight)
+        common = [
+            unless_empty(tf.tensordot(shares, new, 1), old)
+            for new, old in zip(rows, state.global_model_weights.non_trainable)
+        ]
+        trainable, _ = self.spec.join(weights)
+        model = tff.learning.models.ModelWeights(list(trainable), common)
         next_state = state._replace(global_model_weights=model, distributor=distributor)
         return next_state, measurements(sums, self.bit_widths(next_state))
+
+    def _next_statistics(self, state: State, sums: RoundSums) -> list[tf.Tensor]:
+        """Returns the statistics of each budget after a round, float32[G, ...] each."""
+
+        def by_budget(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+            return tf.reshape(values, [-1] + [1] * (like.shape.rank - 1))
+
+        means = [
+            tf.math.divide_no_nan(rows, by_budget(sums.budget_weights, rows))
+            for rows in sums.statistics
+        ]
+        following = self.scheme.uplink.apply(
+            FloatWeights((), self._statistics(state)), FloatWeights((), means)
+        )
+        return [
+            tf.where(by_budget(sums.budget_weights > 0, old), new, old)
+            for new, old in zip(
+                following.float_parameters, state.distributor["statistics"]
+            )
+        ]
 
 
 def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
     """Returns a round's measurements.
 
-    client_work.train: loss and accuracy (float32[]) over all steps of all clients, and
-      the number of examples.
+    client_work.train: loss, accuracy and num_examples of all steps, float32[] each.
     participations: 1 for the round's clients, int32[N].
-    uplink_bits, downlink_bits: sizes by `messages.BIT_ITEMS`, int64[N, 4], counted from
-      the tensors that travelled.
+    uplink_bits, downlink_bits: sizes of messages by `messages.BIT_ITEMS`, int64[N, 4].
     uplink_symbols: symbols to entropy-code, int16[N, streams, symbols], which
       `uplink_bits` counts as int16; empty for schemes without entropy coding.
     mean_bit_widths: average bits per weight after training, float32[L].

@@ -1,7 +1,5 @@
 """Waiting for what TFF's program managers do asynchronously."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor

@@ -5,11 +5,9 @@ names, computed with the dequantized kernel. Additional arguments:
 
 * ``bit_width``: Initial bits per weight, 1 to 8; training may change them. None keeps
   a float kernel: the layer is then the stock layer.
-* ``activation_bits``: Bits of the layer's ReLU output, 1 to 8, clipped to [0, 6]; None
-  leaves it in float.
+* ``activation_bits``: Bits of the ReLU output in [0, 6], 1 to 8; None leaves it float.
 * ``representation``, ``scale_rule``: Names in `tff_fedmpq.quantization`.
-* ``lasso_strength``: Coefficient of the group Lasso over the kernel's bit planes
-  (Eq. 11), ``lambda M_l / M``.
+* ``lasso_strength``: Coefficient ``lambda M_l / M`` of the group Lasso (Eq. 11).
 
 `QuantReLU` is a ReLU of k bits as a separate layer.
 """
@@ -139,8 +137,7 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         name, bit_width = self._kernel_name, self.bit_width
         representation = self._representation
         scale_rule = scales.get_scale_rule(self.scale_rule)
-        if initializer is not None:
-            initializer = _with_seed(initializer)
+        initial: Any = "zeros", "ones"
 
         # Variables may be initialized outside of the graph under construction, so each
         # initial value is computed separately; a seeded initializer repeats its values.
@@ -154,9 +151,9 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         def initial_codes(shape=None, dtype=None) -> tf.Tensor:
             return representation.quantize(*initial_weights(), tf.constant(bit_width))
 
-        initial: Any = ("zeros", "ones")
         if initializer is not None:
-            initial = (initial_codes, initial_scale)
+            initializer = _with_seed(initializer)
+            initial = initial_codes, initial_scale
         initial_bits = tf.keras.initializers.Constant(bit_width)
         # Not cast automatically: a bfloat16 scale would change every weight.
         fixed = {"trainable": False, "experimental_autocast": False}
@@ -223,12 +220,10 @@ class QuantReLU(tf.keras.layers.Layer):
         self, activation_bits: int = 4, clip_value: float = CLIP_VALUE, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        self.activation_bits = representations.check_bit_width(
-            activation_bits, "activation_bits"
-        )
+        bits = representations.check_bit_width(activation_bits, "activation_bits")
         if not clip_value > 0:
             raise ValueError(f"clip_value has to be above 0, found {clip_value!r}.")
-        self.clip_value = clip_value
+        self.activation_bits, self.clip_value = bits, clip_value
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return quantized_relu(inputs, self.activation_bits, self.clip_value)

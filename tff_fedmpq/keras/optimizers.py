@@ -9,8 +9,7 @@ With `learning_rate_unit="weight"` a weight moves by eta times its gradient, as 
 whatever its scale and bit-width. With "code" (Eq. 6-10 as printed), a weight of scale
 ``s`` moves by ``eta s**2 / 3 * (2**b + 1) / (2**b - 1)`` times its gradient. For
 Gaussian weights of standard deviation sigma at least-squares scales, that is 2.5, 5, 10
-and 21 eta sigma**2 at 1, 2, 4 and 8 bits: far less than SGD's usual 0.1 in a wide
-layer.
+and 21 eta sigma**2 at 1, 2, 4 and 8 bits: in a wide layer far below SGD's usual 0.1.
 """
 
 from __future__ import annotations
@@ -145,8 +144,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
     ) -> None:
         """Moves codes by their momentum buffer; subclasses may override it.
 
-        `velocity` is of ``dL/du``, float32 of the shape of the codes, and `index` their
-        position among the trainable variables.
+        `velocity`, float32, is of ``dL/du``; `index` numbers the trainable variables.
         """
         uniform = self._draw_uniform(velocity.shape, index)
         rate = self._rate_of_codes(kernel)

@@ -8,8 +8,6 @@ a straight-through gradient, float32, from reading the weights (FedMPQ, Eq. 5)::
 `IntegerSGD` makes integer steps of it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Callable
 
@@ -64,9 +62,7 @@ class QuantizedKernel:
     def value(self) -> tf.Tensor:
         """Returns the weights, float32, with the straight-through gradient."""
         step, levels = self.step_and_levels()
-        return attach_code_gradient(
-            self.codes, step * levels, lambda upstream: step * upstream
-        )
+        return attach_code_gradient(self.codes, step * levels, lambda dw: step * dw)
 
     def quantize(self, weights: tf.Tensor) -> None:
         """Sets scale and codes to weights, float32 of the kernel's shape."""

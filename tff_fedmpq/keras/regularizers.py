@@ -1,7 +1,5 @@
 """Group Lasso over the bit planes of a quantized kernel, as a Keras loss."""
 
-from __future__ import annotations
-
 import tensorflow as tf
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, attach_code_gradient
@@ -13,12 +11,10 @@ def bit_plane_lasso(kernel: QuantizedKernel, lasso_strength: float) -> tf.Tensor
 
     The strength is ``lambda M_l / M``; see `group_lasso.code_gradient`.
     """
-    codes, bit_width = kernel.codes.value(), kernel.bit_width.value()
-    penalty = group_lasso.penalty(kernel.representation, codes, bit_width)
+    layer = kernel.representation, kernel.codes.value(), kernel.bit_width.value()
+    penalty = group_lasso.penalty(*layer)
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        return upstream * group_lasso.code_gradient(
-            kernel.representation, codes, bit_width, lasso_strength
-        )
+        return upstream * group_lasso.code_gradient(*layer, lasso_strength)
 
     return attach_code_gradient(kernel.codes, lasso_strength * penalty, gradient)

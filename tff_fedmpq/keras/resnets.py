@@ -2,8 +2,7 @@
 
 Three stages of n blocks have 16, 32 and 64 filters; the second and third start with
 stride 2. Deviation: where the number of filters changes, the shortcut is a 1x1
-convolution (the paper's option B, 1 % more weights) instead of a strided slice with
-zero padding (option A).
+convolution (option B, 1 % more weights), not a strided and padded slice (option A).
 """
 
 from __future__ import annotations

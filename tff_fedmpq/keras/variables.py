@@ -24,32 +24,20 @@ _MAX_LAYER_SIZE = 2**28  # At 8 bits, 2**31 bits overflow an int32.
 
 
 class FloatWeights(NamedTuple):
-    """Weights of a model in float32.
+    """Weights of a model in float32."""
 
-    Attributes:
-      kernels: Kernels of the L quantized layers.
-      float_parameters: All other weights: trainable ones, then the others.
-    """
-
-    kernels: Sequence[Any]
-    float_parameters: Sequence[Any]
+    kernels: Sequence[Any]  # Of the L quantized layers.
+    float_parameters: Sequence[Any]  # All other weights, trainable ones first.
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Shapes of a model's weights, and which of them are quantized.
+    """Shapes of a model's weights, and which of them are quantized."""
 
-    Attributes:
-      kernel_names: Names of the L quantized layers.
-      trainable_shapes: Shapes of all trainable weights, including kernels.
-      is_kernel: Whether each trainable weight is a kernel.
-      non_trainable_shapes: Shapes of all other float weights.
-    """
-
-    kernel_names: tuple[str, ...]
-    trainable_shapes: tuple[tuple[int, ...], ...]
-    is_kernel: tuple[bool, ...]
-    non_trainable_shapes: tuple[tuple[int, ...], ...]
+    kernel_names: tuple[str, ...]  # Of the L quantized layers.
+    trainable_shapes: tuple[tuple[int, ...], ...]  # Including kernels.
+    is_kernel: tuple[bool, ...]  # Whether each trainable weight is a kernel.
+    non_trainable_shapes: tuple[tuple[int, ...], ...]  # Of all other float weights.
 
     @classmethod
     def from_model(cls, model: tf.keras.Model) -> ModelSpec:

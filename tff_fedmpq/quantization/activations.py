@@ -3,8 +3,7 @@
     forward:   q(x) = r * round(clip(x, 0, c) / r),   r = c / (2**k - 1)
     backward:  dq/dx = 1 where 0 < x < c, else 0
 
-FedMPQ does not state the range; it is fixed at ``c = 6`` as in ReLU6, because learned
-and tracked ranges were no better.
+FedMPQ states no range; here ``c = 6`` as in ReLU6: learned ranges were no better.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Densities of a layer's bit planes, and pruning of the top plane (FedMPQ, Eq. 13).
 
 Planes are the binary digits of `Representation.magnitudes`; plane ``i`` has weight
-``2**i``. They are never stored: a histogram of the codes, uint8[...], counts their
-ones.
+``2**i``. They are never stored: a histogram of codes, uint8[...], counts their ones.
 
 Deviations from the paper: the few weights that have the pruned bit set are saturated
 (2.3 becomes 1.9) instead of losing the bit (0.3; `saturate=False`), and the step size

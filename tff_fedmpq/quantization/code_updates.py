@@ -56,10 +56,7 @@ def integer_update(
     `code_gradient` is ``dL/du`` in loss per code unit, float32[...]; `learning_rate` is
     eta; `uniform` are random numbers in [0, 1) for the rounding, float32[...]. A NaN in
     the gradient gives the smallest or largest code: codes cannot show a divergence.
-
-    Raises:
-      TypeError: If codes are not uint8.
-      ValueError: If gradient or random numbers have another shape than the codes.
+    Other dtypes of codes raise TypeError, other shapes than theirs ValueError.
     """
     units = nearest_power_of_two(learning_rate * code_gradient) * step_gain(bit_width)
     if codes.dtype != tf.uint8:

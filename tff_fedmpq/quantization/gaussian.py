@@ -4,8 +4,6 @@ They have ``2**b`` levels and no zero level, as in `SIGN_MAGNITUDE` (Max, "Quant
 for Minimum Distortion", 1960, Table II, continued to 8 bits by numerical integration).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 # Optimal step sizes at 1, ..., 8 bits, in standard deviations: float32[8], as weights.

@@ -26,10 +26,7 @@ def packed_size(num_codes, bit_width):
 def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     """Packs codes uint8[n] of b bits, int32[], into bytes, uint8[ceil(n * b / 8)].
 
-    Codes have to be below ``2**b``: larger ones spill into their neighbours.
-
-    Raises:
-      TypeError: If codes are not uint8.
+    Codes from ``2**b`` on spill into their neighbours; other dtypes raise TypeError.
     """
     if codes.dtype != tf.uint8:
         raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
@@ -77,8 +74,11 @@ def _split(
     return tf.cast(tf.bitwise.bitwise_and(parts, mask), tf.uint8)
 
 
-def check_codes(codes: np.ndarray, bit_width: int) -> None:
-    """Raises TypeError or ValueError unless codes are uint8 of 1 to 8 bits."""
+def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
+    """Packs codes into bytes: `pack` in NumPy.
+
+    Codes of another dtype raise TypeError, those of more bits ValueError.
+    """
     check_bit_width(bit_width)
     if codes.dtype != np.uint8:
         raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype}.")
@@ -86,11 +86,6 @@ def check_codes(codes: np.ndarray, bit_width: int) -> None:
         raise ValueError(
             f"Codes of {bit_width} bits are below {2**bit_width}; found {codes.max()}."
         )
-
-
-def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
-    """Packs codes into bytes: `pack` in NumPy, after `check_codes`."""
-    check_codes(codes, bit_width)
     size = packed_size(codes.size, bit_width)
     codes = np.pad(codes, [0, -codes.size % _GROUP]).reshape(-1, _GROUP)
     shifts = np.arange(_GROUP, dtype=np.uint64) * np.uint64(bit_width)
@@ -99,11 +94,7 @@ def pack_numpy(codes: np.ndarray, bit_width: int) -> np.ndarray:
 
 
 def unpack_numpy(packed: np.ndarray, bit_width: int, num_codes: int) -> np.ndarray:
-    """Restores packed codes: `unpack` in NumPy.
-
-    Raises:
-      ValueError: If the bit-width is out of range or the number of bytes is wrong.
-    """
+    """Restores packed codes: `unpack` in NumPy; ValueError for another size."""
     check_bit_width(bit_width)
     size = packed_size(num_codes, bit_width)
     if packed.size != size:

@@ -7,8 +7,7 @@ float32[...] and a bit-width int32[]; the scale is float32[].
   than up: the largest weights saturate, and the lowest level is ``2**b / (2**b - 1)``
   times ``-max|W|``, so a layer's most negative weight can grow from round to round.
 * `least_squares_scale`: least sum of squared quantization errors. It nearly agrees with
-  `max_scale` at 8 bits; at one bit the error of Gaussian weights is 0.36 variances
-  instead of 16.
+  `max_scale` at 8 bits; at one bit Gaussian weights' error is 0.36 variances, not 16.
 * `gaussian_scale`: least-squares scale of Gaussian weights with the same mean square.
   Codes cannot leave the range of their scale, and in `SIGN_MAGNITUDE` the levels of the
   other rules stay within max|W|, so that a narrow range hardly widens again. From 2
@@ -120,9 +119,8 @@ def gaussian_scale(
 ) -> tf.Tensor:
     """Returns the least-squares scale for Gaussian weights of the same mean square.
 
-    Weights whose squares vanish in float32 give 1. The representation is not used: the
-    steps are those of `SIGN_MAGNITUDE`, in offset binary within 1 % of the least error
-    from 2 bits on.
+    Weights whose squares vanish in float32 give 1. The steps are for `SIGN_MAGNITUDE`;
+    in offset binary the error is within 1 % of the least from 2 bits on.
     """
     root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(weights)))
     step = root_mean_square * tf.gather(gaussian.STEPS, bit_width - 1)

@@ -23,8 +23,7 @@ DTYPE_POLICIES: Mapping[str, str | None] = {
 def resolve_compute(compute: str, is_quantized: bool) -> str:
     """Returns a name in `DTYPE_POLICIES`: for "auto", the faster on this machine.
 
-    `is_quantized` says whether clients train codes and not float weights. Raises
-    ValueError for any other name.
+    `is_quantized` says whether clients train codes. Other names raise ValueError.
     """
     check_name(compute, {AUTO: None, **DTYPE_POLICIES}, "compute")
     if compute != AUTO:

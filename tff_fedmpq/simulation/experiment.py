@@ -64,17 +64,14 @@ def run_experiment(
       config: Settings of the run.
       output_dir: Directory of the results; made where it does not exist.
       data_dir: Directory of the data set; None looks in the usual places.
-      resume: Whether to continue the run in `output_dir`, which is not redone where it
-        is finished.
+      resume: Whether to continue the run in `output_dir`; a finished one is kept.
 
     Raises:
-      OutputDirectoryError: if the directory holds another run, one of other data or
-        a damaged one, or cannot be made.
+      OutputDirectoryError: if it holds another or a damaged run, or cannot be made.
       CheckpointError: if the run's checkpoints cannot be read.
       ValueError: for settings that the scheme refuses.
       DatasetError: if the data set is missing or damaged.
-      DivergenceError: if the clients' or the global model's loss is not finite. Earlier
-        rounds are kept.
+      DivergenceError: if a loss is not finite; earlier rounds are kept.
       RoundError: if a round raises a ValueError; other errors pass unchanged.
     """
     output_dir = run_files.check_output_dir(output_dir, config, resume)
@@ -265,12 +262,8 @@ def load_dataset(config: ExperimentConfig, data_dir: PathLike | None) -> ImageDa
     order = np.random.default_rng(config.seed).permutation(total)
     images, labels = dataset.train_images, dataset.train_labels
     chosen = np.sort(order[:used])
-    subset = dataclasses.replace(
-        dataset, train_images=images[chosen], train_labels=labels[chosen]
-    )
-    if not held_out:
-        return subset
-    chosen = np.sort(order[-held_out:])
-    return dataclasses.replace(
-        subset, test_images=images[chosen], test_labels=labels[chosen]
-    )
+    subset: Any = {"train_images": images[chosen], "train_labels": labels[chosen]}
+    if held_out:
+        chosen = np.sort(order[-held_out:])
+        subset |= {"test_images": images[chosen], "test_labels": labels[chosen]}
+    return dataclasses.replace(dataset, **subset)

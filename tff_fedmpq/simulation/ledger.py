@@ -1,8 +1,7 @@
 """Bits sent in a round: per client, direction and item, from its measurements.
 
 All bits were counted from the tensors that travelled. Where a scheme's uplink is
-entropy-coded, its symbols are coded here, decoded again as a check, and the size of the
-code replaces that of the symbols.
+entropy-coded, its symbols are coded here, decoded as a check, and replaced by the code.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ def client_records(
     """Returns, for each participant of a round, its itemised bits.
 
     A record has the id under ``client``, and under ``uplink_bits`` and
-    ``downlink_bits`` an int for each of `BIT_ITEMS`. `client_ids` are in the order of
-    the rows of the measurements' tables.
+    ``downlink_bits`` an int for each of `BIT_ITEMS`. `client_ids` name the rows.
     """
     records = []
     for row in np.flatnonzero(measurements["participations"]):

@@ -26,17 +26,12 @@ def build_model_fn(
     are drawn by the seed. Raises ValueError for a name that `MODEL_DEPTHS` lacks.
     """
     check_name(name, MODEL_DEPTHS, "model")
+    size = MODEL_DEPTHS[name], dataset.image_shape, dataset.num_classes
     statistics = tuple(s.tolist() for s in dataset.channel_statistics())
 
     def model_fn() -> tf.keras.Model:
         from tff_fedmpq.keras.resnets import resnet
 
-        return resnet(
-            MODEL_DEPTHS[name],
-            dataset.image_shape,
-            dataset.num_classes,
-            pixel_statistics=statistics,
-            seed=seed,
-        )
+        return resnet(*size, pixel_statistics=statistics, seed=seed)
 
     return model_fn

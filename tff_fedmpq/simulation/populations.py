@@ -1,7 +1,5 @@
 """Populations of clients by their bit budgets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 # The paper's population: 20, 30, 30 and 20 % of the clients at 2, 4, 6 and 8 bits.

@@ -1,7 +1,5 @@
 """Metrics per round for other tools: CSV and TensorBoard, by TFF's release managers."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,18 +23,14 @@ _RELEASED = (
 
 
 class Releases:
-    """Writes the numbers of each round to `metrics.csv` and `tensorboard/`."""
+    """Appends the numbers of each round to `metrics.csv` and `tensorboard/`."""
 
     def __init__(self, directory: PathLike):
-        """Uses the files of a run's output directory, old rounds kept."""
-        program = tff.program
+        table = os.path.join(directory, "metrics.csv")
+        board = os.path.join(directory, "tensorboard")
         self._managers = (
-            program.CSVFileReleaseManager(
-                os.path.join(directory, "metrics.csv"),
-                save_mode=program.CSVSaveMode.APPEND,
-                key_fieldname="round",
-            ),
-            program.TensorBoardReleaseManager(os.path.join(directory, "tensorboard")),
+            tff.program.CSVFileReleaseManager(table, key_fieldname="round"),
+            tff.program.TensorBoardReleaseManager(board),
         )
 
     def release(self, round_number: int, record: Mapping[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Report of a run: its lines on the terminal, and `curves.png`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,11 +114,9 @@ def _plot_loss(axes: Axes, rounds: _Rounds) -> None:
 def _plot_sent(axes: Axes, rounds: _Rounds) -> None:
     """Draws what was sent so far; labels say how much a model has on average."""
     models = sum(len(record["clients"]) for record in rounds)
-    for key, way, style in (
-        ("downlink_bits", "down", "-"),
-        ("uplink_bits", "up", "--"),
-    ):
-        sent = np.cumsum([record[key] for record in rounds]) / BITS_PER_MEGABYTE
+    for way, style in ("down", "-"), ("up", "--"):
+        bits = [record[f"{way}link_bits"] for record in rounds]
+        sent = np.cumsum(bits) / BITS_PER_MEGABYTE
         label = f"{way}, {1000 * sent[-1] / models:.0f} kB per model"
         axes.plot(_numbers(rounds), sent, style, marker=".", label=label)
     axes.margins(y=0.15)

@@ -10,8 +10,6 @@ worker.log, progress.log    while it runs, or when it fails
 result.json, curves.png     at the end
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from typing import Any

@@ -49,9 +49,7 @@ def _load_auto(data_dir: PathLike | None) -> ImageDataset:
     except DatasetNotFoundError as error:
         if data_dir:
             raise
-        logging.warning(
-            "USING DIGITS INSTEAD OF CIFAR-10, results are not comparable: %s", error
-        )
+        logging.warning("USING DIGITS INSTEAD OF CIFAR-10, not comparable: %s", error)
         return load_digits()
 
 
@@ -69,11 +67,9 @@ def load(name: str, data_dir: PathLike | None = None) -> ImageDataset:
 
     "auto" is CIFAR-10 where it is found or can be downloaded, otherwise the digits with
     a loud warning. Raises ValueError for an unknown name, `DatasetNotFoundError` where
-    the data set is not found and cannot be downloaded, `DatasetError` where it is
-    damaged.
+    nothing is found or can be downloaded, `DatasetError` where the data is damaged.
     """
     if name not in LOADERS:
-        raise ValueError(
-            f"dataset: expected one of {', '.join(sorted(LOADERS))}, found {name!r}."
-        )
+        known = ", ".join(sorted(LOADERS))
+        raise ValueError(f"dataset: expected one of {known}, found {name!r}.")
     return LOADERS[name](data_dir)

@@ -1,7 +1,6 @@
 """Standard augmentation of CIFAR-like images: random crop with padding, and flip.
 
-TensorFlow is imported when a function is called, so that a data set can refer to its
-augmentation before TensorFlow is loaded.
+TensorFlow is imported by the call: data sets refer to their augmentation without it.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ def random_crop_and_flip(
     count, height, width, channels = tf.unstack(tf.shape(images))
     # The algorithm is named because the default depends on the kind of device.
     seeds = tf.random.split(seed, 2, alg="philox")
-    draw = functools.partial(
-        tf.random.stateless_uniform, minval=0, dtype=tf.int32, alg="philox"
-    )
+    draw = functools.partial(tf.random.stateless_uniform, dtype=tf.int32, alg="philox")
     tops, lefts = tf.unstack(draw([2, count], seeds[0], maxval=2 * padding + 1))
     flips = draw([count], seeds[1], maxval=2)
 

@@ -102,8 +102,7 @@ def _read_file(path: pathlib.Path, cifar: _Cifar) -> tuple[np.ndarray, np.ndarra
     try:
         with open(path, "rb") as file:
             content = _ArrayUnpickler(file, encoding="bytes").load()
-        # Keys are bytes in the official files, which Python 2 wrote, and strings in
-        # later files of the same layout.
+        # Keys are bytes in the official files, of Python 2, and strings in later ones.
         fields = {os.fsdecode(key): value for key, value in content.items()}
         data, labels = np.asarray(fields["data"]), np.asarray(fields[cifar.label_key])
     except FileNotFoundError:
@@ -117,9 +116,7 @@ def _read_file(path: pathlib.Path, cifar: _Cifar) -> tuple[np.ndarray, np.ndarra
         ) from error
     if data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
         found = image_dataset.describe(data)
-        raise DatasetError(
-            f"{path}: expected images uint8[n, 3072], found {found}; {remedy}."
-        )
+        raise DatasetError(f"{path}: expected uint8[n, 3072], found {found}; {remedy}.")
     images = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     if labels.dtype.kind in "iu":
         labels = labels.astype(np.int32)

@@ -8,11 +8,8 @@ are sent to the process that runs it, and this process reads the files itself. E
 machine that runs clients needs the directory under the same path.
 
 Files are raw: images uint8[n, h, w, c] row by row, labels int32[n] little endian.
-Their folder is named by a digest of their contents, so that several partitions and
-data sets can share a directory.
+Their folder is named by a digest of them, so that partitions can share a directory.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -32,9 +29,8 @@ def build_client_data(
 ) -> tff.simulation.datasets.ClientData:
     """Builds a `ClientData` of the training examples, over files in `directory`.
 
-    Client ids are "0", "1", ... in the partition's order, elements are (image
-    uint8[h, w, c], label int32[]). A client without examples has an empty dataset. A
-    partition that was made for other data is a ValueError.
+    Client ids are in the partition's order. A client without examples has an empty
+    dataset. A partition that was made for other data is a ValueError.
     """
     prefix = f"{write_client_files(directory, dataset, partition)}{os.sep}"
     image_shape = dataset.image_shape

@@ -1,7 +1,5 @@
 """Handwritten digits that come with scikit-learn: no file, no download."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tff_fedmpq.simulation.data.image_dataset import ImageDataset

@@ -73,8 +73,7 @@ class ImageDataset:
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns mean and standard deviation of the training images, float32[c] each.
 
-        Both are in 0..255 units. The deviation of a constant channel is given as 1, so
-        that images can be divided by it.
+        Both are in 0..255 units. A constant channel has the deviation 1, to divide by.
         """
         # Exact sums of integers, without a wider copy of all images.
         total = np.zeros(self.train_images.shape[-1], np.int64)

@@ -28,8 +28,7 @@ class Partition:
 
     Attributes:
       client_indices: Positions of each client's examples in the training set,
-        int64[n_i], in the client's order. No position occurs twice. The arrays are
-        read-only copies.
+        int64[n_i], in the client's order, read-only. No position occurs twice.
       alpha: Concentration of the Dirichlet distribution, > 0.
       seed: Seed of the draw, >= 0.
       dataset: Name of the data set, or "".

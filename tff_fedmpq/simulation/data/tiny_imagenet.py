@@ -22,8 +22,7 @@ def load_tiny_imagenet(data_dir: PathLike | None = None) -> ImageDataset:
     """Loads Tiny-ImageNet in its official layout, or a subset of it; see `load`.
 
     Labels are line numbers of `wnids.txt`, from 0. The test set is the official
-    validation set, because the labels of the official test set are not public. Nothing
-    is downloaded.
+    validation set, as labels of the test set are not public. Nothing is downloaded.
     """
     folder = image_dataset.find_folder("tiny-imagenet-200", "wnids.txt", data_dir)
     if folder is None:
