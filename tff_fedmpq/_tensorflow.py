@@ -18,12 +18,15 @@ SUPPORTED = (
 )
 
 
-def is_supported(python: tuple[int, int], tensorflow: str) -> bool:
-    """Returns whether this package works on these two versions."""
+def is_supported(
+    python: tuple[int, int], tensorflow: str, tf_keras: str | None
+) -> bool:
+    """Returns whether this package works on these versions; None = not installed."""
     release = tuple(int(number) for number in tensorflow.split(".")[:2])
     if python < (3, 12):
         return release == (2, 14)
-    return python <= (3, 13) and (2, 16) <= release <= (2, 20)
+    same_minor = f"{tf_keras}.".startswith("{}.{}.".format(*release))
+    return python <= (3, 13) and (2, 16) <= release <= (2, 20) and same_minor
 
 
 def use_legacy_keras() -> None:
@@ -33,29 +36,27 @@ def use_legacy_keras() -> None:
 
 
 def check_tensorflow(tf: Any) -> None:
-    """Raises ImportError unless TensorFlow is a supported one that uses Keras 2."""
-    python = sys.version_info[:2]
-    if not is_supported(python, tf.__version__):
-        found = f"Python {python[0]}.{python[1]} with TensorFlow {tf.__version__}"
-        raise ImportError(f"tff_fedmpq expects {SUPPORTED}; found {found}.")
-    if python >= (3, 12):
-        _check_keras(tf)
+    """Raises ImportError unless TensorFlow is a supported one that uses Keras 2.
 
-
-def _check_keras(tf: Any) -> None:
-    """Accepts a TensorFlow imported before this package if its Keras was not used.
-
-    `tf.keras` reads the variable when it is first used; for `import tensorflow.keras`
-    TensorFlow has chosen a folder when it was imported.
+    One that was imported before this package may be: `tf.keras` reads the variable when
+    it is first used, and for `import tensorflow.keras` the folder is put right.
     """
-    try:
-        import tf_keras
-    except ImportError as error:
-        minor = ".".join(tf.__version__.split(".")[:2])
+    python, keras_version = sys.version_info[:2], None
+    if python >= (3, 12):
+        try:
+            import tf_keras
+        except ImportError:
+            pass
+        else:
+            keras_version = tf_keras.__version__
+    if not is_supported(python, tf.__version__, keras_version):
+        found = f"Python {python[0]}.{python[1]} with TensorFlow {tf.__version__}"
         raise ImportError(
-            f"tff_fedmpq expects Keras 2 beside TensorFlow {tf.__version__}, but "
-            f"tf_keras is not installed. Run `pip install 'tf_keras=={minor}.*'`."
-        ) from error
+            f"tff_fedmpq expects {SUPPORTED}; found {found} and tf_keras "
+            f"{keras_version}. `python -m tff_fedmpq.doctor` says more."
+        )
+    if python < (3, 12):
+        return
     for keras in (tf.keras, sys.modules.get("tensorflow.keras", tf.keras)):
         if not keras.layers.Layer.__module__.startswith("tf_keras."):
             raise ImportError(

@@ -1,7 +1,8 @@
 """What TensorFlow Federated 0.87.0 misses on Python 3.12 and 3.13.
 
 Its metadata allow Python below 3.12 and TensorFlow 2.14, but its Python files and its
-worker, which has a TensorFlow of its own, work on newer ones after these repairs.
+worker, which has a TensorFlow of its own, work on newer ones after these repairs. TFF's
+versions after 0.87.0, which are not on the package index, need none of them.
 """
 
 from __future__ import annotations
@@ -11,21 +12,13 @@ import importlib.abc
 import sys
 from typing import Any
 
-# TensorFlow Privacy's modules whose names TFF's aggregators look up in its root.
+# Modules of TensorFlow Privacy whose classes TFF looks up in its root.
 _QUERIES = (
-    "dp_query",
-    "distributed_discrete_gaussian_query",
-    "distributed_skellam_query",
-    "gaussian_query",
-    "no_privacy_query",
-    "normalized_query",
-    "quantile_adaptive_clip_sum_query",
-    "quantile_adaptive_clip_tree_query",
-    "quantile_estimator_query",
-    "restart_query",
-    "tree_aggregation_query",
-    "tree_range_query",
-)
+    "dp_query distributed_discrete_gaussian_query distributed_skellam_query "
+    "gaussian_query no_privacy_query normalized_query quantile_adaptive_clip_sum_query "
+    "quantile_adaptive_clip_tree_query quantile_estimator_query restart_query "
+    "tree_aggregation_query tree_range_query"
+).split()
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -39,20 +32,14 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Prepares a later `import tensorflow_federated`; on Python 3.12 and newer only.
-
-    TFF's versions after 0.87.0, which are not on the package index, need none of it.
-    """
+    """Prepares a later import of TFF; on Python 3.12 and newer only."""
     if sys.version_info >= (3, 12):
         sys.meta_path.insert(0, _Finder())
 
 
 def _import_queries_of_tensorflow_privacy() -> None:
-    """Imports TensorFlow Privacy 0.9.0 without its estimators.
-
-    They need tensorflow_estimator, which ended with TensorFlow 2.15. The package's own
-    switch, an attribute of `sys`, leaves them out, but with them the queries.
-    """
+    # 0.9.0 imports estimators, which ended with TensorFlow 2.15. Its own switch, an
+    # attribute of `sys`, leaves them out, but with them the queries.
     sys.skip_tf_privacy_import = True  # type: ignore[attr-defined]
     try:
         privacy = importlib.import_module("tensorflow_privacy")
@@ -65,11 +52,8 @@ def _import_queries_of_tensorflow_privacy() -> None:
 
 
 def _restore_names_of_jaxlib() -> None:
-    """Restores two names that jax 0.4.36 and newer do not have.
-
-    TFF uses them in annotations, and in functions for JAX computations, which then
-    raise an error; TensorFlow computations do not meet them.
-    """
+    # jax 0.4.36 and newer do not have them. TFF uses them in annotations, and in
+    # functions for JAX computations, which then raise an error.
     from jax.lib import xla_client
 
     for name in ("XlaComputation", "Shape"):
