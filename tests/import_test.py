@@ -67,12 +67,13 @@ def test_a_missing_tff_is_refused(monkeypatch, version, importable):
     assert error.value.name == "tensorflow_federated"
 
 
-def test_the_error_names_both_routes(monkeypatch):
+def test_the_error_names_all_routes(monkeypatch):
     _pretend_installed(monkeypatch, None)
     with pytest.raises(ImportError) as error:
         _tff.require_tff()
     assert "uv sync --extra federated" in str(error.value)
-    assert "pip install --no-deps -r requirements.txt" in str(error.value)
+    assert "--no-deps --ignore-requires-python -r requirements.txt" in str(error.value)
+    assert "python -m tff_fedmpq.doctor" in str(error.value)
 
 
 # Each line is tried in one process, as importing TensorFlow takes seconds.
