@@ -83,6 +83,12 @@ def test_an_unsupported_tensorflow_is_told_what_is_supported(without, capsys):
     assert last.startswith("Expected Python 3.9 to 3.11 with TensorFlow 2.14, or")
 
 
+def test_the_documentation_has_the_line_for_this_python():
+    page = (_ROOT / "docs/installation.md").read_text()
+    line = doctor.installing_line(doctor.requirements("federated"))
+    assert f"\n{line}\n" in page
+
+
 def _pins(text: str) -> set[str]:
     return set(re.findall(r"\b[a-z][a-z-]+==[\d.]+", text))
 
