@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import pytest
 import tensorflow as tf
@@ -83,7 +84,9 @@ def finished_run(tmp_path_factory):
 
 def test_result_file_says_everything(finished_run):
     output_dir, result = finished_run
-    assert json.loads((output_dir / "result.json").read_text()) == result
+    written = json.loads((output_dir / "result.json").read_text())
+    assert len(written.pop("checksum")) == 64
+    assert written == result
     assert result["scheme"] == "fedmpq"
     assert result["dataset"] == "digits" and "embedded" in result["dataset_source"]
     assert result["settings"] == small_config().as_dict()
@@ -166,7 +169,12 @@ def test_the_same_seed_gives_the_same_result(finished_run, tmp_path):
     assert without_times(again) == without_times(result)
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("train_labels", lambda labels: labels[::-1]), ("test_images", lambda x: 255 - x)],
+)
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, part, change):
     """Its settings are the same: `auto` found other images the second time."""
     config = small_config(rounds=1)
     output_dir = tmp_path / "run"
@@ -181,11 +189,11 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
 
     def load_others(*args):
         dataset = load(*args)
-        return dataclasses.replace(dataset, train_labels=dataset.train_labels[::-1])
+        return dataclasses.replace(dataset, **{part: change(getattr(dataset, part))})
 
     monkeypatch.setattr(experiment, "load_dataset", load_others)
     before = (output_dir / "partition.json").read_bytes()
-    with pytest.raises(OutputDirectoryError, match="another partition"):
+    with pytest.raises(OutputDirectoryError, match="data.json is of other data"):
         run_experiment(config, output_dir, resume=True)
     assert (output_dir / "partition.json").read_bytes() == before
 
@@ -242,6 +250,20 @@ def test_damaged_files_are_named(finished_run, tmp_path, name, content):
     (tmp_path / "config.json").write_text(config)
     (tmp_path / name).write_text(content)
     with pytest.raises(OutputDirectoryError, match=f"{name} is damaged"):
+        run_experiment(small_config(), tmp_path, resume=True)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("change", ["accuracy", "empty"])
+def test_a_changed_result_is_not_believed(finished_run, tmp_path, change):
+    output_dir, result = finished_run
+    assert run_experiment(small_config(), output_dir, resume=True) == result
+    shutil.copy(output_dir / "config.json", tmp_path)
+    content = json.loads((output_dir / "result.json").read_text())
+    content["rounds"][-1]["test_accuracy"] = 1.0
+    content = content if change == "accuracy" else {}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(OutputDirectoryError, match="checksum does not fit"):
         run_experiment(small_config(), tmp_path, resume=True)
 
 

@@ -252,3 +252,10 @@ def test_one_trace_serves_every_bit_width(representation, expected, saturate):
     assert len(traces) == 1
     if representation is SIGN_MAGNITUDE:
         assert widths != list(BIT_WIDTHS), "no example was pruned"
+
+
+@pytest.mark.faults
+def test_densities_of_more_codes_than_a_float32_counts():
+    codes = tf.ones([2**24 + 2**20], tf.uint8)
+    densities = plane_densities(OFFSET_BINARY, codes, width(1))
+    np.testing.assert_allclose(densities, [1, 0, 0, 0, 0, 0, 0, 0], rtol=1e-6)

@@ -183,3 +183,28 @@ def test_other_dtypes_are_refused():
 def test_a_stream_too_short_is_refused(bit_width):
     with pytest.raises(ValueError):
         unpack_numpy(np.zeros(bit_width, np.uint8), bit_width, 9)
+
+
+@pytest.mark.faults
+@every_bit_width
+def test_in_a_graph_too_large_codes_leave_their_neighbours_alone(bit_width):
+    codes = np.array([255, 0, 255, 0, 0, 0, 0, 0, 255], np.uint8)
+    packed = pack(tf.constant(codes), width(bit_width))
+    back = oracle.unpack(packed.numpy(), bit_width, len(codes))
+    np.testing.assert_array_equal(back, codes % 2**bit_width)
+
+
+@pytest.mark.faults
+@every_bit_width
+@pytest.mark.parametrize("extra", [-1, 1, 100])
+def test_another_number_of_bytes_is_refused(bit_width, extra):
+    packed = tf.zeros([2 * bit_width + extra], tf.uint8)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="number of bytes"):
+        unpack(packed, width(bit_width), 16)
+
+
+@pytest.mark.faults
+def test_sizes_beyond_an_int32():
+    sizes = tf.constant([2**28, 3], tf.int32)
+    assert packed_size(sizes, width(8)).numpy().tolist() == [2**28, 3]
+    assert packed_size(2**28, 8) == 2**28

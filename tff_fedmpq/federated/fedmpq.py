@@ -27,7 +27,8 @@ Deviations by default, each an option:
 * Pruning-Growing in the order of the quantization error that bits remove (`order`);
 * a learning rate of weights instead of codes, which decays to zero
   (`learning_rate_unit`, `learning_rate_decay`);
-* error feedback at the server (`error_feedback`).
+* error feedback at the server (`error_feedback`);
+* BatchNorm statistics per budget (`statistics_per_budget`).
 
 `FedMPQConfig.literal()` has none of them. Even there, Algorithm 2 also grows the first
 layer, stays within budgets and rounds the averaged bits; SGD has momentum; activations

@@ -31,17 +31,17 @@ DIGITS = ((EVERY_CODE[:, None] >> np.arange(8)) & 1).astype(np.float32)
 def plane_counts(
     representation: Representation, codes: tf.Tensor, bit_width: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the number of ones per plane, float32[8]; exact to ``2**24`` per code."""
+    """Returns the number of ones per plane, float32[8]; exact to ``2**24``."""
     # `tf.math.bincount` wraps this kernel in a search for the largest value, which is
     # slow for every layer in every step. One row is faster than a flat vector.
     histogram = tf.raw_ops.DenseBincount(
         input=tf.reshape(tf.cast(codes, tf.int32), [1, -1]),
         size=len(EVERY_CODE),
-        weights=tf.zeros([0], tf.float32),
+        weights=tf.zeros([0], tf.int32),  # Sums in float32 would end at 2**24.
         binary_output=False,
     )
     digits = digits_of_codes(representation, bit_width)
-    return tf.squeeze(tf.matmul(histogram, digits), 0)
+    return tf.squeeze(tf.matmul(tf.cast(histogram, tf.float32), digits), 0)
 
 
 def digits_of_codes(representation: Representation, bit_width: tf.Tensor) -> tf.Tensor:

@@ -19,14 +19,19 @@ _INT32 = tf.TensorSpec([], tf.int32)
 
 
 def packed_size(num_codes, bit_width):
-    """Returns the size of packed codes in bytes, for Python ints or int32 tensors."""
+    """Returns the size of packed codes in bytes, for integers or int64 of tensors."""
+    if tf.is_tensor(num_codes) or tf.is_tensor(bit_width):
+        num_codes, bit_width = (
+            tf.cast(num_codes, tf.int64),
+            tf.cast(bit_width, tf.int64),
+        )
     return (num_codes * bit_width + 7) // 8
 
 
 def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     """Packs codes uint8[n] of b bits, int32[], into bytes, uint8[ceil(n * b / 8)].
 
-    Codes from ``2**b`` on spill into their neighbours; other dtypes raise TypeError.
+    Of larger codes the low b bits are kept; other dtypes raise TypeError.
     """
     if codes.dtype != tf.uint8:
         raise TypeError(f"Expected codes of dtype uint8, found {codes.dtype.name}.")
@@ -37,6 +42,8 @@ def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
 @tf.function(input_signature=[_BYTES, _INT32], autograph=False)
 def _pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     num_codes = tf.size(codes)
+    largest = tf.bitwise.left_shift(1, bit_width) - 1
+    codes = tf.bitwise.bitwise_and(codes, tf.cast(largest, tf.uint8))
     codes = tf.pad(codes, [[0, -num_codes % _GROUP]])
     words = _join(tf.reshape(codes, [-1, _GROUP]), bit_width)
     packed = tf.reshape(_split(words, bit_width, 8), [-1])
@@ -44,13 +51,20 @@ def _pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
 
 
 def unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: int) -> tf.Tensor:
-    """Restores the codes, uint8[num_codes], that `pack` packed."""
+    """Restores the codes, uint8[num_codes], that `pack` packed.
+
+    `tf.errors.InvalidArgumentError` for another number of bytes.
+    """
     codes = _unpack(packed, tf.cast(bit_width, tf.int32), num_codes)
     return tf.ensure_shape(codes, [num_codes])
 
 
 @tf.function(input_signature=[_BYTES, _INT32, _INT32], autograph=False)
 def _unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: tf.Tensor) -> tf.Tensor:
+    size = packed_size(num_codes, bit_width)
+    tf.debugging.assert_equal(
+        tf.size(packed, tf.int64), size, "The codes have another number of bytes."
+    )
     packed = tf.pad(packed, [[0, -tf.size(packed) % bit_width]])
     words = _join(tf.reshape(packed, [-1, bit_width]), 8)
     return tf.reshape(_split(words, _GROUP, bit_width), [-1])[:num_codes]

@@ -78,15 +78,16 @@ def run_experiment(
     result_path = output_dir / "result.json"
     if resume and result_path.exists():
         logging.info("%s is finished; nothing to do.", output_dir)
-        return run_files.read_json(result_path)
+        return run_files.read_result(result_path)
     dataset = load_dataset(config, data_dir)
     run_files.make_directory(output_dir)
     run_files.write_json(output_dir / "config.json", config.as_dict())
+    run_files.check_data(output_dir / "data.json", dataset)
     result = _Run(config, dataset, output_dir).execute()
     report.plot_curves(result, output_dir / "curves.png")
     shutil.rmtree(output_dir / _CLIENTS)
     # The result last: without it, the run continues from here.
-    run_files.write_json(result_path, result)
+    run_files.write_result(result_path, result)
     return result
 
 

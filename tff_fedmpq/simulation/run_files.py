@@ -1,6 +1,7 @@
 """Files of a run in its output directory.
 
 config.json       settings; a directory serves one configuration only
+data.json         digest of images and labels
 partition.json    training images of each client
 rounds/           record of each round
 checkpoints/      latest states
@@ -10,12 +11,17 @@ worker.log, progress.log    while it runs, or when it fails
 result.json, curves.png     at the end
 """
 
+import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from tff_fedmpq.files import PathLike, write_atomically
 from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.data import ImageDataset
 from tff_fedmpq.simulation.data.partitions import Partition
 
 
@@ -84,5 +90,40 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    """Writes a JSON file, whole or not at all; ValueError for NaN and infinity."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def read_result(path: pathlib.Path) -> dict[str, Any]:
+    """Reads `result.json`; one that was changed is an `OutputDirectoryError`."""
+    result = read_json(path)
+    if result.pop("checksum", None) != _checksum(result):
+        raise OutputDirectoryError(f"{path} is damaged: its checksum does not fit.")
+    return result
+
+
+def write_result(path: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Writes `result.json` with a checksum of its content."""
+    write_json(path, {**result, "checksum": _checksum(result)})
+
+
+def check_data(path: pathlib.Path, dataset: ImageDataset) -> None:
+    """Saves a digest of a run's images and labels; `OutputDirectoryError` for others.
+
+    Without it, a run that continues with other data would not notice.
+    """
+    digest = hashlib.sha256()
+    for part in ("train_images", "train_labels", "test_images", "test_labels"):
+        digest.update(np.ascontiguousarray(getattr(dataset, part)).data)
+    if not path.exists():
+        write_json(path, {"sha256": digest.hexdigest()})
+    elif read_json(path).get("sha256") != digest.hexdigest():
+        raise OutputDirectoryError(
+            f"{path} is of other data than {dataset.source} now has; continue the run "
+            "with the data that it began with."
+        )
+
+
+def _checksum(result: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()

@@ -269,3 +269,12 @@ def test_real_cifar100():
     assert dataset.train_images.shape == (50_000, 32, 32, 3)
     np.testing.assert_array_equal(np.bincount(dataset.train_labels), [500] * 100)
     np.testing.assert_array_equal(np.bincount(dataset.test_labels), [100] * 100)
+
+
+@pytest.mark.faults
+def test_a_named_pipe_in_the_place_of_a_file_is_refused(tmp_path, write_cifar10):
+    path = write_cifar10(tmp_path) / "data_batch_3"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DatasetError, match="data_batch_3.*no regular file"):
+        datasets.load("cifar10", tmp_path)

@@ -60,21 +60,22 @@ def test_files_are_raw_rows_in_the_partitions_order(tmp_path, dataset, partition
     assert (folder / "1.labels").stat().st_size == 0
 
 
-def test_files_of_the_right_size_are_kept_and_others_mended(
-    tmp_path, dataset, partition
-):
+def test_whole_files_are_kept_and_others_mended(tmp_path, dataset, partition):
     folder = client_data_lib.write_client_files(tmp_path, dataset, partition)
     before = {path.name: path.stat().st_ino for path in folder.iterdir()}
     whole = (folder / "2.images").read_bytes()
     (folder / "2.images").write_bytes(whole[:-1])
     (folder / "0.labels").unlink()
+    images = (folder / "1.images").read_bytes()
+    (folder / "1.images").write_bytes(bytes(len(images)))
 
     assert client_data_lib.write_client_files(tmp_path, dataset, partition) == folder
 
     assert (folder / "2.images").read_bytes() == whole
+    assert (folder / "1.images").read_bytes() == images
     after = {path.name: path.stat().st_ino for path in folder.iterdir()}
     assert after.keys() == before.keys()
-    for name in ("0.images", "1.images", "1.labels", "2.labels"):
+    for name in ("0.images", "1.labels", "2.labels"):
         assert after[name] == before[name]
 
 

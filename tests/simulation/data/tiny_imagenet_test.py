@@ -130,3 +130,39 @@ def test_real_tiny_imagenet():
     assert dataset.num_classes == 200
     for labels in (dataset.train_labels, dataset.test_labels):
         assert len(set(np.bincount(labels, minlength=200))) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["../../secret.JPEG", "/secret.JPEG", "..", ""])
+def test_annotations_stay_in_their_folder(tmp_path, name):
+    folder = write_tiny(tmp_path)
+    annotations = folder / "val" / "val_annotations.txt"
+    annotations.write_text(f"{name}\t{WNIDS[0]}\t0\t0\t1\t1\n")
+    with pytest.raises(DatasetError, match="line 1: expected an image and a class"):
+        datasets.load("tiny_imagenet", tmp_path)
+
+
+@pytest.mark.faults
+def test_classes_stay_in_their_folder(tmp_path):
+    folder = write_tiny(tmp_path)
+    (folder / "wnids.txt").write_text("../../elsewhere\n")
+    with pytest.raises(DatasetError, match="wnids.txt: expected names"):
+        datasets.load("tiny_imagenet", tmp_path)
+
+
+@pytest.mark.faults
+def test_a_large_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    folder = write_tiny(tmp_path)
+    path = next((folder / "train" / WNIDS[0] / "images").glob("*.JPEG"))
+    Image.fromarray(np.zeros([300, 200, 3], np.uint8)).save(path, "JPEG")
+    decoded = []
+    load = Image.Image.convert
+
+    def convert(image, mode):
+        decoded.append(image.size)
+        return load(image, mode)
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(DatasetError, match="expected 64x64 pixels, found 200x300"):
+        datasets.load("tiny_imagenet", tmp_path)
+    assert (200, 300) not in decoded

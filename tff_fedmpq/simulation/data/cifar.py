@@ -100,6 +100,8 @@ def _read_file(path: pathlib.Path, cifar: _Cifar) -> tuple[np.ndarray, np.ndarra
     """Reads images uint8[n, 32, 32, 3] and labels int32[n] of one file."""
     remedy = f"unpack {cifar.url} again, or give another data_dir"
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
         with open(path, "rb") as file:
             content = _ArrayUnpickler(file, encoding="bytes").load()
         # Keys are bytes in the official files, of Python 2, and strings in later ones.

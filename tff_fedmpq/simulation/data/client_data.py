@@ -52,8 +52,8 @@ def write_client_files(
 ) -> pathlib.Path:
     """Writes each client's training examples and returns the files' absolute folder.
 
-    Existing files of the right size are kept. Files are written atomically, so that
-    an interrupted call can be repeated. Errors are those of `build_client_data`.
+    Files that are there are kept if they hold the same. They are written atomically, so
+    that an interrupted call can be repeated. Errors are those of `build_client_data`.
     """
     if partition.dataset and partition.dataset != dataset.name:
         raise ValueError(
@@ -73,9 +73,9 @@ def write_client_files(
         images = dataset.train_images[indices]
         labels = dataset.train_labels[indices].astype("<i4")
         for name, array in ((f"{client}.images", images), (f"{client}.labels", labels)):
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != array.nbytes:
-                write_atomically(path, array.tobytes())
+            path, content = folder / name, array.tobytes()
+            if not path.is_file() or path.read_bytes() != content:
+                write_atomically(path, content)
     return folder
 
 

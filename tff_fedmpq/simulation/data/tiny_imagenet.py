@@ -28,6 +28,8 @@ def load_tiny_imagenet(data_dir: PathLike | None = None) -> ImageDataset:
     if folder is None:
         raise image_dataset.not_found_error("Tiny-ImageNet", _URL)
     wnids = _read_lines(folder / "wnids.txt")
+    if not all(map(str.isalnum, wnids)):
+        raise DatasetError(f"{folder / 'wnids.txt'}: expected names; {_REMEDY}.")
     train = _train_files(folder / "train", wnids)
     test = _test_files(folder / "val", wnids)
     return ImageDataset(
@@ -70,7 +72,8 @@ def _test_files(folder: pathlib.Path, wnids: list[str]) -> _Files:
     files = []
     for number, line in enumerate(_read_lines(annotations), start=1):
         name, *fields = line.split("\t")
-        if not fields or fields[0] not in wnids:
+        is_image = name.endswith(".JPEG") and "/" not in name
+        if not is_image or not fields or fields[0] not in wnids:
             raise DatasetError(
                 f"{annotations}, line {number}: expected an image and a class of "
                 f"wnids.txt, found {line[:60]!r}; {_REMEDY}."
@@ -86,15 +89,14 @@ def _read_images(files: _Files) -> tuple[np.ndarray, np.ndarray]:
     def decode(path: pathlib.Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
+                size = image.size  # Known before the pixels are decoded.
+                if size == (_SIZE, _SIZE):
+                    return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             problem = f"not a readable image ({image_dataset.one_line(error)})"
             raise DatasetError(f"{path}: {problem}; {_REMEDY}.") from error
-        height, width = pixels.shape[:2]
-        if (height, width) != (_SIZE, _SIZE):
-            problem = f"expected {_SIZE}x{_SIZE} pixels, found {width}x{height}"
-            raise DatasetError(f"{path}: {problem}; {_REMEDY}.")
-        return pixels
+        problem = f"expected {_SIZE}x{_SIZE} pixels, found {size[0]}x{size[1]}"
+        raise DatasetError(f"{path}: {problem}; {_REMEDY}.")
 
     images = np.empty([len(files), _SIZE, _SIZE, 3], np.uint8)
     with concurrent.futures.ThreadPoolExecutor() as pool:
