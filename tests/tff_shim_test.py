@@ -56,6 +56,7 @@ def test_tff_can_be_imported_after_this_package():
         timeout=120,
     )
     assert finished.stdout.split() == ["0.87.0"], finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 def test_nothing_is_left_behind_and_nothing_is_changed_where_it_is_not_needed(

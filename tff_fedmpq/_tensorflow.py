@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import random
 import sys
+import types
 from typing import Any
 
 KERAS_VARIABLE = "TF_USE_LEGACY_KERAS"
@@ -64,6 +66,27 @@ def check_tensorflow(tf: Any) -> None:
                 "uses Keras 3. Restart Python (in a notebook: the kernel) and import "
                 f"tff_fedmpq first, or set {KERAS_VARIABLE}=1 before it starts."
             )
+    if tf.__version__ < "2.19":
+        _repair_seeds()
     folder = str(pathlib.Path(tf_keras.__file__).parent / "api" / "_v2")
     if folder not in tf.__path__:
         tf.__path__.insert(0, folder)
+
+
+def _repair_seeds() -> None:
+    """Lets tf_keras 2.16 to 2.18 draw seeds up to 1e9, a float.
+
+    `random.randint` refuses floats since Python 3.12; tf_keras 2.19 gives it an int.
+    """
+    from tf_keras.src.utils import tf_utils
+
+    class Random(random.Random):
+        def randint(self, a: float, b: float) -> int:
+            return super().randint(int(a), int(b))
+
+    def randint(a: float, b: float) -> int:
+        return random.randint(int(a), int(b))
+
+    tf_utils.random = types.SimpleNamespace(
+        Random=Random, randint=randint, seed=random.seed
+    )
