@@ -10,7 +10,9 @@ augmentation. Compared, by images per second of a round:
 * FedMPQ's process in float32 and in bfloat16: server, messages, packing, aggregation
   and the allocation of bits included;
 * TFF's own `build_weighted_fed_avg` on in-memory `tf.data` datasets, as its tutorials
-  have it.
+  have it;
+* with `--peers`, Flower's simulation engine with PyTorch, in an environment of its own
+  that is made in the directory given.
 
 Then what a FedMPQ round costs beside its steps: a round whose clients hold one image
 each. What the server's parts of it cost is in the benchmark `server`.
@@ -18,14 +20,19 @@ each. What the server's parts of it cost is in the benchmark `server`.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import tempfile
 
 import numpy as np
 import tensorflow as tf
 
+<<<<<<< HEAD
 from benchmarks import measure
 from tff_fedmpq._tff import tff
+=======
+from benchmarks import measure, peers
+>>>>>>> origin/main
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
@@ -39,6 +46,7 @@ from tff_fedmpq.simulation.models import build_model_fn
 NUM_CLIENTS = 5
 BATCH_SIZE = 64
 BUDGETS = (2, 4, 4, 6, 8)
+FLOWER = ("flower_round.py", ("torch==2.13.0", "flwr[simulation]==1.42.0"))
 
 
 def split_equally(data: datasets.ImageDataset, per_client: int) -> Partition:
@@ -148,12 +156,14 @@ def main() -> None:
     parser = measure.argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="at least 5")
     parser.add_argument("--images", type=int, default=5_000, help="per client")
+    parser.add_argument("--peers", type=pathlib.Path, help="environments of peers")
     options = parser.parse_args()
     before = measure.environment()
     data = datasets.load("cifar10")
     model_fn = build_model_fn("resnet20", data, seed=0)
     partition, single = split_equally(data, options.images), split_equally(data, 1)
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         log_path = pathlib.Path(folder) / "worker.log"
         threads = threads_per_client(NUM_CLIENTS)
         with local_runtime(log_path=log_path, intra_op_threads=threads):
@@ -162,6 +172,13 @@ def main() -> None:
                 name = f"FedMPQ {compute}"
                 rounds[name] = fedmpq_round(data, partition, model_fn, compute, folder)
             rounds["TFF FedAvg float32"] = fed_avg_round(data, partition, model_fn)
+            if options.peers:
+                examples = pathlib.Path(folder, "clients.npz")
+                arrays = data.train_images, data.train_labels
+                peers.save_clients(examples, *arrays, partition.client_indices)
+                arguments = options.peers, examples, BATCH_SIZE
+                flower = stack.enter_context(peers.Peer(*FLOWER, *arguments))
+                rounds["Flower, PyTorch float32"] = flower.run
             timings = measure.time_alternately(
                 rounds, repeats=options.repeats, warmup=1
             )

@@ -7,8 +7,8 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_privacy
 
 from tff_fedmpq import _tff_shim
@@ -33,7 +33,7 @@ def test_a_differentially_private_aggregator_adds_noise_to_clipped_values(runtim
     factory = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(
         noise_multiplier=0.0, clients_per_round=2, clip=1.0
     )
-    process = factory.create(tff.TensorType(tf.float32, [2]))
+    process = factory.create(tff.TensorType(np.float32, [2]))
     output = process.next(process.initialize(), [[3.0, 4.0], [0.0, 0.5]])
     assert output.result == pytest.approx([0.3, 0.65])
 

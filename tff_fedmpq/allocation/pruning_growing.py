@@ -202,7 +202,8 @@ def check_budgets(budgets: npt.ArrayLike) -> np.ndarray:
     # Without this, NumPy would read True as 1 and "4" as 4.
     for value in np.asarray(budgets, object).flat:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            raise ValueError(f"Budgets have to be numbers; found {value!r}.")
+            found = bool(value) if isinstance(value, np.bool_) else value
+            raise ValueError(f"Budgets have to be numbers; found {found!r}.")
     checked = np.asarray(budgets, np.float64)
     # Negated so that NaN, which compares false to everything, is caught.
     wrong = checked[~((checked >= MIN_BIT_WIDTH) & (checked <= MAX_BIT_WIDTH))].tolist()
