@@ -27,12 +27,8 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-<<<<<<< HEAD
-from benchmarks import measure
-from tff_fedmpq._tff import tff
-=======
 from benchmarks import measure, peers
->>>>>>> origin/main
+from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
