@@ -37,6 +37,10 @@ _NAMES = {
     "tff_fedmpq.federated.fedmpq": ("FedMPQConfig", "build_fedmpq"),
     "tff_fedmpq.federated.process": ("build_process", "carry_over"),
     "tff_fedmpq.federated.runtime": ("local_async_runtime", "local_runtime"),
+    "tff_fedmpq.simulation.data.array_client_data": (
+        "client_data_from_arrays",
+        "client_data_from_tf_dataset",
+    ),
     "tff_fedmpq.keras": (
         "IntegerSGD",
         "QuantConv2D",

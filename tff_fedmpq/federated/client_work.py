@@ -142,9 +142,7 @@ def dataset_reader(
 def _check_labels(labels: tf.Tensor, num_classes: int, client_id: tf.Tensor) -> Any:
     """Returns an assertion that labels are class numbers."""
     is_wrong = (labels < 0) | (labels >= num_classes)
-    text = tf.strings.format(
-        "Client {} has labels that are no class numbers below {}: {}",
-        (client_id, num_classes, tf.boolean_mask(labels, is_wrong)),
-        summarize=3,
-    )
+    wrong = tf.strings.format("{}", tf.boolean_mask(labels, is_wrong), summarize=3)
+    text = f" has labels that are no class numbers below {num_classes}: "
+    text = tf.strings.join(["Client ", client_id, text, wrong, "."])
     return tf.debugging.Assert(tf.logical_not(tf.reduce_any(is_wrong)), [text])

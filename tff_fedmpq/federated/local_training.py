@@ -220,7 +220,7 @@ class SeededLayers:
 
     def __init__(self, model: tf.keras.Model):
         self.seed = tf.constant([0, 0])
-        layers = [x for x in model.submodules if hasattr(x, "_random_generator")]
+        layers = [x for x in model._flatten_layers() if hasattr(x, "_random_generator")]
         for index, layer in enumerate(layers):
             # Keras's own stateless generators draw the same numbers in every step.
             generator = layer._random_generator

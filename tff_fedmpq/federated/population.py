@@ -114,7 +114,7 @@ class Population:
         @tff.tensorflow.computation(tff.TensorType(np.str_))
         def key_of(client_id):
             matches = tf.equal(tf.constant(client_ids), client_id)
-            problem = tf.strings.format("No budget was given for client {}", client_id)
+            problem = tf.strings.join(["No budget was given for client ", client_id])
             known = tf.debugging.Assert(tf.reduce_any(matches), [problem])
             with tf.control_dependencies([known]):
                 return tf.reshape(tf.argmax(matches, output_type=tf.int32), [1])

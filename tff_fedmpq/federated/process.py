@@ -23,6 +23,7 @@ Python: the size of entropy codes.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import numbers
 import re
 from collections.abc import Mapping, Sequence
@@ -272,6 +273,7 @@ def build_process(
         raise TypeError(f"model_fn has to return a Keras model; found {model!r}.")
     if quantized_kernels(model):
         raise ValueError("model_fn has to return a float model, not quantized layers.")
+    _forbid_cached_reads(model)
     spec = ModelSpec.from_model(scheme.build_client_model(model))
     task = Task.of(model, element, loss, metrics)
     server = Server(
@@ -342,7 +344,9 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
     nothing. A budget gets the statistics of the nearest one that has any.
     """
     old.check_state(state)
-    if old.spec != new.spec:
+    # Keras numbers the names of layers.
+    specs = (dataclasses.replace(p.spec, kernel_names=()) for p in (old, new))
+    if len(set(specs)) > 1:
         raise ValueError(
             "The processes have different models; only clients may change."
         )
@@ -388,6 +392,17 @@ def _check_arguments(model_fn: Any, client_data: Any, config: Any, seed: Any) ->
         raise kind(
             f"seed has to be a whole number from 0 to 2**31 - 1; found {seed!r}."
         )
+
+
+def _forbid_cached_reads(model: tf.keras.Model) -> None:
+    """Makes copies of recurrent layers read their weights when they are called.
+
+    Copies made in the graph of a computation would read them once, before a client's
+    are assigned: Keras keeps the cells' option of caching for multi-worker training.
+    """
+    for layer in model._flatten_layers():
+        if hasattr(layer, "_enable_caching_device"):
+            layer._enable_caching_device = False
 
 
 def _warn(

@@ -17,6 +17,7 @@ port belongs behind a firewall.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pathlib
@@ -55,6 +56,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 _PORT_ATTEMPTS = 3
+_running: set[_Worker] = set()
 _LOG_TAIL_BYTES = 3000
 
 
@@ -161,6 +163,7 @@ class _Worker:
         # end, and would keep the worker alive after Python.
         os.register_at_fork(after_in_child=self._pipe.close)
         self._stub: Any = None
+        _running.add(self)
 
     def wait_until_ready(self, deadline: float) -> bool:
         """Returns whether the worker answers before `time.monotonic() == deadline`."""
@@ -213,7 +216,10 @@ class _Worker:
         return executor
 
     def stop(self) -> None:
-        """Ends the process and reaps it."""
+        """Ends the process and reaps it; does nothing the second time."""
+        if self not in _running:
+            return
+        _running.remove(self)
         try:
             # First, for gRPC's watching thread often fails (harmlessly, but with a
             # traceback) when a channel is closed just after it lost its server.
@@ -227,6 +233,20 @@ class _Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
             self._port_holder.close()
+
+
+@atexit.register
+def _stop_workers() -> None:
+    """Ends the workers of blocks that a program did not leave.
+
+    Left to the end of the interpreter, closing their channels would wait for ever.
+    """
+    for worker in list(_running):
+        worker.stop()
+
+
+# A forked child that ends must not end its parent's.
+os.register_at_fork(after_in_child=_running.clear)
 
 
 @contextlib.contextmanager

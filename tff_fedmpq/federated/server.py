@@ -313,8 +313,7 @@ class Server:
         train = collections.OrderedDict(
             loss=tf.math.divide_no_nan(sums.training.loss, count)
         )
-        metrics = self.build_metrics()
-        train.update(metrics.results(sums.training.metrics))
+        train.update(self.build_metrics().results(sums.training.metrics))
         train["num_examples"] = count
         return collections.OrderedDict(
             client_work=collections.OrderedDict(train=train),

@@ -89,17 +89,22 @@ class Metrics:
         metrics = self._container.metrics
         return tuple(tuple(map(function, metric.variables)) for metric in metrics)
 
-    @tf.function(autograph=False)
     def results(self, values: Sequence[Sequence[tf.Tensor]]) -> Mapping[str, tf.Tensor]:
         """Returns the results by name of `values`, which may be sums over clients."""
-        results = collections.OrderedDict()
-        for metric, of_metric in zip(self._container.metrics, values):
-            for variable, value in zip(metric.variables, of_metric):
-                variable.assign(value)
-            result = metric.result()
-            many = result if isinstance(result, dict) else {metric.name: result}
-            results.update(many)
-        return results
+
+        # A function, as only there results are read after variables are assigned.
+        @tf.function(autograph=False)
+        def compute() -> Mapping[str, tf.Tensor]:
+            results = collections.OrderedDict()
+            for metric, of_metric in zip(self._container.metrics, values):
+                for variable, value in zip(metric.variables, of_metric):
+                    variable.assign(value)
+                result = metric.result()
+                many = result if isinstance(result, dict) else {metric.name: result}
+                results.update(many)
+            return results
+
+        return compute()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,7 +210,8 @@ def _check(identifier: Any, get: Callable[[str], Any], base: type) -> Any:
     if isinstance(identifier, str):
         if identifier.lower() not in _BY_SHAPE or base is not tf.keras.metrics.Metric:
             with _one_sentence(f"Keras has no {what} {identifier!r}"):
-                get(identifier)
+                if isinstance(get(identifier), str):  # Unknown to Keras, and kept.
+                    raise ValueError("the name is unknown")
     elif identifier is not None and not callable(identifier):
         raise TypeError(
             f"A {what} is a Keras name, class or instance, or a function; found "

@@ -10,8 +10,12 @@ worker.log, progress.log    while it runs, or when it fails
 result.json, curves.png     at the end
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from tff_fedmpq.files import PathLike, write_atomically
@@ -60,6 +64,21 @@ def make_directory(path: pathlib.Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputDirectoryError(f"Cannot make {path}: {error}.") from None
+
+
+@contextlib.contextmanager
+def lock_directory(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes out of a directory, or raises `OutputDirectoryError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise OutputDirectoryError(
+            f"{path} is in use by another process; wait for its end, or choose another."
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def save_partition(partition: Partition, path: pathlib.Path) -> None:
