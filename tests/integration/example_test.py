@@ -81,7 +81,7 @@ def test_help_lists_the_settings_of_a_run_and_their_defaults(example):
     text = " ".join(completed.stdout.split())
     for flag in ("--alpha", "--budgets", "--lasso", "--preset", "--dataset"):
         assert flag in text
-    assert "50 (paper), 8 (quick)" in text
+    assert "50 (paper), 18 (quick)" in text
     assert "Default: pruning_growing, only in fedmpq" in text
 
 
