@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
+import signal  # noqa: E402
 import sys  # noqa: E402
 from typing import Callable  # noqa: E402
 
@@ -85,15 +86,45 @@ def run(main: Callable[[], None]) -> int:
         for module in (__name__, setting_flags.__name__):
             print(flags.FLAGS.module_help(module))
         return 0
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         extra = flags.FLAGS(sys.argv)[1:]
         if extra:
             raise ValueError(f"unexpected arguments {extra}")
         main()
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("Interrupted; continue with --resume.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        word = "Terminated" if isinstance(interrupt, _Terminated) else "Interrupted"
+        print(f"{word}; continue with --resume.", file=sys.stderr)
+        return 143 if isinstance(interrupt, _Terminated) else 130
+    except Exception as error:
+        if not _concerns_files(error):
+            raise
+        # TensorFlow's and the system's texts may have several lines.
+        reason = " ".join(str(error).split())
+        print(
+            f"Error: {reason}. Make room or choose another directory, then continue "
+            "with --resume.",
+            file=sys.stderr,
+        )
+        return 2
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """The program got SIGTERM."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _concerns_files(error: BaseException | None) -> bool:
+    """Returns whether an error, or what caused it, is one of reading or writing."""
+    if error is None or isinstance(error, OSError):
+        return error is not None
+    # TensorFlow's own, known if it was imported.
+    names = "ResourceExhaustedError", "PermissionDeniedError"
+    return type(error).__name__ in names or _concerns_files(error.__cause__)

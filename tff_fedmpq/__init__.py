@@ -39,8 +39,12 @@ _NAMES = {
     "tff_fedmpq.baselines.fpq8": ("FPQ8Config", "build_fpq8"),
     "tff_fedmpq.baselines.uveqfed": ("UVeQFedConfig", "build_uveqfed"),
     "tff_fedmpq.federated.fedmpq": ("FedMPQConfig", "build_fedmpq"),
-    "tff_fedmpq.federated.process": ("build_process",),
+    "tff_fedmpq.federated.process": ("build_process", "carry_over"),
     "tff_fedmpq.federated.runtime": ("local_async_runtime", "local_runtime"),
+    "tff_fedmpq.simulation.data.array_client_data": (
+        "client_data_from_arrays",
+        "client_data_from_tf_dataset",
+    ),
     "tff_fedmpq.keras": (
         "IntegerSGD",
         "QuantConv2D",

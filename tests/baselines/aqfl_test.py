@@ -10,6 +10,7 @@ from oracles.problem import device_bit_widths
 from tff_fedmpq.baselines.aqfl import AQFLConfig, build_aqfl
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.local_training import LocalTrainer
+from tff_fedmpq.federated.tasks import Metrics
 
 
 def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
@@ -53,7 +54,9 @@ def test_codes_learn_by_either_rate(problem, rate, unit, bits):
         scheme.weights.scale_rule,
     )
     images, labels = problem.make_examples(24, seed=9)
-    trainer = LocalTrainer(model, scheme.training, loss)
+    specs = tf.TensorSpec([4]), tf.TensorSpec([], tf.int32)
+    metrics = Metrics(["accuracy"], ["output"], *specs)
+    trainer = LocalTrainer(model, scheme.training, loss, metrics=metrics)
     # One draw of the rounding may be unlucky; four are not.
     examples = tf.constant(images), tf.constant(labels)
     runs = [
@@ -68,5 +71,5 @@ def test_codes_learn_by_either_rate(problem, rate, unit, bits):
     # Over thirty epochs of examples as bright as their label says.
     totals = [sums for _, sums, _ in runs]
     count = sum(float(sums.count) for sums in totals)
-    assert sum(float(sums.correct) for sums in totals) / count > 0.8
+    assert sum(float(sums.metrics[0][0]) for sums in totals) / count > 0.8
     assert sum(float(sums.loss) for sums in totals) / count < 0.6 * np.log(3)

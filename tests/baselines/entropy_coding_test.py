@@ -131,3 +131,17 @@ def test_symbol_bits_bound_the_coded_size(spread, tail):
     assert entropy_bits(symbols) * 0.9999 <= bound
     assert payload <= 1.001 * bound + 96
     assert bound <= 1.001 * payload + 96
+
+
+def test_streams_are_coded_one_by_one():
+    rng = np.random.default_rng(0)
+    symbols = np.rint(rng.normal(scale=2, size=(2, 500))).astype(np.int16)
+    blocks = [entropy_coding.encode(stream) for stream in symbols]
+    assert entropy_coding.coded_bits(symbols) == 8 * sum(map(len, blocks)) < 16 * 1000
+
+
+def test_a_code_that_does_not_restore_its_symbols_is_an_error(monkeypatch):
+    monkeypatch.setattr(entropy_coding, "decode", lambda block: np.zeros(4, np.int32))
+    entropy_coding.coded_bits(np.zeros([1, 4], np.int16))
+    with pytest.raises(RuntimeError, match="did not restore"):
+        entropy_coding.coded_bits(np.array([[0, 0, 1, 0]], np.int16))

@@ -25,7 +25,6 @@ from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.keras.resnets import resnet20
 from tff_fedmpq.keras.variables import ModelSpec
 from tff_fedmpq.quantization.scales import max_scale
-from tff_fedmpq.simulation import ledger
 
 FLOAT_SCHEMES = ["fedavg", "fedpaq", "uveqfed"]
 QUANTIZED_SCHEMES = ["fpq8", "aqfl", "fedmpq"]
@@ -362,7 +361,7 @@ def uplink_bits(name, budget, seed=0):
     bits = scheme.uplink.count_bits(message, headers=[tf.constant(1.0)]).numpy()
     symbols = scheme.uplink.symbols(message).numpy()
     if symbols.size:
-        bits[0] = ledger.coded_bits(symbols)
+        bits[0] = scheme.uplink.coded_bits(symbols)
     return dict(zip(messages.BIT_ITEMS, bits.tolist())), spec
 
 

@@ -55,7 +55,7 @@ def encode(lattice, updates, budget, seed=(1, 2), encoders=ENCODERS):
 
 def measured_bits(lattice, message):
     """Bits of the code that the real coder makes of a message's points."""
-    return ledger.coded_bits(UPLINKS[lattice].symbols(message).numpy())
+    return UPLINKS[lattice].coded_bits(UPLINKS[lattice].symbols(message).numpy())
 
 
 def relative_error(lattice, message, update):
@@ -119,8 +119,10 @@ def test_points_travel_as_int16_until_they_are_coded():
         .count_bits({**message, "float_parameters": ()}, [tf.constant(1.0)])
         .numpy()
     )
-    expected = [16 * 1002, 32, 64 + 32, 0]  # The dither's seed is a header.
-    np.testing.assert_array_equal(items, expected)
+    # The dither's seed is a header.
+    np.testing.assert_array_equal(items[1:], [32, 64 + 32, 0])
+    real = measured_bits("hexagonal", message)
+    assert real <= items[0] < 1.05 * real
     symbols = UPLINKS["hexagonal"].symbols(message)
     spec = ModelSpec((), ((7, 11, 13), (5,)), (False, False), ())
     assert tuple(symbols.shape) == UPLINKS["hexagonal"].symbols_shape(spec) == (2, 501)

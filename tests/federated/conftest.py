@@ -13,6 +13,7 @@ from oracles import allocation as allocation_oracle
 from oracles import quantization as oracle
 
 from tff_fedmpq.federated.client_work import build_client_work
+from tff_fedmpq.federated.tasks import Task
 
 
 class Round(NamedTuple):
@@ -70,9 +71,9 @@ def _client_computation(problem: Any) -> tff.Computation:
         problem.scheme,
         problem.spec,
         problem.client_data,
-        np.array(list(problem.budgets.values()), np.float64),
+        np.array([problem.budgets[i] for i in problem.client_ids], np.float64),
         received_type,
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        task=Task.of(problem.model_fn(), problem.client_data.element_type_structure),
     )
 
 
@@ -84,7 +85,7 @@ def _statistics_by_oracle(problem: Any, state: Any, key: int) -> list[np.ndarray
     ]
     if not seen:
         return list(state.global_model_weights.non_trainable)
-    own = list(problem.budgets.values())[key]
+    own = problem.budgets[problem.client_ids[key]]
     row = budgets.index(min(seen, key=lambda budget: abs(budget - own)))
     return [rows[row] for rows in state.distributor["statistics"]]
 
@@ -96,7 +97,7 @@ def _message_by_oracle(problem: Any, state: Any, key: int) -> Any:
         state.distributor["mean_bit_widths"],
         state.distributor["bit_reductions"][key],
         problem.spec.layer_sizes,
-        list(problem.budgets.values())[key],
+        problem.budgets[problem.client_ids[key]],
     )
     statistics = _statistics_by_oracle(problem, state, key)
     others = weights.float_parameters[: -len(statistics)]

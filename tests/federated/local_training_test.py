@@ -16,6 +16,7 @@ from tff_fedmpq.federated.local_training import (
     learning_rates_at,
 )
 from tff_fedmpq.federated.messages import QuantizedWeights, quantize_weights
+from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras import quantize_model
 from tff_fedmpq.keras.variables import float_parameter_variables
 from tff_fedmpq.quantization.representations import SIGN_MAGNITUDE
@@ -23,6 +24,16 @@ from tff_fedmpq.quantization.scales import least_squares_scale
 
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SEED = (3, 4)
+ACCURACY = functools.partial(
+    Metrics,
+    ["accuracy"],
+    outputs=tf.TensorSpec([4]),
+    labels=tf.TensorSpec([], tf.int32),
+)
+
+
+def accuracy(sums) -> float:
+    return float(sums.metrics[0][0] / sums.metrics[0][1])
 
 
 def client_model(problem, lasso=0.0) -> tf.keras.Model:
@@ -47,6 +58,7 @@ def make_trainer(
         pruning=pruning,
         augment=augment,
         on_step=on_step,
+        metrics=ACCURACY(),
     )
     kernel_shapes = problem.spec.kernel_shapes
     float_parameter_shapes = problem.spec.float_parameter_shapes
@@ -123,7 +135,7 @@ def test_no_examples_leave_the_weights_as_they_are(trainer, initial, problem):
     weights = initial(2, 5)
     trained, sums, densities = train(trainer, weights, problem.make_examples(0, 0))
     assert_equal(trained, weights)
-    assert [float(value) for value in sums] == [0, 0, 0]
+    assert tf.nest.flatten(sums) == [0, 0, 0, 0]
     assert densities.shape == [2] and np.isfinite(densities).all()
 
 
@@ -256,7 +268,7 @@ def test_loss_falls(trainer_of, initial, problem):
         _, first, _ = train(short, initial(*bit_widths), examples)
         _, mean, _ = train(long, initial(*bit_widths), examples)
         assert mean.loss / mean.count < 0.6 * first.loss / first.count
-        assert mean.correct / mean.count > max(0.7, first.correct / first.count)
+        assert accuracy(mean) > max(0.7, accuracy(first))
 
 
 def test_losses_of_layers_may_be_of_another_type():
@@ -288,7 +300,8 @@ def test_codes_stay_within_their_bits(trainer_of, problem, initial, bit_widths):
 def test_every_example_counts_once_per_epoch(trainer, initial, problem, count):
     _, sums, _ = train(trainer, initial(4, 4), problem.make_examples(count, 0))
     assert float(sums.count) == 2 * count
-    assert 0 <= float(sums.correct) <= 2 * count
+    assert 0 <= accuracy(sums) <= 1
+    assert float(sums.metrics[0][1]) == 2 * count
     assert float(sums.loss) > 0
 
 

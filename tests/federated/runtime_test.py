@@ -441,3 +441,41 @@ def test_pipe_reaches_its_end_and_no_worker_is_left(scripts, ending):
     output, _ = process.communicate(timeout=5)
     assert b"in the block" in output
     assert _wait_until_gone(value, b"worker_binary") == []
+
+
+# --- programs that do not leave the block -----------------------------------
+
+_NEVER_LEFT = """
+import contextlib
+import numpy as np, tensorflow_federated as tff
+from tff_fedmpq.federated import runtime
+
+@tff.tensorflow.computation(np.int32)
+def plus_one(x):
+    return x + 1
+
+{enter}
+print(plus_one(1), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [
+        "s = contextlib.ExitStack(); s.enter_context(runtime.local_runtime())",
+        "block = runtime.local_runtime(); block.__enter__()",
+        "block = runtime.local_async_runtime(); block.__enter__(); plus_one = abs",
+    ],
+)
+def test_a_program_that_does_not_leave_the_block_ends(marker, enter):
+    completed = subprocess.run(
+        [sys.executable, "-c", _NEVER_LEFT.format(enter=enter)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=_ROOT,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.split() in (["2"], ["1"])
+    assert "Traceback" not in completed.stderr
+    assert not _wait_until_gone(marker, b"")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -67,12 +68,16 @@ def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
 
 @pytest.mark.parametrize("example", ["cifar10_fedmpq", "compare"])
 def test_help_lists_the_settings_of_a_run_and_their_defaults(example):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     completed = subprocess.run(
         [sys.executable, str(_ROOT / "examples" / f"{example}.py"), "--help"],
         capture_output=True,
         text=True,
     )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert completed.returncode == 0
+    # It does not wait for TensorFlow.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
     text = " ".join(completed.stdout.split())
     for flag in ("--alpha", "--budgets", "--lasso", "--preset", "--dataset"):
         assert flag in text
@@ -84,6 +89,7 @@ def test_help_lists_the_settings_of_a_run_and_their_defaults(example):
 _BAD_FLAGS = [
     (["--budgets=2,4,6,80"], "1 to 8 bits"),
     (["--budgets=2,4"], "one number per client"),
+    ([f"--seed={2**70}"], "seed has to be from 0 to"),
     (["--alpha=0"], "alpha has to be above 0"),
     (["--lasso=-1"], "lasso has to be 0 or more"),
     (["--activation_bits=9"], "activation_bits"),

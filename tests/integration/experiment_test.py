@@ -8,7 +8,7 @@ import shutil
 import pytest
 import tensorflow as tf
 
-from tff_fedmpq.simulation import experiment, provenance
+from tff_fedmpq.simulation import experiment, provenance, run_files
 from tff_fedmpq.simulation.config import make_config
 from tff_fedmpq.simulation.experiment import (
     DivergenceError,
@@ -241,6 +241,18 @@ def test_an_output_directory_serves_one_run(finished_run, tmp_path):
     (tmp_path / "mine.txt").write_text("not a run")
     with pytest.raises(OutputDirectoryError, match="choose another"):
         run_experiment(small_config(), tmp_path)
+
+
+def test_two_processes_do_not_share_an_output_directory(finished_run, tmp_path):
+    """The second one, with or without resume, changes nothing."""
+    config = (finished_run[0] / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    with run_files.lock_directory(tmp_path):
+        with pytest.raises(OutputDirectoryError, match="in use by another process"):
+            run_experiment(small_config(), tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with run_files.lock_directory(tmp_path):
+        pass  # The lock ends with its block.
 
 
 @pytest.mark.parametrize("content", ["", '{"alpha": 0.', "[]"])

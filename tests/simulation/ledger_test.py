@@ -1,29 +1,24 @@
-"""The ledger: who sent what, item by item, and the real size of coded symbols."""
+"""The ledger: who sent what, item by item."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from tff_fedmpq.baselines import entropy_coding
 from tff_fedmpq.federated.messages import BIT_ITEMS
 from tff_fedmpq.simulation import ledger
 
 CLIENT_IDS = ["dora", "bert", "anna"]
 
 
-def make_measurements(symbols=None):
+def make_measurements():
     """Of three clients, of whom the first and the last took part."""
     took_part = np.array([1, 0, 1], np.int32)
     bits = np.arange(24, dtype=np.int64).reshape(2, 3, 4) + 1
     bits = bits * took_part[:, np.newaxis]
-    if symbols is None:
-        symbols = np.zeros([3, 0, 0], np.int16)
     return {
         "participations": took_part,
         "uplink_bits": bits[0],
         "downlink_bits": bits[1],
-        "uplink_symbols": symbols,
     }
 
 
@@ -83,29 +78,3 @@ def test_totals_are_over_clients_and_items():
         "uplink_bits": sum(range(1, 5)) + sum(range(9, 13)),
         "downlink_bits": sum(range(13, 17)) + sum(range(21, 25)),
     }
-
-
-def test_coded_symbols_take_the_place_of_their_own_bits():
-    """Those of the clients that took part, each stream as a block of its own."""
-    rng = np.random.default_rng(0)
-    symbols = np.rint(rng.normal(scale=2, size=(3, 2, 500))).astype(np.int16)
-    records = ledger.client_records(make_measurements(symbols), CLIENT_IDS)
-    for record, row in zip(records, (0, 2)):
-        blocks = [entropy_coding.encode(stream) for stream in symbols[row]]
-        assert record["uplink_bits"]["codes"] == 8 * sum(map(len, blocks))
-        assert 0 < record["uplink_bits"]["codes"] < 16 * 1000
-    # What is not coded stays as it was counted.
-    plain = ledger.client_records(make_measurements(), CLIENT_IDS)
-    for record, other in zip(records, plain):
-        assert record["downlink_bits"] == other["downlink_bits"]
-        assert {**record["uplink_bits"], "codes": 0} == {
-            **other["uplink_bits"],
-            "codes": 0,
-        }
-
-
-def test_a_code_that_does_not_restore_its_symbols_is_an_error(monkeypatch):
-    monkeypatch.setattr(entropy_coding, "decode", lambda block: np.zeros(4, np.int32))
-    ledger.coded_bits(np.zeros([1, 4], np.int16))
-    with pytest.raises(RuntimeError, match="did not restore"):
-        ledger.coded_bits(np.array([[0, 0, 1, 0]], np.int16))

@@ -53,6 +53,20 @@ def decode(block: bytes) -> np.ndarray:
     return decoder.decode(_model(frequencies), count) + np.int32(smallest)
 
 
+def coded_bits(symbols: np.ndarray) -> int:
+    """Returns the bits of symbols, int16[streams, n], each stream coded separately.
+
+    Raises RuntimeError if decoding does not give the symbols back.
+    """
+    bits = 0
+    for stream in symbols:
+        block = encode(stream)
+        if not np.array_equal(decode(block), stream):
+            raise RuntimeError("Entropy coding did not restore its symbols.")
+        bits += 8 * len(block)
+    return bits
+
+
 def symbol_bits(symbols: tf.Tensor) -> tf.Tensor:
     """Returns a close bound on the range-coded bits of symbols, without the header.
 

@@ -3,9 +3,9 @@
 Matrices and convolution kernels are quantized; vectors (BatchNorm, biases) are few, and
 their updates are sent in float32, like the float parameters of the other schemes.
 
-The range coder of UVeQFed runs where the round's measurements are read
-(`simulation.ledger`), not inside the computation, whose workers have no Python: within
-the round coordinates travel as int16, and the range-coded bytes are counted.
+The range coder of UVeQFed runs where a round's measurements arrive, not inside the
+computation, whose workers have no Python: within the round coordinates travel as int16,
+and the range-coded bytes are counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.baselines import entropy_coding, stochastic_quantizer
@@ -84,6 +85,7 @@ class ScalarUpdateUplink(UpdateUplink):
     A fractional budget is rounded down to whole bits, of which there are at least 2.
     """
 
+    whole_bits = True
     min_bits = float(stochastic_quantizer.MIN_UPDATE_BITS)
 
     def __init__(self, norm: str | stochastic_quantizer.Norm = "max"):
@@ -161,11 +163,18 @@ class LatticeUpdateUplink(UpdateUplink):
     def count_bits(
         self, message: Message, headers: Sequence[tf.Tensor] = ()
     ) -> tf.Tensor:
-        """Counts coordinates as int16, before entropy coding; see the module."""
-        return super().count_bits(message, [message["dither_seed"], *headers])
+        """Counts a bound on the coordinates' code; see the module."""
+        others = {**message, "codes": tf.zeros([0], tf.int16)}
+        bits = super().count_bits(others, [message["dither_seed"], *headers])
+        streams = tf.unstack(tf.cast(message["codes"], tf.float32), axis=1)
+        coded = tf.math.ceil(tf.add_n(list(map(_coded_bits, streams))))
+        return bits + tf.cast(tf.stack([coded, 0.0, 0.0, 0.0]), tf.int64)
 
     def symbols(self, message: Message) -> tf.Tensor:
         return tf.transpose(message["codes"])
+
+    def coded_bits(self, symbols: np.ndarray) -> int:
+        return entropy_coding.coded_bits(symbols)
 
     def symbols_shape(self, spec: ModelSpec) -> tuple[int, int]:
         sizes = [math.prod(shape) for shape in _shapes_of_tensors(spec)]

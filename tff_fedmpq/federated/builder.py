@@ -22,11 +22,12 @@ def builder(config_type: type[Config]) -> Callable[..., FederatedProcess]:
 
     def build(
         model_fn: Callable[[], tf.keras.Model],
-        budgets: Mapping[str, float],
+        budgets: Mapping[Any, float],
         client_data: tff.simulation.datasets.ClientData,
         config: Config = default,
         *,
-        loss: tf.keras.losses.Loss | None = None,
+        loss: Any = None,
+        metrics: Any = None,
         augment: Callable[..., Any] | None = None,
         dtype_policy: str | None = None,
         on_step: Callable[..., Any] | None = None,
@@ -41,6 +42,7 @@ def builder(config_type: type[Config]) -> Callable[..., FederatedProcess]:
             client_data,
             config,
             loss=loss,
+            metrics=metrics,
             augment=augment,
             dtype_policy=dtype_policy,
             on_step=on_step,

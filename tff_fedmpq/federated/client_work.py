@@ -9,8 +9,8 @@ lists of one, as `tff.federated_select` takes and gives lists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import numbers
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,7 @@ import tensorflow as tf
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import local_training, messages
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.tasks import Task, split_example
 from tff_fedmpq.keras.variables import ModelSpec
 
 # More than any client holds: all of its examples form one batch.
@@ -46,7 +47,7 @@ def build_client_work(
     budgets: np.ndarray,
     received_type: tff.Type,
     *,
-    loss: tf.keras.losses.Loss,
+    task: Task,
     augment: local_training.Augment | None = None,
     dtype_policy: str | None = None,
     on_step: local_training.OnStep | None = None,
@@ -58,14 +59,20 @@ def build_client_work(
     """
     budgets = budgets.astype(np.float32)
     selected_type = tff.SequenceType(received_type)
+    read = dataset_reader(client_data)
 
     @tff.tensorflow.computation(np.str_, tff.TensorType(np.int32, [1]), selected_type)
     def client_work(client_id, keys, selected):
         key, received = keys[0], selected.get_single_element()
-        images, labels = read_all_examples(client_data.dataset_computation(client_id))
-        client_model = scheme.build_client_model(model, dtype_policy)
+        features, labels, sample_weight = read_all_examples(read(client_id))
         trainer = local_training.LocalTrainer(
-            client_model, scheme.training, loss, scheme.pruning, augment, on_step
+            scheme.build_client_model(model, dtype_policy),
+            scheme.training,
+            task.loss,
+            scheme.pruning,
+            augment,
+            on_step,
+            task.build_metrics(),
         )
 
         # Without AutoGraph, whose conversion of every function delays the first round.
@@ -75,11 +82,15 @@ def build_client_work(
             weights = messages.unpack_model(received, spec)
             seeds = tf.random.split(received["seed"], 2)
             rates = received["training_rates"]
-            trained, sums, densities = trainer.train(
-                weights, images, labels, seeds[0], rates
-            )
+            checks = []
+            if task.num_classes is not None:
+                checks = [_check_labels(labels, task.num_classes, client_id)]
+            with tf.control_dependencies(checks):
+                trained, sums, densities = trainer.train(
+                    weights, features, labels, seeds[0], rates, sample_weight
+                )
             message = scheme.uplink.encode(trained, weights, budget, seeds[1])
-            num_examples = tf.cast(tf.shape(images)[0], tf.float32)
+            num_examples = tf.cast(local_training.count_examples(labels), tf.float32)
             weight = scheme.aggregation_weight(budget, num_examples)
             return ClientResult(
                 key,
@@ -98,36 +109,40 @@ def build_client_work(
     return client_work
 
 
-def read_all_examples(dataset: tf.data.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns all examples of a dataset as two tensors, x [n, ...] and classes y [n].
+def read_all_examples(dataset: tf.data.Dataset) -> tuple[Any, Any, Any]:
+    """Returns the features, labels and sample weights of all n examples, of any n.
 
-    Elements are pairs (x, y) or mappings with the keys "x" and "y"; there may be none.
-    Labels of shape [1], as in `tf.keras.datasets`, become scalars. ValueError for
-    another structure, or for a label that is not one number.
+    They are structures of tensors [n, ...] as `tasks.split_example` finds them, the
+    weights None where there are none. ValueError for another structure.
     """
-    spec = dataset.element_spec
-    if isinstance(spec, Mapping) and set(spec) == {"x", "y"}:
-        dataset = dataset.map(lambda element: (element["x"], element["y"]))
-    elif not (isinstance(spec, tuple) and len(spec) == 2):
-        raise ValueError(
-            "Client data has to hold pairs (x, y), or mappings of 'x' and 'y'; found "
-            f"{spec}. Mend it by `client_data.preprocess(lambda d: d.map(...))`."
-        )
-
-    label_shape = dataset.element_spec[1].shape
-    if label_shape.rank and label_shape.num_elements() == 1:
-        dataset = dataset.map(lambda x, y: (x, tf.reshape(y, [])))
-    elif label_shape.rank:
-        raise ValueError(
-            "Labels have to be class numbers; found labels of shape "
-            f"{label_shape}. One-hot labels become class numbers by tf.argmax; batches "
-            "become examples by `client_data.preprocess(lambda d: d.unbatch())`."
-        )
-
+    split_example(dataset.element_spec)
     # A dataset without elements has no batch either: then this one is the first.
     nothing = tf.nest.map_structure(
-        lambda element: tf.zeros([0, *element.shape], element.dtype),
+        lambda spec: tf.zeros([0, *(n or 0 for n in spec.shape)], spec.dtype),
         dataset.element_spec,
     )
     empty = tf.data.Dataset.from_tensors(nothing)
-    return dataset.batch(_ALL_EXAMPLES).concatenate(empty).take(1).get_single_element()
+    batch = dataset.batch(_ALL_EXAMPLES).concatenate(empty).take(1)
+    return split_example(batch.get_single_element())
+
+
+def dataset_reader(
+    client_data: tff.simulation.datasets.ClientData,
+) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """Returns the function (client id string[] -> dataset) of a `ClientData`.
+
+    Its own client ids may be integers, which a round has as strings.
+    """
+    if not isinstance(client_data.client_ids[0], numbers.Integral):
+        return client_data.dataset_computation
+    read = client_data.serializable_dataset_fn
+    return lambda client_id: read(tf.strings.to_number(client_id, tf.int32))
+
+
+def _check_labels(labels: tf.Tensor, num_classes: int, client_id: tf.Tensor) -> Any:
+    """Returns an assertion that labels are class numbers."""
+    is_wrong = (labels < 0) | (labels >= num_classes)
+    wrong = tf.strings.format("{}", tf.boolean_mask(labels, is_wrong), summarize=3)
+    text = f" has labels that are no class numbers below {num_classes}: "
+    text = tf.strings.join(["Client ", client_id, text, wrong, "."])
+    return tf.debugging.Assert(tf.logical_not(tf.reduce_any(is_wrong)), [text])

@@ -32,10 +32,17 @@ Representation = Literal["sign_magnitude", "offset_binary"]
 LearningRateUnit = Literal["weight", "code"]
 
 
-class Rate(NamedTuple):
-    """A learning rate: that of the first round, and its decay over the run."""
+# A number, or a function from the round, from 0, such as a Keras schedule.
+LearningRate = Union[float, Callable[..., Any]]
 
-    initial: float
+
+class Rate(NamedTuple):
+    """A learning rate: that of the first round, and its decay over the run.
+
+    A rate that is a function of the round does not decay.
+    """
+
+    initial: LearningRate
     decay: Decay
 
 
@@ -59,8 +66,11 @@ class LocalTrainingConfig:
       epochs: Passes over the client's examples per round, the paper's tau.
       batch_size: Examples per step; the last step of an epoch may have fewer.
       learning_rate: Learning rate of weights; of quantized kernels where there are any.
+        A function of the round, from 0, such as a Keras schedule, is the whole rate.
       learning_rate_decay: Decay of `learning_rate`: "none", "cosine" (to zero), or a
         function from the fraction of rounds done, float32[], to a factor.
+      learning_rate_floor: Share of the first round's rates that decay does not go
+        below, 0 to 1; None lets them reach zero.
       momentum: Momentum of SGD, from 0 to below 1.
       weight_decay: L2 coefficient.
       aggregation_weight: Weight p_n of a client before normalisation: "examples" is
@@ -73,8 +83,9 @@ class LocalTrainingConfig:
     rounds: Optional[int] = None
     epochs: int = 5
     batch_size: int = 64
-    learning_rate: float = 0.1
+    learning_rate: LearningRate = 0.1
     learning_rate_decay: Decay = "cosine"
+    learning_rate_floor: Optional[float] = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     aggregation_weight: AggregationWeight = "examples"
@@ -84,8 +95,13 @@ class LocalTrainingConfig:
             check_count(getattr(self, name), name)
         if self.rounds is not None:
             check_count(self.rounds, "rounds")
-        for name in ("learning_rate", "weight_decay"):
-            check_not_negative(getattr(self, name), name)
+        check_rate(self.learning_rate, "learning_rate")
+        check_not_negative(self.weight_decay, "weight_decay")
+        floor = self.learning_rate_floor
+        if floor is not None and not 0 <= floor <= 1:
+            raise ValueError(
+                f"learning_rate_floor has to be None or from 0 to 1, found {floor!r}."
+            )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {self.momentum!r}.")
         annotations = typing.get_type_hints(type(self))
@@ -100,6 +116,12 @@ class LocalTrainingConfig:
         rate = Rate(self.learning_rate, self.learning_rate_decay)
         return rate, rate
 
+    @property
+    def rates_decay(self) -> bool:
+        """Whether a learning rate depends on the number of rounds."""
+        rates = self.learning_rates()
+        return any(r.decay != "none" and not callable(r.initial) for r in rates)
+
     def compose(self) -> "Scheme":
         """Returns the scheme that this configuration describes."""
         raise NotImplementedError(f"{type(self).__name__} describes no scheme.")
@@ -110,7 +132,8 @@ class CodeTrainingConfig(LocalTrainingConfig):
     """Training of integer codes, and the quantization of models sent to clients.
 
     Attributes:
-      float_learning_rate: Learning rate of float parameters (BatchNorm, biases).
+      float_learning_rate: Learning rate of float parameters (BatchNorm, biases), as
+        `learning_rate`.
       float_learning_rate_decay: Decay of `float_learning_rate`.
       learning_rate_unit: Unit of `learning_rate`: "weight" moves a weight by the rate
         times its gradient, "code" moves its code as Eq. 6-10 are printed.
@@ -126,7 +149,7 @@ class CodeTrainingConfig(LocalTrainingConfig):
     """
 
     aggregation_weight: AggregationWeight = "budget_and_examples"
-    float_learning_rate: float = 0.1
+    float_learning_rate: LearningRate = 0.1
     float_learning_rate_decay: Decay = "none"
     learning_rate_unit: LearningRateUnit = "weight"
     activation_bits: Optional[int] = 4
@@ -137,7 +160,7 @@ class CodeTrainingConfig(LocalTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self.float_learning_rate, "float_learning_rate")
+        check_rate(self.float_learning_rate, "float_learning_rate")
         for name in ("error_feedback", "statistics_per_budget"):
             check_bool(getattr(self, name), name)
         bits = self.activation_bits
@@ -161,6 +184,12 @@ LITERAL_CODE_TRAINING: dict[str, Any] = {
     "learning_rate": 0.1,
     "learning_rate_decay": "none",
 }
+
+
+def check_rate(value: LearningRate, what: str) -> None:
+    """Raises ValueError unless a rate is a function, or a number of at least 0."""
+    if not callable(value):
+        check_not_negative(value, what)
 
 
 def check_not_negative(value: float, what: str) -> None:

@@ -1,20 +1,22 @@
 """Local training: epochs of SGD on a client's examples, then MSB pruning.
 
 Pure TensorFlow and Keras; `client_work` wraps it in a federated computation. All
-randomness (order of the examples, augmentation, rounding) comes from the seed that the
-client receives, except that of layers such as Dropout.
+randomness (order of the examples, augmentation, rounding, layers such as Dropout) comes
+from the seed that the client receives.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
 from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.messages import QuantizedWeights, assign_quantized_weights
+from tff_fedmpq.federated.tasks import Metrics, build_loss
 from tff_fedmpq.keras.optimizers import IntegerSGD
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import float_parameter_variables
@@ -26,6 +28,7 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 # (loss of a step, float32[]) -> None; for progress reports only
 OnStep = Callable[[tf.Tensor], None]
 
+_LAYERS = 1  # Tells the seeds of random layers from those of other uses.
 # Factor of a learning rate by the fraction of the rounds that are done, float32[].
 DECAYS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "none": tf.ones_like,
@@ -44,8 +47,13 @@ def learning_rates_at(
     if config.rounds is not None:
         done = tf.cast(round_number, tf.float32) / config.rounds
 
-    def rate_now(initial: float, decay: Any) -> tf.Tensor:
-        return initial * lookup(decay, DECAYS, "decay")(done)
+    def rate_now(initial: Any, decay: Any) -> tf.Tensor:
+        if callable(initial):
+            return tf.cast(initial(round_number), tf.float32)
+        factor = lookup(decay, DECAYS, "decay")(done)
+        if config.learning_rate_floor is not None:
+            factor = tf.maximum(factor, config.learning_rate_floor)
+        return initial * factor
 
     return tf.stack([rate_now(*rate) for rate in config.learning_rates()])
 
@@ -58,42 +66,45 @@ class Pruning(NamedTuple):
 
 
 class TrainingSums(NamedTuple):
-    """Sums over the examples of all epochs: loss, right predictions, 1; float32[]."""
+    """Sums over the examples of all epochs."""
 
-    loss: tf.Tensor
-    correct: tf.Tensor
-    count: tf.Tensor
+    loss: Any  # Float32[].
+    count: Any  # Number of examples, float32[].
+    metrics: Sequence[Sequence[Any]] = ()  # Variables of each Keras metric.
 
     @classmethod
-    def zero(cls) -> TrainingSums:
-        """Returns the sums over no examples."""
-        return cls(*(tf.constant(0.0) for _ in cls._fields))
+    def zero(cls, metrics: Sequence[Sequence[Any]] = ()) -> TrainingSums:
+        """Returns the sums over no examples; `metrics` are those of `Metrics.zeros`."""
+        return cls(tf.constant(0.0), tf.constant(0.0), metrics)
 
 
 class LocalTrainer:
     """Trains a Keras model from given weights with an optimizer of its own.
 
-    The model returns logits; the loss, of labels and logits, is averaged over a batch.
-    Variables are created by the constructor, which has to be called outside of any
-    `tf.function`; `train` is one, and serves every bit-width and number of examples.
+    Loss and metrics are those of a `tasks.Task`. Variables are created by the
+    constructor, which has to be called outside of any `tf.function`; `train` is one,
+    and serves every bit-width and number of examples.
     """
 
     def __init__(
         self,
         model: tf.keras.Model,
         config: LocalTrainingConfig,
-        loss: tf.keras.losses.Loss,
+        loss: Any,
         pruning: Pruning | None = None,
         augment: Augment | None = None,
         on_step: OnStep | None = None,
+        metrics: Metrics | None = None,
     ):
-        self._model, self._config, self._loss = model, config, loss
+        self._model, self._config, self._metrics = model, config, metrics
+        self._loss = build_loss(loss, model.output_names, model.output)
         self._pruning, self._on_step = pruning, on_step
+        self._random_layers = SeededLayers(model)
         # The user's function may contain Python control flow on tensors.
         self._augment = None if augment is None else tf.function(augment)
         self._kernels = quantized_kernels(model)
         self._float_parameters = float_parameter_variables(model)
-        rates = (rate.initial for rate in config.learning_rates())
+        rates = [0.0 if callable(r) else r for r, _ in config.learning_rates()]
         unit = getattr(config, "learning_rate_unit", "weight")
         self._optimizer = IntegerSGD(*rates, config.momentum, config.weight_decay, unit)
         self._optimizer.build(model.trainable_variables)
@@ -102,14 +113,15 @@ class LocalTrainer:
     def train(
         self,
         weights: QuantizedWeights,
-        images: tf.Tensor,
-        labels: tf.Tensor,
+        features: Any,
+        labels: Any,
         seed: tf.Tensor,
         learning_rates: tf.Tensor | None = None,
+        sample_weight: Any = None,
     ) -> tuple[QuantizedWeights, TrainingSums, tf.Tensor]:
         """Trains for the configured epochs, then prunes.
 
-        Examples are images [n, ...] and classes int[n]; n may be 0, which trains
+        Examples are any structures of tensors [n, ...]; n may be 0, which trains
         nothing. `seed` is stateless, int32[2]. `learning_rates` are those of
         `learning_rates_at`, by default the first round's. Returns trained weights,
         sums, and the layers' MSB densities before pruning, float32[L].
@@ -121,7 +133,11 @@ class LocalTrainer:
             learning_rates = learning_rates_at(self._config, tf.constant(0))
         self._optimizer.learning_rate = learning_rates[0]
         self._optimizer.float_learning_rate = learning_rates[1]
-        sums = self._run_epochs(images, labels, seeds[1])
+        if self._metrics is not None:
+            self._metrics.reset()
+        sums = self._run_epochs((features, labels, sample_weight), seeds[1])
+        if self._metrics is not None:
+            sums = sums._replace(metrics=self._metrics.values())
         densities = [
             bit_planes.msb_density(k.representation, k.codes, k.bit_width)
             for k in self._kernels
@@ -129,10 +145,8 @@ class LocalTrainer:
         densities = tf.convert_to_tensor(densities, tf.float32)
         return self._pruned_weights(), sums, densities
 
-    def _run_epochs(
-        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
-    ) -> TrainingSums:
-        count, batch_size = tf.shape(images)[0], self._config.batch_size
+    def _run_epochs(self, examples: Any, seed: tf.Tensor) -> TrainingSums:
+        count, batch_size = count_examples(examples), self._config.batch_size
         steps_per_epoch = (count + batch_size - 1) // batch_size
         num_steps = self._config.epochs * steps_per_epoch
         shuffle, indices = tf.random.experimental.stateless_shuffle, tf.range(count)
@@ -144,39 +158,46 @@ class LocalTrainer:
                 tf.equal(begin, 0), lambda: shuffle(indices, step_seed), lambda: order
             )
             chosen = order[begin : begin + batch_size]
-            batch = tf.gather(images, chosen)
+            batch, labels, sample_weight = tf.nest.map_structure(
+                lambda tensor: None if tensor is None else tf.gather(tensor, chosen),
+                examples,
+            )
             if self._augment is not None:
                 batch = self._augment(batch, step_seed)
-            step_sums = self.step(batch, tf.gather(labels, chosen))
+            self._random_layers.seed = step_seed
+            step_sums = self.step(batch, labels, sample_weight)
             sums = tf.nest.map_structure(tf.add, sums, step_sums)
             return step + 1, order, sums
 
         first = (tf.constant(0), indices, TrainingSums.zero())
         scalar, vector = tf.TensorShape([]), tf.TensorShape([None])
         # Where the graph knows the number of images, `order` begins with it.
-        shapes = (scalar, vector, TrainingSums(scalar, scalar, scalar))
+        shapes = (scalar, vector, TrainingSums(scalar, scalar))
         return tf.while_loop(
             lambda step, *_: step < num_steps, take_step, first, shape_invariants=shapes
         )[2]
 
-    def step(self, images: tf.Tensor, labels: tf.Tensor) -> TrainingSums:
-        """Takes a step of SGD on a batch [n, ...], labels int[n]; returns its sums."""
+    def step(
+        self, features: Any, labels: Any, sample_weight: Any = None
+    ) -> TrainingSums:
+        """Takes a step of SGD on a batch of n examples; returns its sums."""
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
-            logits = self._model(images, training=True)
-            task_loss = tf.cast(self._loss(labels, logits), tf.float32)
+            outputs = self._model(features, training=True)
+            task_loss = tf.cast(self._loss(labels, outputs, sample_weight), tf.float32)
             # In a mixed policy a layer's own loss has the type of its output.
             of_layers = [tf.cast(loss, tf.float32) for loss in self._model.losses]
-            total_loss = tf.add_n([task_loss, *of_layers])
+            # Keras minimizes the sum of a loss that nothing reduced.
+            total_loss = tf.add_n([tf.reduce_sum(task_loss), *of_layers])
         gradients = tape.gradient(total_loss, variables)
         self._optimizer.apply_gradients(zip(gradients, variables))
+        mean_loss = tf.reduce_mean(task_loss)
         if self._on_step is not None:
-            self._on_step(task_loss)
-        count = tf.cast(tf.shape(images)[0], tf.float32)
-        predicted = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        is_correct = tf.equal(predicted, tf.cast(labels, tf.int32))
-        correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
-        return TrainingSums(task_loss * count, correct, count)
+            self._on_step(mean_loss)
+        if self._metrics is not None:
+            self._metrics.update(labels, outputs, sample_weight)
+        count = tf.cast(count_examples(labels), tf.float32)
+        return TrainingSums(mean_loss * count, count)
 
     def _pruned_weights(self) -> QuantizedWeights:
         """Returns the model's weights without nearly empty top planes (Eq. 13)."""
@@ -192,3 +213,24 @@ class LocalTrainer:
             tf.convert_to_tensor([bit_width for *_, bit_width in layers], tf.int32),
             tuple(variable.read_value() for variable in self._float_parameters),
         )
+
+
+class SeededLayers:
+    """Makes the randomness of a model's layers a function of `seed`, int32[2]."""
+
+    def __init__(self, model: tf.keras.Model):
+        self.seed = tf.constant([0, 0])
+        layers = [x for x in model._flatten_layers() if hasattr(x, "_random_generator")]
+        for index, layer in enumerate(layers):
+            # Keras's own stateless generators draw the same numbers in every step.
+            generator = layer._random_generator
+            generator._rng_type, generator._built = generator.RNG_STATELESS, True
+            generator.make_seed_for_stateless_op = functools.partial(self._next, index)
+
+    def _next(self, index: int) -> tf.Tensor:
+        return tf.random.fold_in(tf.random.fold_in(self.seed, _LAYERS), index)
+
+
+def count_examples(examples: Any) -> tf.Tensor:
+    """Returns the number of examples in a batch, int32[]."""
+    return tf.shape(tf.nest.flatten(examples)[0])[0]

@@ -18,6 +18,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.keras import variables
@@ -135,9 +136,11 @@ class Uplink(abc.ABC):
     of the average: a scheme that sends models takes the average, one that sends updates
     adds it to the present model. `update_bits`, for tables, are the bits per entry of
     an update, "v" for the client's budget; None where the model itself is sent.
+    `whole_bits` says whether a budget is rounded down to whole bits.
     """
 
     update_bits: str | None = None
+    whole_bits: bool = False
 
     @abc.abstractmethod
     def encode(
@@ -163,15 +166,20 @@ class Uplink(abc.ABC):
     def count_bits(
         self, message: Message, headers: Sequence[tf.Tensor] = ()
     ) -> tf.Tensor:
-        """Returns the size of a message in bits, as `count_model_bits` does."""
+        """Returns the size of a message in bits, as `count_model_bits` does.
+
+        Where symbols are entropy-coded, for which workers have no Python, this is a
+        bound; a round that returns values replaces it by the size of the code.
+        """
         return count_model_bits(message, headers)
 
     def symbols(self, message: Message) -> tf.Tensor:
-        """Returns the symbols to entropy-code, int16 of `symbols_shape`.
-
-        Their coded size replaces that of `count_bits` where measurements are read.
-        """
+        """Returns the symbols to entropy-code, int16 of `symbols_shape`."""
         return tf.zeros([0, 0], tf.int16)
+
+    def coded_bits(self, symbols: np.ndarray) -> int:
+        """Returns the size in bits of the entropy code of `symbols`."""
+        raise NotImplementedError(f"{type(self).__name__} codes no symbols.")
 
     def symbols_shape(self, spec: ModelSpec) -> tuple[int, int]:
         """Returns (streams, symbols per stream); (0, 0) without entropy coding."""

@@ -16,28 +16,37 @@
     next: (<S@SERVER, {str}@CLIENTS> -> <state=S@SERVER, metrics=M@SERVER>)
 
 Only client ids enter a round; a client's examples are read inside the computation.
+`next` checks state and ids before the round, and adds to its measurements what needs
+Python: the size of entropy codes.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import numbers
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq._tff import tff
-from tff_fedmpq.allocation.pruning_growing import check_budgets
 from tff_fedmpq.federated.client_work import build_client_work
 from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.evaluation import assign_global_weights
 from tff_fedmpq.federated.local_training import Augment, OnStep
-from tff_fedmpq.federated.messages import assign_quantized_weights
+from tff_fedmpq.federated.messages import BIT_ITEMS, assign_quantized_weights
+from tff_fedmpq.federated.population import Population
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.server import Server, State, merge
+from tff_fedmpq.federated.tasks import Task, check_loss, check_metrics, split_example
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import ModelFn, ModelSpec, float_non_trainable_variables
+
+_MAX_EMBEDDED_MEGABYTES = 20
 
 
 class FederatedProcess(tff.learning.templates.LearningProcess):
@@ -47,7 +56,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
       scheme: Scheme of the process.
       model: Float Keras model with the initial weights.
       spec: Weights of the scheme's client model.
-      client_ids: Client ids in the order of rows in tables.
+      client_ids: Client ids in the order of rows in tables, ascending.
       budgets: Bits per weight of each client, float64[N].
     """
 
@@ -56,12 +65,19 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         computations: Sequence[tff.Computation],
         server: Server,
         model: tf.keras.Model,
-        client_ids: list[str],
+        population: Population,
     ):
-        super().__init__(*computations)
         self.scheme, self.spec = server.scheme, server.spec
-        self.client_ids, self.budgets = client_ids, server.budgets
-        self.model, self._server = model, server
+        self.client_ids, self.budgets = population.client_ids, population.budgets
+        self.model, self._server, self._population = model, server, population
+        initialize, next_fn, get_weights, set_weights = computations
+        super().__init__(
+            initialize,
+            _CheckedComputation(next_fn, self._run_round),
+            get_weights,
+            _CheckedComputation(set_weights, self._set_weights),
+        )
+        self._says_end = self.scheme.training.rates_decay
 
     def global_model(self, state: State) -> tf.keras.Model:
         """Returns the global model: float kernels, activations as on clients."""
@@ -69,30 +85,152 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         assign_global_weights(model, state.global_model_weights)
         return model
 
-    def device_model(self, state: State, client_id: str) -> tf.keras.Model:
+    def device_model(self, state: State, client_id: Any) -> tf.keras.Model:
         """Returns what a client would receive now; ValueError for an unknown id."""
         model = self.scheme.build_client_model(self.model)
         self.assign_device_weights(model, state, client_id)
         return model
 
     def assign_device_weights(
-        self, model: tf.keras.Model, state: State, client_id: str
+        self, model: tf.keras.Model, state: State, client_id: Any
     ) -> None:
         """Sets a model of `device_model` to what another client would receive."""
-        ids = self.client_ids
-        if client_id not in ids:
-            raise ValueError(f"No client {client_id!r}; clients are {ids[:10]}.")
-        weights = self._server.model_for(state, ids.index(client_id))
+        weights = self._server.model_for(state, self._population.row(client_id))
         assign_quantized_weights(model, weights)
+
+    def check_state(self, state: State) -> None:
+        """Raises TypeError or ValueError unless `state` is one of this process.
+
+        The state of a process of other clients, budgets or weights is not.
+        """
+        if isinstance(state, tff.learning.templates.LearningProcessOutput):
+            raise TypeError("The state is a round's whole output; pass output.state.")
+        if not isinstance(state, tff.learning.templates.LearningAlgorithmState):
+            raise TypeError(
+                "The state has to be that of process.initialize() or of a round; found "
+                f"{type(state).__name__}."
+            )
+        expected = self.initialize.type_signature.result.member
+        self._check_weights(state.global_model_weights)
+        digest = dict(state.distributor).get("population")
+        if digest != self._population.digest or _shapes(state) != _shapes(expected):
+            raise ValueError(
+                "The state is of a process of other clients or budgets; bring it to "
+                "this one by tff_fedmpq.carry_over(state, old_process, new_process)."
+            )
+
+    def _check_weights(self, weights: Any) -> None:
+        """Raises ValueError unless weights have the shapes of this process's model."""
+        expected = self.get_model_weights.type_signature.result
+        found, wanted = _shapes(weights), _shapes(expected)
+        if found != wanted:
+            raise ValueError(
+                f"The weights are of another model: {len(wanted)} tensors of shapes "
+                f"{_shorten(wanted)} are expected, {len(found)} of {_shorten(found)} "
+                "were found. Those of a quantized model are its float model's."
+            )
+
+    def _run_round(self, call: Callable[..., Any], state: Any, client_ids: Any) -> Any:
+        if not _is_reference(client_ids):
+            client_ids = self._population.participants(client_ids)
+        if not _is_reference(state):
+            self.check_state(state)
+            self._say_end(int(state.distributor["round"]))
+        output = call(state, client_ids)
+        if isinstance(output, tff.learning.templates.LearningProcessOutput):
+            output = output._replace(metrics=self._with_coded_bits(output.metrics))
+        return output
+
+    def _set_weights(self, call: Callable[..., Any], state: Any, weights: Any) -> Any:
+        if not _is_reference(state):
+            self.check_state(state)
+        if not _is_reference(weights):
+            self._check_weights(weights)
+        return call(state, weights)
+
+    def _say_end(self, round_number: int) -> None:
+        """Warns once of a round after those over which learning rates decay."""
+        rounds = self.scheme.training.rounds
+        if self._says_end and rounds is not None and round_number >= rounds:
+            self._says_end = False
+            logging.warning(
+                "Round %d is beyond rounds=%d: learning rates stay at their last "
+                "values, which may be 0; see metrics['training_rates'].",
+                round_number + 1,
+                rounds,
+            )
+
+    def _with_coded_bits(self, metrics: Any) -> Any:
+        """Returns measurements with the real size of entropy codes."""
+        symbols = metrics["uplink_symbols"]
+        if not isinstance(symbols, np.ndarray) or not symbols.size:
+            return metrics
+        metrics = collections.OrderedDict(metrics)
+        metrics["uplink_bits"] = bits = metrics["uplink_bits"].copy()
+        for row in np.flatnonzero(metrics["participations"]):
+            bits[row, BIT_ITEMS.index("codes")] = self.scheme.uplink.coded_bits(
+                symbols[row]
+            )
+        return metrics
+
+
+class _CheckedComputation(tff.framework.ConcreteComputation):
+    """A computation of two arguments, which a Python function gets before it runs.
+
+    Errors of our assertions inside of it become a ValueError of one line.
+    """
+
+    def __init__(self, computation: tff.Computation, function: Callable[..., Any]):
+        super().__init__(
+            computation_proto=tff.framework.ConcreteComputation.get_proto(computation),
+            context_stack=tff.framework.get_context_stack(),
+            annotated_type=computation.type_signature,
+        )
+        self._names = tff.structure.name_list(computation.type_signature.parameter)
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(self._names, args)) | kwargs
+        if len(args) + len(kwargs) != 2 or set(named) != set(self._names):
+            raise TypeError(f"Expected the arguments {', '.join(self._names)}.")
+        return self._function(self._call, *(named[name] for name in self._names))
+
+    def _call(self, *args: Any) -> Any:
+        try:
+            return super().__call__(*args)
+        except Exception as error:  # gRPC's, with ten lines of where it came from.
+            found = re.search(r"assertion failed: \[(.*?)\]\s*(?:\[|\\n|$)", str(error))
+            if found is None:
+                raise
+            raise ValueError(found[1]) from None
+
+
+def _is_reference(value: Any) -> bool:
+    """Returns whether an argument stands for a value, as in federated programs."""
+    parts = tf.nest.flatten(value) if not isinstance(value, str) else [value]
+    kinds = tff.Value, tff.program.MaterializableValueReference
+    return any(isinstance(part, kinds) for part in (value, *parts))
+
+
+def _shapes(value: Any) -> list[list[int | None]]:
+    """Returns the shapes of all tensors of a value, or of a type."""
+    if isinstance(value, tff.Type):
+        value = tff.types.type_to_tf_tensor_specs(value)
+    return [list(getattr(x, "shape", np.shape(x))) for x in tf.nest.flatten(value)]
+
+
+def _shorten(shapes: list[Any]) -> str:
+    return ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
 
 
 def build_process(
     model_fn: ModelFn,
-    budgets: Mapping[str, float],
+    budgets: Mapping[Any, float],
     client_data: tff.simulation.datasets.ClientData,
     config: LocalTrainingConfig,
     *,
-    loss: tf.keras.losses.Loss | None = None,
+    loss: Any = None,
+    metrics: Any = None,
     augment: Augment | None = None,
     dtype_policy: str | None = None,
     on_step: OnStep | None = None,
@@ -101,47 +239,63 @@ def build_process(
     """Builds the learning process of a scheme; for state and metrics see `server`.
 
     Args:
-      model_fn: Function that returns a Sequential or functional float Keras model with
-        logits as output. Its initial weights are the process's.
-      budgets: Average bits per weight, 1 to 8, of each client id: all clients.
-      client_data: Clients' examples, pairs (x, y).
+      model_fn: Function that returns a Sequential or functional float Keras model. Its
+        initial weights are the process's.
+      budgets: Average bits per weight, 1 to 8, of each client id: all clients. Ids are
+        strings or whole numbers.
+      client_data: Clients' examples, pairs (x, y) or triples (x, y, sample_weight) of
+        any structures of tensors, or mappings of these names.
       config: Configuration of the scheme, such as `FedMPQConfig`.
-      loss: Loss of labels and logits; sparse categorical cross-entropy by default.
-      augment: Augmentation of every training batch: (images, seed int32[2]) -> images.
+      loss: Loss as in `tf.keras.Model.compile`: name, class, instance, function, or a
+        structure of them for several outputs. By default the sparse categorical
+        cross-entropy of logits; a Keras name expects probabilities.
+      metrics: Metrics as in `tf.keras.Model.compile`, computed while clients train and
+        added up exactly over them. By default the accuracy for a cross-entropy of
+        classes, else none.
+      augment: Augmentation of every training batch: (x, seed int32[2]) -> x.
       dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
-      seed: Seed of all randomness in training, except that of layers such as Dropout.
+      seed: Seed of all randomness in training, from 0 to 2**31 - 1.
 
     Raises:
-      ValueError: for budgets out of range, clients without data, a quantized model.
+      TypeError, ValueError: for arguments that are wrong, before a model is built;
+        then for a quantized model, and for examples, loss or metrics that do not fit.
     """
+    _check_arguments(model_fn, client_data, config, seed)
+    loss, metrics = check_loss(loss), check_metrics(metrics)
     scheme = config.compose()
-    client_ids, budget_values = _check_clients(budgets, client_data, scheme)
-    decays = {rate.decay for rate in config.learning_rates()}
-    if config.rounds is None and decays != {"none"}:
-        logging.warning("%s: learning rates stay constant; set rounds.", config.name)
+    population = Population.of(budgets, client_data, scheme)
+    element = client_data.element_type_structure
+    split_example(element)
+    _warn(config, scheme, population, client_data)
     model = model_fn()
+    if not isinstance(model, tf.keras.Model):
+        raise TypeError(f"model_fn has to return a Keras model; found {model!r}.")
     if quantized_kernels(model):
         raise ValueError("model_fn has to return a float model, not quantized layers.")
+    _forbid_cached_reads(model)
     spec = ModelSpec.from_model(scheme.build_client_model(model))
-    server = Server(scheme, spec, budget_values, seed)
+    task = Task.of(model, element, loss, metrics)
+    server = Server(
+        scheme, spec, population.budgets, seed, population.digest, task.build_metrics
+    )
     trainable = [v.numpy() for v in model.trainable_variables]
     non_trainable = [v.numpy() for v in float_non_trainable_variables(model)]
 
     compute = tff.tensorflow.computation
     initial_state = compute(lambda: server.initial_state(trainable, non_trainable))
     state_type = initial_state.type_signature.result
-    key_of = _build_key_lookup(client_ids)
-    max_key = compute(lambda: tf.constant(len(client_ids)))
+    key_of = population.key_lookup()
+    max_key = compute(lambda: tf.constant(len(population.client_ids)))
     select = compute(server.message_for, state_type, np.int32)
     work = build_client_work(
         model,
         scheme,
         spec,
         client_data,
-        budget_values,
+        population.budgets,
         select.type_signature.result,
-        loss=loss or tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        task=task,
         augment=augment,
         dtype_policy=dtype_policy,
         on_step=on_step,
@@ -179,45 +333,102 @@ def build_process(
         return state._replace(global_model_weights=weights, distributor=distributor)
 
     computations = initialize, next_fn, get_model_weights, set_model_weights
-    return FederatedProcess(computations, server, model, client_ids)
+    return FederatedProcess(computations, server, model, population)
 
 
-def _check_clients(
-    budgets: Mapping[str, float],
-    client_data: tff.simulation.datasets.ClientData,
+def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> State:
+    """Returns a state of one process as a state of another, of the same model.
+
+    For clients that join or leave, and budgets that change: weights, round and averaged
+    bit-widths stay, and so does what a client pruned. Clients that join have pruned
+    nothing. A budget gets the statistics of the nearest one that has any.
+    """
+    old.check_state(state)
+    # Keras numbers the names of layers.
+    specs = (dataclasses.replace(p.spec, kernel_names=()) for p in (old, new))
+    if len(set(specs)) > 1:
+        raise ValueError(
+            "The processes have different models; only clients may change."
+        )
+    former, server = state.distributor, new._server
+    rows = {client_id: row for row, client_id in enumerate(old.client_ids)}
+    reductions = np.zeros([len(new.client_ids), len(new.spec.kernel_shapes)], np.int32)
+    for row, client_id in enumerate(new.client_ids):
+        if client_id in rows:
+            reductions[row] = former["bit_reductions"][rows[client_id]]
+    statistics = server.statistics_of(state, old._server.levels, server.levels)
+    distributor = collections.OrderedDict(
+        bit_reductions=reductions,
+        has_statistics=np.full(len(server.levels), np.any(former["has_statistics"])),
+        mean_bit_widths=former["mean_bit_widths"],
+        population=np.int64(server.population),
+        round=former["round"],
+        statistics=[rows.numpy() for rows in statistics],
+    )
+    return state._replace(distributor=distributor)
+
+
+def _check_arguments(model_fn: Any, client_data: Any, config: Any, seed: Any) -> None:
+    """Raises TypeError or ValueError for arguments that are no such thing."""
+    if not callable(model_fn) or isinstance(model_fn, tf.keras.Model):
+        raise TypeError(
+            "model_fn has to be a function that returns a Keras model; found "
+            f"{type(model_fn).__name__}."
+        )
+    if not isinstance(client_data, tff.simulation.datasets.ClientData):
+        raise TypeError(
+            "client_data has to be a tff.simulation.datasets.ClientData, such as "
+            "tff_fedmpq.client_data_from_arrays makes of arrays; found "
+            f"{type(client_data).__name__}."
+        )
+    if not isinstance(config, LocalTrainingConfig):
+        raise TypeError(
+            "config has to be the configuration of a scheme, such as FedMPQConfig(); "
+            f"found {config!r}."
+        )
+    is_integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_integer or not 0 <= seed < 2**31:
+        kind = ValueError if is_integer else TypeError
+        raise kind(
+            f"seed has to be a whole number from 0 to 2**31 - 1; found {seed!r}."
+        )
+
+
+def _forbid_cached_reads(model: tf.keras.Model) -> None:
+    """Makes copies of recurrent layers read their weights when they are called.
+
+    Copies made in the graph of a computation would read them once, before a client's
+    are assigned: Keras keeps the cells' option of caching for multi-worker training.
+    """
+    for layer in model._flatten_layers():
+        if hasattr(layer, "_enable_caching_device"):
+            layer._enable_caching_device = False
+
+
+def _warn(
+    config: LocalTrainingConfig,
     scheme: Scheme,
-) -> tuple[list[str], np.ndarray]:
-    """Returns ids of the clients and their budgets under a scheme, float64[N]."""
-    if not budgets:
-        raise ValueError("budgets is empty; expected a budget for each client id.")
-    without_data = set(budgets) - set(client_data.client_ids)
-    if without_data:
-        raise ValueError(
-            f"client_data has no clients {sorted(without_data)}, which have a budget; "
-            f"it has {sorted(client_data.client_ids)[:10]}."
+    population: Population,
+    client_data: tff.simulation.datasets.ClientData,
+) -> None:
+    """Warns of what is allowed and probably not meant."""
+    if config.rounds is None and config.rates_decay:
+        logging.warning("%s: learning rates stay constant; set rounds.", config.name)
+    budgets = np.unique(population.budgets)
+    usable = scheme.usable_budgets(budgets)
+    if (usable < budgets).any():
+        logging.warning(
+            "%s uses whole bits: of budgets %s it uses %s bits per weight.",
+            config.name,
+            budgets.tolist(),
+            usable.tolist(),
         )
-    values = check_budgets(list(budgets.values()))
-    if values.ndim != 1:
-        raise ValueError("A client's budget is one number; found a sequence of them.")
-    if scheme.common_budget is not None:
-        values = np.full_like(values, scheme.common_budget)
-    if (values < scheme.min_budget).any():
-        raise ValueError(
-            f"{scheme.name} needs budgets of at least {scheme.min_budget:g} bits per "
-            f"weight; found {values.min():g}."
-        )
-    return list(budgets), values
-
-
-def _build_key_lookup(client_ids: list[str]) -> tff.Computation:
-    """Builds (string -> int32[1]): a client's row in tables, from its id."""
-
-    @tff.tensorflow.computation(tff.TensorType(np.str_))
-    def key_of(client_id):
-        matches = tf.equal(tf.constant(client_ids), client_id)
-        problem = ["No budget was given for client", client_id]
-        known = tf.debugging.Assert(tf.reduce_any(matches), problem)
-        with tf.control_dependencies([known]):
-            return tf.reshape(tf.argmax(matches, output_type=tf.int32), [1])
-
-    return key_of
+    if isinstance(client_data, tff.simulation.datasets.TestClientData):
+        arrays = tf.nest.flatten(client_data._tensor_slices_dict)
+        megabytes = sum(np.asarray(array).nbytes for array in arrays) / 1e6
+        if megabytes > _MAX_EMBEDDED_MEGABYTES:
+            logging.warning(
+                "TestClientData puts its %d MB into graphs, which takes thirty times "
+                "the memory and minutes; use tff_fedmpq.client_data_from_arrays.",
+                megabytes,
+            )

@@ -10,6 +10,7 @@ environment the worker gets only what it needs (`_PASSED_ON`).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pathlib
@@ -49,6 +50,7 @@ _SHARED_NETWORK = (
     "run code in the TFF worker, as you. Allow user namespaces, or close its ports."
 )
 _ANSWER_SECONDS = 60.0  # How long a worker may take to answer between computations.
+_running: set[_Worker] = set()
 _LOG_TAIL_BYTES = 3000
 
 
@@ -156,6 +158,7 @@ class _Worker:
         # A child made by os.fork() (multiprocessing on Linux) inherits the pipe's write
         # end, and would keep the worker alive after Python.
         os.register_at_fork(after_in_child=self._pipe.close)
+        _running.add(self)
         with cast(IO[bytes], self._process.stdout) as output:
             if output.readline() == b"shared\n":
                 logging.warning(_SHARED_NETWORK)
@@ -216,7 +219,10 @@ class _Worker:
         return executor
 
     def stop(self) -> None:
-        """Ends the process and reaps it."""
+        """Ends the process and reaps it; does nothing the second time."""
+        if self not in _running:
+            return
+        _running.remove(self)
         try:
             # First, for gRPC's watching thread often fails (harmlessly, but with a
             # traceback) when a channel is closed just after it lost its server.
@@ -230,6 +236,20 @@ class _Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
             self._folder.cleanup()
+
+
+@atexit.register
+def _stop_workers() -> None:
+    """Ends the workers of blocks that a program did not leave.
+
+    Left to the end of the interpreter, closing their channels would wait for ever.
+    """
+    for worker in list(_running):
+        worker.stop()
+
+
+# A forked child that ends must not end its parent's.
+os.register_at_fork(after_in_child=_running.clear)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.allocation.pruning_growing import AllocationPolicy, uniform_bit_widths
@@ -71,6 +72,11 @@ class Scheme:
     statistics_per_budget: bool = False
     common_budget: float | None = None
     min_budget: float = 1.0
+
+    def usable_budgets(self, budgets: np.ndarray) -> np.ndarray:
+        """Returns the bits per weight that the scheme can use of budgets."""
+        uniform = self.weights is not None and self.allocation is uniform_bit_widths
+        return np.floor(budgets) if uniform or self.uplink.whole_bits else budgets
 
     @property
     def precision(self) -> str:

@@ -19,7 +19,7 @@ average over the clients of the last round, whatever their budget.
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +29,7 @@ from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
 # The type of `tff.learning.templates.LearningAlgorithmState`, which has no stubs.
@@ -81,18 +82,20 @@ class Server:
     spec: ModelSpec  # Weights of the scheme's client model.
     budgets: np.ndarray  # Bits per weight of each client, float64[N].
     seed: int  # Of all clients' training.
+    population: int = 0  # Digest of client ids and budgets, in states.
+    build_metrics: Callable[[], Metrics] = Metrics  # Of clients' training.
 
     @property
-    def _levels(self) -> np.ndarray:
+    def levels(self) -> np.ndarray:
         """Budgets that have statistics of their own, ascending, float64[G]."""
         own = self.scheme.statistics_per_budget
         return np.unique(self.budgets) if own else self.budgets[:1]
 
     def _level_of(self, key: Any) -> tf.Tensor:
-        """Returns the index of a client's budget among `_levels`, int64[]."""
+        """Returns the index of a client's budget among `levels`, int64[]."""
         if not self.scheme.statistics_per_budget:
             return tf.constant(0, tf.int64)
-        return tf.gather(np.searchsorted(self._levels, self.budgets), key)
+        return tf.gather(np.searchsorted(self.levels, self.budgets), key)
 
     def initial_state(
         self, trainable: Sequence[np.ndarray], non_trainable: Sequence[np.ndarray]
@@ -104,13 +107,15 @@ class Server:
         L], the bits that each client's training pruned when it last took part. For G
         budgets, ``statistics`` holds float32[G, ...] for each tensor of statistics, and
         ``has_statistics`` bool[G] whether a client of the budget took part.
+        ``population`` int64[] is the digest of client ids and budgets.
         """
-        num_layers, num_budgets = len(self.spec.kernel_shapes), len(self._levels)
+        num_layers, num_budgets = len(self.spec.kernel_shapes), len(self.levels)
         copies = [np.stack(num_budgets * [value]) for value in non_trainable]
         distributor = collections.OrderedDict(
             bit_reductions=tf.zeros([len(self.budgets), num_layers], tf.int32),
             has_statistics=tf.zeros([num_budgets], tf.bool),
             mean_bit_widths=tf.zeros([num_layers]),
+            population=tf.constant(self.population, tf.int64),
             round=tf.constant(0),
             statistics=list(map(tf.constant, copies)),
         )
@@ -138,7 +143,9 @@ class Server:
     def model_for(self, state: State, key: Any) -> messages.QuantizedWeights:
         """Returns the model of the client of row `key`, at its own bit-widths."""
         level = self._level_of(key)
-        statistics = [rows[level] for rows in self._statistics(state)]
+        statistics = [
+            rows[level] for rows in self.statistics_of(state, self.levels, self.levels)
+        ]
         trainable = tuple(state.global_model_weights.trainable)
         weights = self.spec.split(trainable, statistics)
         bit_widths = self.bit_widths(state, [key])[0]
@@ -163,11 +170,17 @@ class Server:
         means = tf.where(mean > 0, mean, uniform)
         return self.scheme.allocation(means, reductions, self.spec.layer_sizes, budgets)
 
-    def _statistics(self, state: State) -> list[tf.Tensor]:
-        """Returns what clients of each budget are sent, float32[G, ...] each."""
+    def statistics_of(
+        self, state: State, known_levels: np.ndarray, levels: np.ndarray
+    ) -> list[tf.Tensor]:
+        """Returns what clients of some budgets are sent, float32[G, ...] each.
+
+        `known_levels` are the budgets of the state's rows. These are the statistics of
+        the nearest budget that has any, or else the global model's.
+        """
         common = state.global_model_weights.non_trainable
         known = state.distributor["has_statistics"]
-        distances = np.abs(self._levels[:, np.newaxis] - self._levels)
+        distances = np.abs(levels[:, np.newaxis] - known_levels)
         nearest = tf.argmin(tf.where(known, distances, np.inf), axis=1)
         return [
             tf.where(tf.reduce_any(known), tf.gather(rows, nearest), value)
@@ -188,15 +201,15 @@ class Server:
             FloatWeights(tuple(map(tf.zeros, spec.kernel_shapes)), float_parameters),
             tf.zeros([num_layers]),
             tf.zeros([]),
-            TrainingSums.zero(),
+            TrainingSums.zero(self.build_metrics().zeros()),
             tf.zeros([num_layers]),
             tf.zeros([num_clients], tf.int32),
             tf.zeros([num_clients, num_layers], tf.int32),
             tf.zeros([num_clients, num_items], tf.int64),
             tf.zeros([num_clients, num_items], tf.int64),
             tf.zeros([num_clients, *self.scheme.uplink.symbols_shape(spec)], tf.int16),
-            [tf.zeros([len(self._levels), *s]) for s in spec.non_trainable_shapes],
-            tf.zeros([len(self._levels)]),
+            [tf.zeros([len(self.levels), *s]) for s in spec.non_trainable_shapes],
+            tf.zeros([len(self.levels)]),
         )
 
     def accumulate(self, sums: RoundSums, result: ClientResult) -> RoundSums:
@@ -241,11 +254,15 @@ class Server:
             ["A client took part twice in a round:", sums.participations],
             summarize=20,
         )
+        same = tf.debugging.Assert(
+            tf.equal(state.distributor["population"], self.population),
+            ["The state is of other clients or budgets."],
+        )
 
         def unless_empty(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
             return tf.where(sums.is_empty, old, new)
 
-        with tf.control_dependencies([once]):
+        with tf.control_dependencies([once, same]):
             present, bits = self.float_weights(state), state.distributor
             following = self.scheme.uplink.apply(present, sums.mean_weights())
             weights = tf.nest.map_structure(unless_empty, following, present)
@@ -258,6 +275,7 @@ class Server:
             bit_reductions=reductions,
             has_statistics=bits["has_statistics"] | (sums.budget_weights > 0),
             mean_bit_widths=means,
+            population=bits["population"],
             round=bits["round"] + 1,
             statistics=rows,
         )
@@ -269,7 +287,45 @@ class Server:
         trainable, _ = self.spec.join(weights)
         model = tff.learning.models.ModelWeights(list(trainable), common)
         next_state = state._replace(global_model_weights=model, distributor=distributor)
-        return next_state, measurements(sums, self.bit_widths(next_state))
+        rates = learning_rates_at(self.scheme.training, bits["round"])
+        return next_state, self._measurements(sums, self.bit_widths(next_state), rates)
+
+    def _measurements(
+        self, sums: RoundSums, table: tf.Tensor, rates: tf.Tensor
+    ) -> Mapping[str, Any]:
+        """Returns a round's measurements.
+
+        client_work.train: loss, metrics of the task by their names, and num_examples,
+          of all steps, float32[] each; accuracy is that of classification.
+        participations: 1 for the round's clients, int32[N].
+        uplink_bits, downlink_bits: sizes of messages by `messages.BIT_ITEMS`, int64[N,
+          4]; see `Uplink.count_bits` for entropy coding.
+        uplink_symbols: symbols to entropy-code, int16[N, streams, symbols]; empty for
+          schemes without entropy coding.
+        mean_bit_widths: average bits per weight after training, float32[L].
+        msb_densities: mean over clients, before pruning, float32[L].
+        bit_widths: bits per weight in the next round (the argument `table`), int32[N,
+          L].
+        training_rates: learning rates of kernels and of float parameters, float32[2].
+        """
+        count = sums.training.count
+        num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
+        train = collections.OrderedDict(
+            loss=tf.math.divide_no_nan(sums.training.loss, count)
+        )
+        train.update(self.build_metrics().results(sums.training.metrics))
+        train["num_examples"] = count
+        return collections.OrderedDict(
+            client_work=collections.OrderedDict(train=train),
+            participations=sums.participations,
+            uplink_bits=sums.uplink_bits,
+            downlink_bits=sums.downlink_bits,
+            uplink_symbols=sums.symbols,
+            mean_bit_widths=sums.mean_bit_widths(),
+            msb_densities=tf.math.divide_no_nan(sums.msb_densities, num_clients),
+            bit_widths=table,
+            training_rates=rates,
+        )
 
     def _next_statistics(self, state: State, sums: RoundSums) -> list[tf.Tensor]:
         """Returns the statistics of each budget after a round, float32[G, ...] each."""
@@ -282,7 +338,8 @@ class Server:
             for rows in sums.statistics
         ]
         following = self.scheme.uplink.apply(
-            FloatWeights((), self._statistics(state)), FloatWeights((), means)
+            FloatWeights((), self.statistics_of(state, self.levels, self.levels)),
+            FloatWeights((), means),
         )
         return [
             tf.where(by_budget(sums.budget_weights > 0, old), new, old)
@@ -290,32 +347,3 @@ class Server:
                 following.float_parameters, state.distributor["statistics"]
             )
         ]
-
-
-def measurements(sums: RoundSums, table: tf.Tensor) -> Mapping[str, Any]:
-    """Returns a round's measurements.
-
-    client_work.train: loss, accuracy and num_examples of all steps, float32[] each.
-    participations: 1 for the round's clients, int32[N].
-    uplink_bits, downlink_bits: sizes of messages by `messages.BIT_ITEMS`, int64[N, 4].
-    uplink_symbols: symbols to entropy-code, int16[N, streams, symbols], which
-      `uplink_bits` counts as int16; empty for schemes without entropy coding.
-    mean_bit_widths: average bits per weight after training, float32[L].
-    msb_densities: mean over clients, before pruning, float32[L].
-    bit_widths: bits per weight in the next round (the argument `table`), int32[N, L].
-    """
-    count = sums.training.count
-    num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
-    loss = tf.math.divide_no_nan(sums.training.loss, count)
-    accuracy = tf.math.divide_no_nan(sums.training.correct, count)
-    train = collections.OrderedDict(loss=loss, accuracy=accuracy, num_examples=count)
-    return collections.OrderedDict(
-        client_work=collections.OrderedDict(train=train),
-        participations=sums.participations,
-        uplink_bits=sums.uplink_bits,
-        downlink_bits=sums.downlink_bits,
-        uplink_symbols=sums.symbols,
-        mean_bit_widths=sums.mean_bit_widths(),
-        msb_densities=tf.math.divide_no_nan(sums.msb_densities, num_clients),
-        bit_widths=table,
-    )

@@ -115,7 +115,8 @@ class ExperimentConfig:
         settings |= {"scheme": self.scheme.name, "budgets": list(self.budgets)}
         for name, value in settings.items():
             if callable(value):
-                settings[name] = f"{value.__module__}:{value.__qualname__}"
+                known = value if hasattr(value, "__qualname__") else type(value)
+                settings[name] = f"{known.__module__}:{known.__qualname__}"
         return settings
 
 

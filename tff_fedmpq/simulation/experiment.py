@@ -81,13 +81,15 @@ def run_experiment(
         return run_files.read_result(result_path)
     dataset = load_dataset(config, data_dir)
     run_files.make_directory(output_dir)
-    run_files.write_json(output_dir / "config.json", config.as_dict())
-    run_files.check_data(output_dir / "data.json", dataset)
-    result = _Run(config, dataset, output_dir).execute()
-    report.plot_curves(result, output_dir / "curves.png")
-    shutil.rmtree(output_dir / _CLIENTS)
-    # The result last: without it, the run continues from here.
-    run_files.write_result(result_path, result)
+    with run_files.lock_directory(output_dir):
+        run_files.check_output_dir(output_dir, config, resume)  # Others may have run.
+        run_files.write_json(output_dir / "config.json", config.as_dict())
+        run_files.check_data(output_dir / "data.json", dataset)
+        result = _Run(config, dataset, output_dir).execute()
+        report.plot_curves(result, output_dir / "curves.png")
+        shutil.rmtree(output_dir / _CLIENTS)
+        # The result last: without it, the run continues from here.
+        run_files.write_result(result_path, result)
     return result
 
 
@@ -121,7 +123,7 @@ class _Run:
             process = self._build_process(progress)
             checkpoints = Checkpoints(self._output_dir)
             state, records = checkpoints.load_latest(process.initialize())
-            releases = Releases(self._output_dir)
+            releases = Releases(self._output_dir, records)
             test = dataset.test_images, dataset.test_labels
             self._evaluator = Evaluator(process.global_model(state), *test)
             self._device_evaluator = DeviceEvaluator(process, *test)
@@ -132,7 +134,9 @@ class _Run:
                     try:
                         state, record = self._run_round(process, state, round_number)
                     except ValueError as error:  # Settings were checked before.
-                        raise RoundError(f"Round {round_number} failed.") from error
+                        raise RoundError(
+                            f"Round {round_number} failed: {error}"
+                        ) from error
                     _check_loss(record)
                     # Released first: a round that is saved is not run again.
                     releases.release(round_number, record)

@@ -1,8 +1,4 @@
-"""Bits sent in a round: per client, direction and item, from its measurements.
-
-All bits were counted from the tensors that travelled. Where a scheme's uplink is
-entropy-coded, its symbols are coded here, decoded as a check, and replaced by the code.
-"""
+"""Bits sent in a round: per client, direction and item, from its measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tff_fedmpq.baselines import entropy_coding
 from tff_fedmpq.federated.messages import BIT_ITEMS
 
 BITS_PER_MEGABYTE = 8e6
@@ -31,25 +26,8 @@ def client_records(
         for direction in ("uplink_bits", "downlink_bits"):
             bits = measurements[direction][row].tolist()
             record[direction] = dict(zip(BIT_ITEMS, bits))
-        symbols = measurements["uplink_symbols"][row]
-        if symbols.size:
-            record["uplink_bits"]["codes"] = coded_bits(symbols)
         records.append(record)
     return records
-
-
-def coded_bits(symbols: np.ndarray) -> int:
-    """Returns the bits of symbols, int16[streams, n], each stream coded separately.
-
-    Raises RuntimeError if decoding does not give the symbols back.
-    """
-    bits = 0
-    for stream in symbols:
-        block = entropy_coding.encode(stream)
-        if not np.array_equal(entropy_coding.decode(block), stream):
-            raise RuntimeError("Entropy coding did not restore its symbols.")
-        bits += 8 * len(block)
-    return bits
 
 
 def total_bits(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:

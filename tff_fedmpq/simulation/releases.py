@@ -1,7 +1,7 @@
 """Metrics per round for other tools: CSV and TensorBoard, by TFF's release managers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,22 +23,30 @@ _RELEASED = (
 
 
 class Releases:
-    """Appends the numbers of each round to `metrics.csv` and `tensorboard/`."""
+    """Appends the numbers of each round to `metrics.csv` and `tensorboard/`.
 
-    def __init__(self, directory: PathLike):
+    `metrics.csv` is written anew from the `records` of rounds that are done: the file
+    of an interrupted run may be damaged.
+    """
+
+    def __init__(self, directory: PathLike, records: Sequence[Mapping[str, Any]] = ()):
         table = os.path.join(directory, "metrics.csv")
         board = os.path.join(directory, "tensorboard")
-        self._managers = (
-            tff.program.CSVFileReleaseManager(table, key_fieldname="round"),
-            tff.program.TensorBoardReleaseManager(board),
-        )
+        if os.path.exists(table):
+            os.remove(table)
+        csv = tff.program.CSVFileReleaseManager(table, key_fieldname="round")
+        for record in records:
+            wait_for(csv.release(_numbers(record), record["round"]))
+        self._managers = csv, tff.program.TensorBoardReleaseManager(board)
 
     def release(self, round_number: int, record: Mapping[str, Any]) -> None:
         """Writes a round, counted from 1, from its record in `result.json`.
 
-        Of an interrupted run, the CSV file loses this round and later ones first;
         TensorBoard shows what came last.
         """
-        values = {name: np.float64(record[name]) for name in _RELEASED}
         for manager in self._managers:
-            wait_for(manager.release(values, round_number))
+            wait_for(manager.release(_numbers(record), round_number))
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: np.float64(record[name]) for name in _RELEASED}

@@ -11,10 +11,13 @@ worker.log, progress.log    while it runs, or when it fails
 result.json, curves.png     at the end
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,6 +69,21 @@ def make_directory(path: pathlib.Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputDirectoryError(f"Cannot make {path}: {error}.") from None
+
+
+@contextlib.contextmanager
+def lock_directory(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes out of a directory, or raises `OutputDirectoryError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise OutputDirectoryError(
+            f"{path} is in use by another process; wait for its end, or choose another."
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def save_partition(partition: Partition, path: pathlib.Path) -> None:

@@ -1,0 +1,399 @@
+"""Tasks of many kinds, against training by Keras itself on the same examples."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_fedmpq.baselines.fedavg import FedAvgConfig, build_fedavg
+from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
+from tff_fedmpq.federated.tasks import Metrics
+
+layers, losses = tf.keras.layers, tf.keras.losses
+ClientData = tff.simulation.datasets.TestClientData
+# One step of plain SGD on all examples of a client.
+ONE_STEP = FedAvgConfig(
+    epochs=1,
+    batch_size=1000,
+    learning_rate=0.1,
+    learning_rate_decay="none",
+    momentum=0.0,
+    weight_decay=0.0,
+)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def classes(count, *shape, seed=0):
+    return np.random.default_rng(seed).integers(0, count, shape).astype(np.int32)
+
+
+def seeded(make):
+    """Makes a `model_fn` with the same weights in every call."""
+
+    @functools.wraps(make)
+    def model_fn():
+        tf.keras.utils.set_random_seed(3)
+        return make()
+
+    return model_fn
+
+
+def dense(units, inputs=4):
+    return seeded(
+        lambda: tf.keras.Sequential([tf.keras.Input([inputs]), layers.Dense(units)])
+    )
+
+
+@seeded
+def two_inputs_and_outputs():
+    a, b = tf.keras.Input([3], name="age"), tf.keras.Input([2, 2], name="photo")
+    hidden = layers.Concatenate()([a, layers.Flatten()(b)])
+    outputs = (
+        layers.Dense(1, name="price")(hidden),
+        layers.Dense(3, name="kind")(hidden),
+    )
+    return tf.keras.Model({"age": a, "photo": b}, list(outputs))
+
+
+@seeded
+def named_outputs():
+    x = tf.keras.Input([4])
+    return tf.keras.Model(x, {"left": layers.Dense(1)(x), "right": layers.Dense(2)(x)})
+
+
+@seeded
+def next_character():
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input([6]),
+            layers.Embedding(5, 4, mask_zero=True),
+            layers.LSTM(7, return_sequences=True),
+            layers.Dense(5),
+        ]
+    )
+
+
+@seeded
+def segmentation():
+    return tf.keras.Sequential(
+        [tf.keras.Input([4, 4, 1]), layers.Conv2D(2, 3, padding="same")]
+    )
+
+
+def squared_error(labels, outputs):
+    return tf.reduce_mean(tf.square(labels - outputs))
+
+
+def softmax(units):
+    return seeded(
+        lambda: tf.keras.Sequential(
+            [tf.keras.Input([4]), layers.Dense(units, activation="softmax")]
+        )
+    )
+
+
+LOGITS = losses.SparseCategoricalCrossentropy(from_logits=True)
+# model_fn, examples, and what `compile` gets: loss, metrics.
+TASKS = {
+    "function of labels [n, 1]": (
+        dense(1), (draw(9, 4), draw(9, 1)), squared_error, ["mae"]),
+    "function of labels [n]": (dense(1), (draw(9, 4), draw(9)), squared_error, []),
+    "vector labels": (dense(3), (draw(9, 4), draw(9, 3)), "mse", ["mse", "mae"]),
+    "a class": (
+        dense(1), (draw(9, 4), draw(9, 1)), losses.Huber,
+        [tf.keras.metrics.RootMeanSquaredError]),
+    "reduction none": (
+        dense(2), (draw(9, 4), draw(9, 2)),
+        losses.MeanSquaredError(reduction="none"), []),
+    "reduction sum": (
+        dense(2), (draw(9, 4), draw(9, 2)),
+        losses.MeanSquaredError(reduction="sum"), []),
+    "a name": (
+        softmax(3), (draw(9, 4), classes(3, 9)), "sparse_categorical_crossentropy",
+        ["accuracy"]),
+    "one-hot": (
+        softmax(3), (draw(9, 4), np.eye(3, dtype=np.float32)[classes(3, 9)]),
+        "categorical_crossentropy", ["accuracy"]),
+    "one logit": (
+        dense(1), (draw(9, 4), classes(2, 9)),
+        losses.BinaryCrossentropy(from_logits=True),
+        [tf.keras.metrics.BinaryAccuracy(threshold=0.0), tf.keras.metrics.AUC(20)]),
+    "many labels": (
+        dense(3), (draw(9, 4), classes(2, 9, 3)),
+        losses.BinaryCrossentropy(from_logits=True),
+        [tf.keras.metrics.BinaryAccuracy(threshold=0.0)]),
+    "sample weights": (
+        dense(1), (draw(9, 4), draw(9, 1), np.abs(draw(9))), "mse", ["mae"]),
+    "two inputs and outputs": (
+        two_inputs_and_outputs,
+        ({"age": draw(9, 3), "photo": draw(9, 2, 2)}, (draw(9, 1), classes(3, 9))),
+        {"price": "mse", "kind": LOGITS}, {"price": "mae", "kind": ["accuracy"]}),
+    "named outputs": (
+        named_outputs, (draw(9, 4), {"right": draw(9, 2), "left": draw(9, 1)}),
+        ["mse", "mae"], []),
+    "masked sequences": (
+        next_character, (classes(5, 9, 6), classes(5, 9, 6, seed=1)), LOGITS,
+        ["accuracy"]),
+    "masks of images": (
+        segmentation, (draw(9, 4, 4, 1), classes(2, 9, 4, 4)), LOGITS, ["accuracy"]),
+}  # fmt: skip
+
+
+def train_by_keras(model_fn, examples, loss, metrics):
+    """Returns weights after one step, and what Keras measured in it."""
+    model = model_fn()
+    loss = tf.nest.map_structure(lambda x: x() if isinstance(x, type) else x, loss)
+    metrics = [x() if isinstance(x, type) else x for x in metrics] if isinstance(
+        metrics, list) else metrics  # fmt: skip
+    model.compile(tf.keras.optimizers.SGD(0.1), loss, metrics)
+    measured = model.train_on_batch(*examples, return_dict=True)
+    return [v.numpy() for v in model.trainable_variables], measured
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_is_that_of_keras(runtime, name):
+    model_fn, examples, loss, metrics = TASKS[name]
+    data = ClientData({"a": examples})
+    process = build_fedavg(
+        model_fn, {"a": 4}, data, ONE_STEP, loss=loss, metrics=metrics
+    )
+    state, measured = process.next(process.initialize(), ["a"])
+    weights, expected = train_by_keras(model_fn, examples, loss, metrics)
+    before = process.initialize().global_model_weights.trainable
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(weights, before))
+    for value, wanted in zip(state.global_model_weights.trainable, weights):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
+    train = measured["client_work"]["train"]
+    assert train.pop("num_examples") == 9
+    # Keras also reports the loss of each of several outputs.
+    expected = {k: v for k, v in expected.items() if k in train}
+    assert len(expected) == len(train) == 1 + len(tf.nest.flatten(metrics))
+    for key, value in train.items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-4, atol=1e-6)
+
+
+def test_regression_by_a_function_finds_the_weights(runtime):
+    """Labels of shape [n, 1]: broadcast to [n, n], they would give weights near 0."""
+    x = draw(60, 4)
+    y = x @ np.float32([[1], [-2], [3], [0.5]])
+    data = ClientData({name: (x[i::3], y[i::3]) for i, name in enumerate("abc")})
+    config = FedAvgConfig(rounds=10, epochs=5, batch_size=10, weight_decay=0.0)
+    process = build_fedavg(
+        dense(1), dict.fromkeys("abc", 4), data, config, loss=squared_error
+    )
+    state = process.initialize()
+    for _ in range(10):
+        state, metrics = process.next(state, ["a", "b", "c"])
+    kernel = state.global_model_weights.trainable[0]
+    np.testing.assert_allclose(kernel[:, 0], [1, -2, 3, 0.5], atol=1e-3)
+    train = metrics["client_work"]["train"]
+    assert list(train) == ["loss", "num_examples"]  # No accuracy of a regression.
+    assert train["loss"] < 1e-5
+
+
+def test_metrics_are_sums_over_clients_and_not_means_of_means(runtime):
+    """Of clients with 1, 5 and 24 examples, without a change of weights."""
+    x, y = draw(30, 4), classes(2, 30)
+    parts = {"a": slice(0, 1), "b": slice(1, 6), "c": slice(6, 30)}
+    data = ClientData({name: (x[part], y[part]) for name, part in parts.items()})
+    make_metrics = lambda: [  # noqa: E731
+        tf.keras.metrics.AUC(50, name="auc", from_logits=True),
+        tf.keras.metrics.BinaryAccuracy(threshold=0.0),
+        tf.keras.metrics.Precision(thresholds=0.0, name="precision"),
+    ]
+    loss = losses.BinaryCrossentropy(from_logits=True)
+    config = FedAvgConfig(epochs=2, batch_size=4, learning_rate=0.0, weight_decay=0.0)
+    process = build_fedavg(
+        dense(1),
+        dict.fromkeys("abc", 4),
+        data,
+        config,
+        loss=loss,
+        metrics=make_metrics(),
+    )
+    _, metrics = process.next(process.initialize(), ["a", "b", "c"])
+    model = dense(1)()
+    model.compile(loss=loss, metrics=make_metrics())
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    train = metrics["client_work"]["train"]
+    assert train.pop("num_examples") == 60
+    assert list(train) == list(expected)
+    for name, value in train.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("metrics", [None, []])
+def test_an_accuracy_is_the_default_of_classes_only(problem, metrics):
+    process = build_fedavg(*problem.setting, ONE_STEP, metrics=metrics)
+    train = process.next.type_signature.result["metrics"].member["client_work"]["train"]
+    names = ["loss", "accuracy", "num_examples"]
+    expected = names if metrics is None else ["loss", "num_examples"]
+    assert tff.structure.name_list(train) == expected
+
+
+def test_dropout_is_a_function_of_seed_round_and_client(runtime):
+    @seeded
+    def model_fn():
+        return tf.keras.Sequential(
+            [tf.keras.Input([4]), layers.Dropout(0.5), layers.Dense(2)]
+        )
+
+    data = ClientData({"a": (draw(40, 4), classes(2, 40))})
+
+    def weights(seed):
+        process = build_fedavg(model_fn, {"a": 4}, data, ONE_STEP, seed=seed)
+        state, found = process.initialize(), []
+        for _ in range(2):
+            state = process.next(state, ["a"]).state
+            found.append(state.global_model_weights.trainable[0])
+        return np.array(found)
+
+    # One batch of all examples: their order has no effect.
+    first, other = weights(0), weights(1)
+    np.testing.assert_array_equal(weights(0), first)
+    assert (np.abs(other - first) > 1e-4).any(axis=(1, 2)).all()
+
+
+def test_codes_learn_a_regression(runtime):
+    """FedMPQ, at 8 bits; the weights are in the range of the initial scale."""
+    x = draw(200, 4)
+    y = x @ np.float32([[0.5], [-0.9], [0.25], [0.7]])
+    data = ClientData({name: (x[i::2], y[i::2]) for i, name in enumerate("ab")})
+    config = FedMPQConfig(rounds=15, epochs=3, batch_size=10, learning_rate=0.03)
+    process = build_fedmpq(
+        dense(1), {"a": 8, "b": 8}, data, config, loss="mse", metrics=["mae"]
+    )
+    state = process.initialize()
+    for _ in range(15):
+        state, metrics = process.next(state, ["a", "b"])
+    assert metrics["client_work"]["train"]["loss"] < 0.01 * np.var(y)
+
+
+# --- what is wrong, said at the call ----------------------------------------
+
+
+def never_called():
+    raise AssertionError("A model was built.")
+
+
+WRONG = {
+    "budgets": ({"budgets": 4}, TypeError, "mapping of client ids"),
+    "budgets of a set": ({"budgets": {"a", "b"}}, TypeError, "mapping of client ids"),
+    "a loss that Keras lacks": ({"loss": "nll"}, ValueError, "Keras has no loss 'nll'"),
+    "a loss that is none": ({"loss": 3}, TypeError, "loss is a Keras name"),
+    "a metric that Keras lacks": (
+        {"metrics": ["acuracy"]}, ValueError, "Keras has no metric 'acuracy'"),
+    "a metric that is none": ({"metrics": [3]}, TypeError, "metric is a Keras name"),
+    "no seed": ({"seed": None}, TypeError, "seed has to be a whole number"),
+    "half a seed": ({"seed": 1.5}, TypeError, "seed has to be a whole number"),
+    "a huge seed": ({"seed": 2**70}, ValueError, "from 0 to"),
+    "a negative seed": ({"seed": -1}, ValueError, "from 0 to"),
+    "a class as config": ({"config": FedAvgConfig}, TypeError, "config has to be"),
+    "arrays": ({"client_data": {"a": 1}}, TypeError, "client_data_from_arrays"),
+    "unknown argument": ({"model_aggregator": None}, TypeError, "model_aggregator"),
+    "unknown clients": ({"budgets": {"zoe": 4}}, ValueError, r"no clients \['zoe'\]"),
+    "an id twice": ({"budgets": {7: 4, "7": 4}}, ValueError, "given twice"),
+    "an id that is none": ({"budgets": {1.5: 4}}, TypeError, "whole number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_one_sentence_before_a_model_is_built(problem, name):
+    changed, kind, text = WRONG[name]
+    arguments = {
+        "model_fn": never_called,
+        "budgets": problem.budgets,
+        "client_data": problem.client_data,
+        "config": ONE_STEP,
+        **changed,
+    }
+    with pytest.raises(kind, match=text) as error:
+        build_fedavg(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_in_place_of_model_fn_is_refused(problem):
+    with pytest.raises(TypeError, match="model_fn has to be a function"):
+        build_fedavg(problem.model_fn(), *problem.setting[1:], ONE_STEP)
+    with pytest.raises(TypeError, match="return a Keras model; found 3"):
+        build_fedavg(lambda: 3, *problem.setting[1:], ONE_STEP)
+
+
+UNFIT = {
+    "one-hot labels": ((draw(9, 4), np.eye(3)[classes(3, 9)]), {}, "loss does not fit"),
+    "features": ((draw(9, 5), classes(3, 9)), {}, "model does not take features"),
+    "metrics": (
+        (draw(9, 4), classes(3, 9)),
+        {"metrics": [tf.keras.metrics.MeanIoU(2, name="iou")]}, "metrics do not fit"),
+    "structure": (4 * (draw(9),), {}, r"pairs \(x, y\)"),
+    "a reserved name": (
+        (draw(9, 4), classes(3, 9)),
+        {"metrics": [tf.keras.metrics.SparseCategoricalAccuracy(name="loss")]},
+        "name 'loss'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_examples_that_do_not_fit_are_one_sentence(name):
+    examples, options, text = UNFIT[name]
+    data = ClientData({"a": examples})
+    with pytest.raises(ValueError, match=text) as error:
+        build_fedavg(dense(3), {"a": 4}, data, ONE_STEP, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_batches_are_refused_with_the_mend(problem):
+    data = problem.client_data.preprocess(lambda dataset: dataset.batch(2))
+    with pytest.raises(ValueError, match=r"not batches; found .*unbatch"):
+        build_fedavg(problem.model_fn, problem.budgets, data, ONE_STEP)
+
+
+def test_a_label_out_of_range_names_the_client(runtime):
+    """Where TensorFlow itself would end the round in ten lines of gRPC."""
+    data = ClientData({
+        "ann": (draw(9, 4), classes(3, 9)),
+        "bob": (draw(4, 4), np.int32([0, 2, 3, -1])),
+    })  # fmt: skip
+    process = build_fedavg(dense(3), {"ann": 4, "bob": 4}, data, ONE_STEP)
+    state = process.next(process.initialize(), ["ann"]).state
+    with pytest.raises(
+        ValueError, match=r"Client bob has labels .* 3: \[3 -1\]\."
+    ) as error:
+        process.next(state, ["ann", "bob"])
+    assert "\n" not in str(error.value)
+    assert process.next(state, ["ann"]).state.distributor["round"] == 2
+
+
+# --- metrics as such --------------------------------------------------------
+
+
+def test_results_are_of_summed_variables():
+    """Also of variables that take their shape from the first batch."""
+    specs = tf.TensorSpec([2]), tf.TensorSpec([2])
+    y, p = draw(20, 2, seed=1), draw(20, 2, seed=2)
+    names = [tf.keras.metrics.R2Score(name="r2"), "mae"]
+    parts = []
+    for part in (slice(0, 3), slice(3, 20)):
+        metrics = Metrics(names, ["output"], *specs)
+        metrics.reset()
+        metrics.update(tf.constant(y[part]), tf.constant(p[part]), None)
+        parts.append(metrics.values())
+    total = tf.nest.map_structure(tf.add, *parts)
+    results = Metrics(names, ["output"], *specs).results(total)
+    residual = np.sum((y - p) ** 2, axis=0)
+    r2 = np.mean(1 - residual / np.sum((y - y.mean(axis=0)) ** 2, axis=0))
+    np.testing.assert_allclose(results["r2"], r2, rtol=1e-4)
+    np.testing.assert_allclose(results["mae"], np.abs(y - p).mean(), rtol=1e-5)
+    assert list(results) == ["r2", "mae"]
+
+
+def test_no_metrics_are_nothing():
+    assert Metrics().values() == Metrics().zeros() == ()
+    assert dict(Metrics().results(())) == {}
