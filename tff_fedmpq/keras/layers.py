@@ -18,6 +18,7 @@ import random
 from typing import Any
 
 import tensorflow as tf
+from keras.src.engine import base_layer_utils
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
 from tff_fedmpq.keras.regularizers import bit_plane_lasso
@@ -46,6 +47,13 @@ def check_options(
         raise ValueError(f"{lasso_name} has to be 0 or more, found {lasso!r}.")
 
 
+def is_training() -> bool:
+    """Returns whether the layer that is called now is called to train it."""
+    # An activation function is not told; only False is certain in a graph.
+    training = base_layer_utils.call_context().training
+    return training is True or tf.is_tensor(training)
+
+
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class _ReLUOfBits:
     """Quantized ReLU as the activation function of a layer."""
@@ -54,7 +62,7 @@ class _ReLUOfBits:
         self.bits = bits
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return quantized_relu(x, self.bits)
+        return quantized_relu(x, self.bits, training=is_training())
 
     def get_config(self) -> dict[str, Any]:
         return {"bits": self.bits}
@@ -226,7 +234,9 @@ class QuantReLU(tf.keras.layers.Layer):
         self.activation_bits, self.clip_value = bits, clip_value
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return quantized_relu(inputs, self.activation_bits, self.clip_value)
+        return quantized_relu(
+            inputs, self.activation_bits, self.clip_value, is_training()
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -8,13 +8,30 @@ a straight-through gradient, float32, from reading the weights (FedMPQ, Eq. 5)::
 `IntegerSGD` makes integer steps of it.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Callable
+import functools
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
+from tensorflow.python.ops import (
+    control_flow_v2_func_graphs as func_graphs,
+)
+from tensorflow.python.ops import (
+    handle_data_util,
+    resource_variable_ops,
+)
 
 from tff_fedmpq.quantization import representations
 from tff_fedmpq.quantization.scales import ScaleRule
+
+_CONTROL_FLOW = (
+    func_graphs.CondBranchFuncGraph,
+    func_graphs.WhileCondFuncGraph,
+    func_graphs.WhileBodyFuncGraph,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,6 +55,7 @@ class QuantizedKernel:
     def __post_init__(self) -> None:
         # Optimizers receive variables, not layers, and find the kernel by this.
         self.codes.quantized_kernel = self
+        _stop_gradients_of_loops(self.codes.handle)
 
     @property
     def size(self) -> int:
@@ -62,7 +80,7 @@ class QuantizedKernel:
     def value(self) -> tf.Tensor:
         """Returns the weights, float32, with the straight-through gradient."""
         step, levels = self.step_and_levels()
-        return attach_code_gradient(self.codes, step * levels, lambda dw: step * dw)
+        return attach_code_gradient(self.codes, step * levels, step)
 
     def quantize(self, weights: tf.Tensor) -> None:
         """Sets scale and codes to weights, float32 of the kernel's shape."""
@@ -80,15 +98,66 @@ class QuantizedKernel:
 
 
 def attach_code_gradient(
-    codes: tf.Variable, value: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor]
+    codes: tf.Variable, value: tf.Tensor, gradient: tf.Tensor
 ) -> tf.Tensor:
     """Returns `value`, float32[...], with a gradient for the integer variable `codes`.
 
-    `gradient` maps the gradient of `value` to that of `codes`. TensorFlow does not
-    differentiate integer tensors, but the tape records the handle of any variable.
+    The gradient of `codes` is that of `value` times `gradient`, float32. TensorFlow
+    does not differentiate integer tensors, but the tape records the handle of any
+    variable. Through loops and branches the gradient takes a float32 tensor of zeros.
     """
-    with_gradient = tf.custom_gradient(lambda handle: (tf.identity(value), gradient))
-    return with_gradient(codes.handle)
+    graph = tf.compat.v1.get_default_graph()
+    if not isinstance(graph, _CONTROL_FLOW):
+        return _tie(codes.handle, value, gradient)
+    while isinstance(graph, _CONTROL_FLOW):
+        graph = graph.outer_graph
+    with graph.as_default():
+        source = _tie(codes.handle, tf.zeros(codes.shape), tf.constant(1.0))
+    return _tie(source, value, gradient)
+
+
+def _tie(source: tf.Tensor, value: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Returns `value`; the gradient of `source` is that of `value` times `factor`."""
+
+    def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
+        return tf.convert_to_tensor(upstream) * factor, None, None
+
+    inputs = [source, value, factor]
+    # Unlike `tf.custom_gradient`, whose IdentityN passes the handle on, this leaves a
+    # graph that can be differentiated in loops, and frozen: the call is inlined.
+    with record.stop_recording():
+        if tf.executing_eagerly():
+            tied = tf.identity(value)
+        else:
+            graph = tf.compat.v1.get_default_graph()
+            gradients = {"PartitionedCall": lambda op, upstream: backward(upstream)}
+            with graph._override_gradient_function(gradients):
+                (tied,) = tf.raw_ops.PartitionedCall(
+                    args=inputs, Tout=[tf.float32], f=_second_of(source.dtype)
+                )
+            tied.set_shape(value.shape)
+    record.record_operation("TieGradient", [tied], inputs, backward)
+    return tied
+
+
+@functools.cache
+def _second_of(dtype: tf.DType) -> Any:
+    """Returns a function of tensors, (dtype, float32, float32), that gives the 2nd."""
+    specs = [tf.TensorSpec(None, t) for t in (dtype, tf.float32, tf.float32)]
+    with tf.init_scope():
+        function = tf.function(lambda *args: args[1], specs, autograph=False)
+        return function.get_concrete_function()
+
+
+def _stop_gradients_of_loops(handle: tf.Tensor) -> None:
+    """Keeps loops from giving a variable gradients of zero, in its integer dtype.
+
+    TensorFlow makes none for a handle that holds more than one shape and dtype.
+    """
+    data = resource_variable_ops.get_eager_safe_handle_data(handle)
+    if len(data.shape_and_type) == 1:
+        data.shape_and_type.append(data.shape_and_type[0])
+        handle_data_util.set_handle_data(handle, data)
 
 
 def quantized_kernels(model: tf.keras.Model) -> list[QuantizedKernel]:
