@@ -14,6 +14,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.ops import (
@@ -25,7 +26,9 @@ from tensorflow.python.ops import (
 )
 
 from tff_fedmpq.quantization import representations
-from tff_fedmpq.quantization.scales import ScaleRule
+from tff_fedmpq.quantization.scales import ScaleRule, scale_of_shape
+
+_LARGEST_WEIGHT = 1e18  # Of which squares are finite in float32.
 
 _CONTROL_FLOW = (
     func_graphs.CondBranchFuncGraph,
@@ -40,10 +43,11 @@ class QuantizedKernel:
 
     Attributes:
       codes: Trainable variable, uint8 of the kernel's shape.
-      scale: Variable, float32[].
+      scale: Variable, float32[], or of the kernel's rank with a scale per channel.
       bit_width: Variable, int32[], 1 to 8.
       representation: Representation of weights by the codes.
       scale_rule: Choice of the scale for new weights.
+      name: Name of layer and kernel.
     """
 
     codes: tf.Variable
@@ -51,6 +55,7 @@ class QuantizedKernel:
     bit_width: tf.Variable
     representation: representations.Representation
     scale_rule: ScaleRule
+    name: str = "kernel"
 
     def __post_init__(self) -> None:
         # Optimizers receive variables, not layers, and find the kernel by this.
@@ -63,7 +68,7 @@ class QuantizedKernel:
         return self.codes.shape.num_elements()
 
     def step_size(self) -> tf.Tensor:
-        """Returns the weight per code unit, ``delta``, float32[]."""
+        """Returns the weight per code unit, ``delta``, float32 of the scale's shape."""
         return representations.step_size(self.scale, self.bit_width)
 
     def signed_levels(self) -> tf.Tensor:
@@ -85,7 +90,10 @@ class QuantizedKernel:
     def quantize(self, weights: tf.Tensor) -> None:
         """Sets scale and codes to weights, float32 of the kernel's shape."""
         weights = tf.convert_to_tensor(weights, tf.float32)
-        scale = self.scale_rule(weights, self.bit_width, self.representation)
+        check_weights(weights, self.name)
+        shape = tuple(self.scale.shape)
+        layer = weights, self.bit_width, self.representation
+        scale = scale_of_shape(shape, self.scale_rule, *layer)
         codes = self.representation.quantize(weights, scale, self.bit_width)
         self.scale.assign(scale)
         self.codes.assign(codes)
@@ -95,6 +103,18 @@ class QuantizedKernel:
         weights = self.value()
         self.bit_width.assign(representations.check_bit_width(bit_width))
         self.quantize(weights)
+
+
+def check_weights(weights: tf.Tensor, name: str) -> None:
+    """Raises ValueError for weights, known here, that are not finite or too large."""
+    if tf.executing_eagerly():
+        values = weights.numpy()
+        unusable = values[~(np.abs(values) <= _LARGEST_WEIGHT)]
+        if unusable.size:
+            raise ValueError(
+                f"{name} has a weight of {unusable[0]:g}; only finite ones up to "
+                f"{_LARGEST_WEIGHT:g} can be quantized."
+            )
 
 
 def attach_code_gradient(
