@@ -66,6 +66,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
+        if isinstance(float_learning_rate, dict):
+            deserialize = tf.keras.optimizers.schedules.deserialize
+            float_learning_rate = deserialize(float_learning_rate)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
         if learning_rate_unit not in LEARNING_RATE_UNITS:
@@ -75,6 +78,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             )
         self._learning_rate = self._build_learning_rate(learning_rate)
         self._float_learning_rate: Any = float_learning_rate
+        self._given_rate = learning_rate  # That at which the other one is given.
         self.rates_move_together = rates_move_together
         self.momentum = momentum
         # Not `self.weight_decay`: Keras applies decoupled decay by that attribute.
@@ -112,8 +116,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             self._float_learning_rate = self.add_variable(
                 [], tf.float32, lambda shape, dtype: float_rate, "float_learning_rate"
             )
-        # The rate of kernels at which that of float variables was set.
-        reference = tf.identity(_first_rate(self._learning_rate))
+        reference = _first_rate(self._given_rate)
         self._reference_rate = self.add_variable(
             [], tf.float32, lambda shape, dtype: reference, "reference_rate"
         )
@@ -137,6 +140,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             self._reference_rate.assign(self.learning_rate)
         else:
             self._float_learning_rate = value
+            self._given_rate = self._learning_rate
 
     def _rate_of_floats(self) -> tf.Tensor:
         """Returns the present learning rate of the float variables, float32[]."""
@@ -144,7 +148,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         if isinstance(rate, _Schedule):
             return tf.cast(rate(self.iterations), tf.float32)
         if not self.rates_move_together:
-            return rate
+            return tf.convert_to_tensor(rate)
         now, reference = tf.cast(self.learning_rate, tf.float32), self._reference_rate
         moved = tf.math.divide_no_nan(now, reference)
         return rate * tf.where(tf.equal(now, reference), 1.0, moved)
@@ -202,10 +206,13 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         serialize = self._serialize_hyperparameter
+        float_rate = serialize(self._float_learning_rate)
+        if isinstance(self._float_learning_rate, tf.Variable):
+            float_rate = self._rate_of_floats().numpy()
         return {
             **super().get_config(),
             "learning_rate": serialize(self._learning_rate),
-            "float_learning_rate": serialize(self._float_learning_rate),
+            "float_learning_rate": float_rate,
             "momentum": self.momentum,
             "weight_decay": self.l2_decay,
             "learning_rate_unit": self.learning_rate_unit,
