@@ -182,7 +182,7 @@ def quantize_model(
             "representation": representation or default,
             "scale_rule": scale_rule,
             "per_channel": per_channel,
-            "lasso_strength": lasso / max(num_weights, 1),  # Per weight.
+            "lasso_per_weight": lasso / max(num_weights, 1),
         },
         bits_by_layer=bits_by_layer,
         excluded=frozenset(id(x) for x in layers if _fits_any(x, exclude)),
@@ -292,13 +292,16 @@ class _Converter:
             quant_layers.quantize_parts(copy, options, self.activation_bits)
             for part in copy.submodules:
                 if bits is not None and isinstance(part, QuantizedLayer):
-                    part.change_options(bit_width=bits)
+                    part.change_bit_width(bits)
         return copy
 
     def _options_of(self, layer: Layer, bits: int | None) -> dict[str, Any]:
         """Returns the arguments of a layer's quantized form."""
-        lasso = self.options["lasso_strength"] * _num_kernel_weights(layer)
-        options = {**self.options, "bit_width": bits, "lasso_strength": lasso}
+        options = {**self.options, "bit_width": bits, "lasso_strength": 0.0}
+        own = getattr(QUANTIZED_FORMS.get(type(layer)), "_kernel_names", ())
+        if len(own) == len(_kernels(layer)):  # Else it is made of layers.
+            per_weight, options["lasso_per_weight"] = options["lasso_per_weight"], 0.0
+            options["lasso_strength"] = per_weight * _num_kernel_weights(layer)
         if self.chooses_representation and bits is not None:
             options["representation"] = _representation_of(layer, bits, options)
         return options

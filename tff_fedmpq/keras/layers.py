@@ -10,6 +10,8 @@ cell, has quantized parts. Additional arguments:
 * ``activation_bits``: Bits of the activation's output, 1 to 8; None leaves it float.
 * ``representation``, ``scale_rule``: Names in `tff_fedmpq.quantization`.
 * ``lasso_strength``: Coefficient ``lambda M_l / M`` of the group Lasso (Eq. 11).
+* ``lasso_per_weight``: The same divided by the layer's number of weights, for layers
+  that are made of layers.
 * ``per_channel``: Whether each output channel has its own scale, not only the kernel;
   None means in depthwise kernels.
 * ``activation_range``: Largest output of the activation, or a pair (low, high); None is
@@ -160,6 +162,7 @@ class QuantizedLayer(Layer):
         representation: str = representations.SIGN_MAGNITUDE.name,
         scale_rule: str = "least_squares",
         lasso_strength: float = 0.0,
+        lasso_per_weight: float = 0.0,
         per_channel: bool | None = False,
         activation_range: float | tuple[float, float] | None = None,
         **kwargs: Any,
@@ -172,6 +175,7 @@ class QuantizedLayer(Layer):
             "representation": representations.get_representation(representation).name,
             "scale_rule": scale_rule,
             "lasso_strength": lasso_strength,
+            "lasso_per_weight": lasso_per_weight,
             "per_channel": per_channel,
         }
         # Before the stock layer makes layers, which are quantized when they are set.
@@ -205,10 +209,11 @@ class QuantizedLayer(Layer):
                 function, activation_bits, activation_range
             )
 
-    def change_options(self, **options: Any) -> None:
-        """Changes additional arguments of a layer that has no weights yet."""
-        self._options.update(options)
-        self.__dict__.update(options)
+    def change_bit_width(self, bit_width: int) -> None:
+        """Changes the bits of a layer whose weights are yet to be assigned."""
+        self._options["bit_width"] = self.__dict__["bit_width"] = bit_width
+        for kernel in self.quantized_kernels.values():
+            kernel.bit_width.assign(bit_width)
 
     def __setattr__(self, name: str, value: Any) -> None:
         parts = value if isinstance(value, (list, tuple)) else [value]
@@ -245,14 +250,15 @@ class QuantizedLayer(Layer):
         if kwargs.get("regularizer") is not None:
             self.add_loss(lambda: kwargs["regularizer"](kernel.value()))
         self.quantized_kernels[name] = kernel
-        if self.lasso_strength:
+        if self.lasso_strength or self.lasso_per_weight:
             self.add_loss(lambda: bit_plane_lasso(kernel, self._lasso_of(kernel)))
         return kernel
 
     def _lasso_of(self, kernel: QuantizedKernel) -> float:
-        """Returns a kernel's part of `lasso_strength`, by its share of the weights."""
+        """Returns a kernel's part of the Lasso, by its share of the weights."""
         sizes = [other.size for other in self.quantized_kernels.values()]
-        return self.lasso_strength * (kernel.size / sum(sizes))
+        share = kernel.size / sum(sizes)
+        return self.lasso_strength * share + self.lasso_per_weight * kernel.size
 
     def _scale_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of a kernel's scale."""
@@ -333,7 +339,7 @@ class QuantizedLayer(Layer):
 def can_quantize_activation(layer: Layer, activation_range: Any = None) -> bool:
     """Returns whether a layer has an activation function with a quantized form."""
     function = getattr(layer, "activation", None)
-    is_state = hasattr(layer, "recurrent_activation") or hasattr(layer, "state_size")
+    is_state = hasattr(layer, "cell") or hasattr(layer, "state_size")
     is_linear = function in (None, tf.keras.activations.linear)
     is_known = range_of(function) or activation_range is not None
     return bool(not is_linear and not is_state and is_known)

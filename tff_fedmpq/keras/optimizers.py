@@ -140,7 +140,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             self._reference_rate.assign(self.learning_rate)
         else:
             self._float_learning_rate = value
-            self._given_rate = self._learning_rate
+            rate = self._learning_rate  # A variable, which may change until then.
+            is_known = isinstance(rate, tf.Variable) and tf.executing_eagerly()
+            self._given_rate = rate.numpy() if is_known else rate
 
     def _rate_of_floats(self) -> tf.Tensor:
         """Returns the present learning rate of the float variables, float32[]."""
