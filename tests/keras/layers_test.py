@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from oracles import quantization as oracle
 
+from tff_fedmpq import keras
 from tff_fedmpq.keras import (
     IntegerSGD,
     QuantConv2D,
@@ -364,7 +365,7 @@ class QuantizedLayerBase:
             ({"representation": "gray"}, "representation 'gray'.*sign_magnitude"),
             ({"scale_rule": "mean"}, "scale rule 'mean'.*least_squares"),
             ({"activation_bits": 4}, "activation_bits.*ReLU"),
-            ({"activation": "tanh", "activation_bits": 4}, "activation_bits.*ReLU"),
+            ({"activation": "softmax", "activation_bits": 4}, "activation_bits.*ReLU"),
             ({"activation": "relu", "activation_bits": 0}, "activation_bits.*found 0"),
             ({"activation": "relu", "activation_bits": 9}, "activation_bits.*found 9"),
             ({"lasso_strength": -0.1}, "lasso_strength.*found -0.1"),
@@ -417,6 +418,34 @@ class TestQuantDepthwiseConv2D(QuantizedLayerBase):
     input_shape = (5, 5, 3)
     kernel_name = "depthwise"
     kernel_attribute = "depthwise_kernel"
+
+
+class TestQuantConv1D(QuantizedLayerBase):
+    quantized = keras.QuantConv1D
+    stock = tf.keras.layers.Conv1D
+    arguments = {"filters": 6, "kernel_size": 3, "padding": "causal"}
+    input_shape = (6, 4)
+
+
+class TestQuantConv3D(QuantizedLayerBase):
+    quantized = keras.QuantConv3D
+    stock = tf.keras.layers.Conv3D
+    arguments = {"filters": 4, "kernel_size": 2}
+    input_shape = (3, 3, 3, 2)
+
+
+class TestQuantConv2DTranspose(QuantizedLayerBase):
+    quantized = keras.QuantConv2DTranspose
+    stock = tf.keras.layers.Conv2DTranspose
+    arguments = {"filters": 5, "kernel_size": 3, "strides": 2}
+    input_shape = (3, 3, 4)
+
+
+class TestQuantEinsumDense(QuantizedLayerBase):
+    quantized = keras.QuantEinsumDense
+    stock = tf.keras.layers.EinsumDense
+    arguments = {"equation": "ab,bcd->acd", "output_shape": (3, 4), "bias_axes": "cd"}
+    input_shape = (5,)
 
 
 class TestQuantReLU:

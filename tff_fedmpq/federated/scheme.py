@@ -24,6 +24,7 @@ from tff_fedmpq.federated.messages import ModelChangeUplink, ModelUplink, Uplink
 from tff_fedmpq.keras.conversion import quantize_model
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import representations, scales
+from tff_fedmpq.quantization.activations import CLIP_VALUE
 
 # (budget in bits float32[], number of examples float32[]) -> p_n, before normalisation
 AggregationWeight = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -98,6 +99,8 @@ class Scheme:
             representations.MAX_BIT_WIDTH if self.weights else None,
             self.activation_bits,
             representation=representation.name,
+            per_channel=False,  # Messages hold one scale per kernel.
+            activation_range=CLIP_VALUE,
             lasso=self.lasso,
             dtype_policy=dtype_policy,
             copy_weights=False,
@@ -105,7 +108,9 @@ class Scheme:
 
     def build_global_model(self, model: tf.keras.Model) -> tf.keras.Model:
         """Returns the server's model: float kernels, activations as on clients."""
-        return quantize_model(model, None, self.activation_bits)
+        return quantize_model(
+            model, None, self.activation_bits, activation_range=CLIP_VALUE
+        )
 
 
 def compose_code_scheme(config: CodeTrainingConfig, **parts: Any) -> Scheme:

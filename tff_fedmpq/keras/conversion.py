@@ -1,27 +1,31 @@
 """Conversion of Keras models into quantized ones.
 
-Convolutions, depthwise convolutions and dense layers get integer codes; every ReLU,
-whether a layer or an activation, gets k bits. All else is copied; a warning names
-layers with weights, and ReLUs, that have no quantized form.
+Kernels of the layers in `QUANTIZED_FORMS` become integer codes, also inside of wrappers
+such as Bidirectional; activations of known range get k bits. All else is copied, and
+named in the report.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Callable, Union
 
 import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq.keras import layers as quant_layers
-from tff_fedmpq.quantization import activations, representations
+from tff_fedmpq.keras.layers import QUANTIZED_FORMS, QuantizedLayer
+from tff_fedmpq.keras.optimizers import IntegerSGD
+from tff_fedmpq.keras.quantized_kernel import check_weights
+from tff_fedmpq.quantization import activations, representations, scales
 
-_QUANTIZED_FORMS = {
-    tf.keras.layers.Conv2D: quant_layers.QuantConv2D,
-    tf.keras.layers.Dense: quant_layers.QuantDense,
-    tf.keras.layers.DepthwiseConv2D: quant_layers.QuantDepthwiseConv2D,
-}
+Layer = tf.keras.layers.Layer
+# A layer's name, in which * stands for anything, its type, or a function of the layer.
+Selector = Union[str, type, Callable[[Layer], bool]]
+
 # Layers with few weights, which stay in float by design.
 _FLOAT_BY_DESIGN = (
     tf.keras.layers.BatchNormalization,
@@ -29,17 +33,90 @@ _FLOAT_BY_DESIGN = (
     tf.keras.layers.LayerNormalization,
     tf.keras.layers.Normalization,
 )
+# Layers that save the layers that they wrap.
+_WRAPPERS = (
+    tf.keras.layers.Wrapper,
+    tf.keras.layers.StackedRNNCells,
+)
+_ACTIVATION_LAYERS = (
+    tf.keras.layers.ELU,
+    tf.keras.layers.LeakyReLU,
+    tf.keras.layers.PReLU,
+    tf.keras.layers.ThresholdedReLU,
+)
+_KERNELS = ("kernel", "recurrent", "depthwise", "pointwise", "embeddings")
 # Keras does not export the class of functional models, the base of Sequential.
 _FUNCTIONAL = tf.keras.Sequential.__bases__[0]
+# Offset binary has a zero level: it is chosen where it has less than this share of the
+# squared error, as for sparse weights or outliers.
+_LESS_ERROR = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What `quantize_model` did with a layer.
+
+    Attributes:
+      name: Name of the layer.
+      kind: Class of the layer.
+      num_weights: Number of its weights.
+      form: Class of its converted form.
+      bit_width: Bits per weight of its kernels; None if they are float.
+      activation_bits: Bits of its activation; None if it has none, or a float one.
+      remark: What stayed in float, and why; "" where nothing did.
+    """
+
+    name: str
+    kind: str
+    num_weights: int
+    form: str
+    bit_width: int | None
+    activation_bits: int | None
+    remark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """What `quantize_model` did; its string is a table of the layers."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def float_share(self) -> float:
+        """Share of all weights in layers that were left in float."""
+        total = sum(row.num_weights for row in self.layers)
+        left = sum(row.num_weights for row in self.layers if row.bit_width is None)
+        return left / max(total, 1)
+
+    def __str__(self) -> str:
+        names = ("layer", "form", "weights", "bits", "activation", "remark")
+        rows = [names] + [
+            (
+                row.name,
+                row.form,
+                f"{row.num_weights:,}",
+                str(row.bit_width or "float"),
+                str(row.activation_bits or ""),
+                row.remark,
+            )
+            for row in self.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(lines)
 
 
 def quantize_model(
     model: tf.keras.Model,
-    bit_width: int | None = 8,
+    bit_width: Any = 8,
     activation_bits: int | None = None,
     *,
-    representation: str = representations.SIGN_MAGNITUDE.name,
+    exclude: Selector | Iterable[Selector] = (),
+    representation: str | None = None,
     scale_rule: str = "least_squares",
+    per_channel: bool | None = None,
+    activation_range: float | None = None,
+    calibration_data: Any = None,
     lasso: float = 0.0,
     dtype_policy: str | None = None,
     copy_weights: bool = True,
@@ -47,15 +124,25 @@ def quantize_model(
     """Returns a quantized copy of a Sequential or functional Keras model.
 
     Its `trainable_variables` are in the order of the original, with uint8 codes in
-    place of each quantized kernel. Layers that are quantized already are copied
-    unchanged. Other models raise TypeError, arguments out of range ValueError.
+    place of each quantized kernel. Its `quantization_report` says what was done.
+    Quantized layers get the new bits. Other models raise TypeError, arguments out of
+    range ValueError.
 
     Args:
       model: Model to convert, with weights; it is not changed.
       bit_width: Bits per weight of every kernel, 1 to 8; None leaves kernels in float.
-      activation_bits: Bits of ReLU outputs in [0, 6], 1 to 8; None leaves them float.
-      representation: Meaning of the codes: "sign_magnitude" or "offset_binary".
+        Also a function of a layer, or a mapping such as ``{"stem": 8, "head*": None,
+        tf.keras.layers.Dense: 4}``, whose first key that fits decides, else 8.
+      activation_bits: Bits of activations, 1 to 8; None leaves them float.
+      exclude: Layers that are copied as they are: names, types or functions.
+      representation: Meaning of the codes: "sign_magnitude" or "offset_binary"; None
+        is the former, but the latter for a layer where it has far less error.
       scale_rule: Choice of scales: "least_squares", "gaussian" or "max".
+      per_channel: Whether each output channel has a scale, which is counted, instead of
+        each kernel; None means in depthwise kernels.
+      activation_range: Largest output of ReLUs, and of others without an upper limit.
+      calibration_data: Inputs of the model, a batch or a dataset of batches; the ranges
+        of activations without limits become what is found there.
       lasso: Coefficient lambda of the model's group Lasso over bit planes (Eq. 12); a
         layer's `lasso_strength` is ``lambda M_l / M``, by its share of the weights.
       dtype_policy: Keras policy for all layers except those that give the output, such
@@ -67,8 +154,15 @@ def quantize_model(
             f"model has to be Sequential or functional; found {type(model).__name__}. "
             "In a subclassed model, use QuantConv2D, QuantDense and QuantReLU directly."
         )
+    default = representations.SIGN_MAGNITUDE.name
+    is_rule = callable(bit_width) or isinstance(bit_width, Mapping)
     quant_layers.check_options(
-        bit_width, activation_bits, representation, scale_rule, lasso, "lasso"
+        None if is_rule else bit_width,
+        activation_bits,
+        default if representation is None else representation,
+        scale_rule,
+        lasso,
+        "lasso",
     )
     policy = tf.keras.mixed_precision.Policy
     if dtype_policy is not None and policy(dtype_policy).variable_dtype != "float32":
@@ -79,23 +173,65 @@ def quantize_model(
     if not model.built:
         raise ValueError(f"{model.name} has no weights: build it, or give it an Input.")
     layers = _leaf_layers(model)
-    kernels = [_kernel(layer) for layer in layers if type(layer) in _QUANTIZED_FORMS]
-    num_weights = sum(kernel.shape.num_elements() for kernel in kernels)
-    options = {
-        "bit_width": bit_width,
-        "activation_bits": activation_bits,
-        "representation": representation,
-        "scale_rule": scale_rule,
-        "lasso_strength": lasso / max(num_weights, 1),  # Per weight.
-    }
-    convert = _Converter(options, dtype_policy, frozenset(_output_ids(model)))
+    if isinstance(exclude, (str, type)) or callable(exclude):
+        exclude = [exclude]
+    bits_by_layer = _bit_widths(layers, bit_width, tuple(exclude))
+    num_weights = sum(_num_kernel_weights(layer) for layer in layers)
+    convert = _Converter(
+        options={
+            "representation": representation or default,
+            "scale_rule": scale_rule,
+            "per_channel": per_channel,
+            "lasso_per_weight": lasso / max(num_weights, 1),
+        },
+        bits_by_layer=bits_by_layer,
+        excluded=frozenset(id(x) for x in layers if _fits_any(x, exclude)),
+        activation_bits=activation_bits,
+        activation_range=activation_range,
+        chooses_representation=representation is None and copy_weights,
+        dtype_policy=dtype_policy,
+        output_ids=frozenset(_output_ids(model)),
+    )
     quantized = tf.keras.models.clone_model(model, clone_function=convert)
-    _warn_of_float_parts(layers, bit_width, activation_bits)
     if copy_weights:
         for layer in layers:
             if layer.weights:
                 _copy_weights(layer, convert(layer))
+    known = (layer for layer in layers if id(layer) in convert.converted)
+    report = QuantizationReport(tuple(map(convert.report, known)))
+    quantized.quantization_report = report
+    _warn_of_float_parts(report, is_rule or bit_width is not None, convert.clips)
+    logging.info("quantize_model:\n%s", report)
+    if calibration_data is not None:
+        calibrate_activations(quantized, calibration_data)
+    quantized.__class__ = _refusing_optimizers(type(quantized))
     return quantized
+
+
+def load_float_weights(model: tf.keras.Model, source: tf.keras.Model) -> None:
+    """Sets a quantized model to the weights of the float model it was made from."""
+    for layer, target in zip(_leaf_layers(source), _leaf_layers(model)):
+        _copy_weights(layer, target)
+
+
+def calibrate_activations(model: tf.keras.Model, data: Any) -> None:
+    """Sets the ranges of quantized activations to what they give for some inputs.
+
+    `data` is a batch of inputs or a dataset of batches. Call it before the model is
+    compiled or traced. Ranges with limits of their own, as of a sigmoid, stay.
+    """
+    found = [getattr(layer, "activation", None) for layer in model.submodules]
+    is_open = [x for x in found if isinstance(x, quant_layers.ActivationOfBits)]
+    is_open = [x for x in is_open if x.limits[1] != 1.0]
+    for activation in is_open:
+        activation.observed = (0.0, 0.0)
+    for batch in data if isinstance(data, (tf.data.Dataset, Iterator)) else [data]:
+        model(batch, training=False)
+    for activation in is_open:
+        low, high = activation.observed
+        if high > 0:
+            activation.limits = low, high
+        activation.observed = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +239,27 @@ class _Converter:
     """Maps a layer to its quantized form, or to a plain copy."""
 
     options: dict[str, Any]  # Of quantized layers.
+    bits_by_layer: dict[int, int | None]  # By id of the layer.
+    excluded: frozenset[int]
+    activation_bits: int | None
+    activation_range: float | None
+    chooses_representation: bool
     dtype_policy: str | None
     output_ids: frozenset[int]
     # By id of the layer: one in several places, also in inner models, stays one.
     converted: dict[int, Any] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    def __call__(self, layer: Layer) -> Layer:
         if id(layer) not in self.converted:
             self.converted[id(layer)] = self._convert(layer)
         return self.converted[id(layer)]
 
-    def _convert(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    @property
+    def clips(self) -> bool:
+        """Whether activations are clipped at a limit that nobody chose."""
+        return self.activation_bits is not None and self.activation_range is None
+
+    def _convert(self, layer: Layer) -> Layer:
         if isinstance(layer, _FUNCTIONAL):
             return tf.keras.models.clone_model(layer, clone_function=self)
         config = layer.get_config()
@@ -123,37 +269,298 @@ class _Converter:
         if self.dtype_policy is not None and id(layer) not in self.output_ids:
             if layer.dtype is None or tf.as_dtype(layer.dtype).is_floating:
                 config["dtype"] = self.dtype_policy
-        if type(layer) in _QUANTIZED_FORMS:
-            config.update(self.options)
-            config["lasso_strength"] *= _kernel(layer).shape.num_elements()
-            if layer.activation not in quant_layers.RELU_FUNCTIONS:
-                config["activation_bits"] = None
-            converted = _QUANTIZED_FORMS[type(layer)].from_config(config)
+        if id(layer) in self.excluded:
+            return type(layer).from_config(config)
+        bits = self.bits_by_layer[id(layer)]
+        if isinstance(layer, QuantizedLayer):
+            config["bit_width"] = bits or config["bit_width"]
+            return type(layer).from_config(config)
+        if type(layer) in QUANTIZED_FORMS:
+            config.update(self._options_of(layer, bits))
+            if self._quantizes_activation_of(layer):
+                config["activation_bits"] = self.activation_bits
+                config["activation_range"] = self._range_of(layer.activation)
+            converted = QUANTIZED_FORMS[type(layer)].from_config(config)
             converted.has_initial_weights = False
             return converted
-        bits = self.options["activation_bits"]
-        if bits is not None and _is_relu_layer(layer):
-            return quant_layers.QuantReLU(bits, name=layer.name, dtype=config["dtype"])
-        return type(layer).from_config(config)
+        activation = self._quantized_activation(layer, config.get("dtype"))
+        if activation is not None:
+            return activation
+        copy = type(layer).from_config(config)
+        if _is_wrapper(layer) and _num_kernel_weights(layer):
+            options = self._options_of(layer, bits)
+            quant_layers.quantize_parts(copy, options, self.activation_bits)
+            for part in copy.submodules:
+                if bits is not None and isinstance(part, QuantizedLayer):
+                    part.change_bit_width(bits)
+        return copy
+
+    def _options_of(self, layer: Layer, bits: int | None) -> dict[str, Any]:
+        """Returns the arguments of a layer's quantized form."""
+        options = {**self.options, "bit_width": bits, "lasso_strength": 0.0}
+        own = getattr(QUANTIZED_FORMS.get(type(layer)), "_kernel_names", ())
+        if len(own) == len(_kernels(layer)):  # Else it is made of layers.
+            per_weight, options["lasso_per_weight"] = options["lasso_per_weight"], 0.0
+            options["lasso_strength"] = per_weight * _num_kernel_weights(layer)
+        if self.chooses_representation and bits is not None:
+            options["representation"] = _representation_of(layer, bits, options)
+        return options
+
+    def _quantizes_activation_of(self, layer: Layer) -> bool:
+        if self.activation_bits is None:
+            return False
+        if not quant_layers.can_quantize_activation(layer):
+            return False
+        is_relu = layer.activation in quant_layers.RELU_FUNCTIONS
+        return is_relu or id(layer) not in self.output_ids
+
+    def _range_of(self, function: Any) -> tuple[float, float] | None:
+        """Returns the range of an activation function; None is its default."""
+        low, high = quant_layers.range_of(function) or (-1.0, activations.CLIP_VALUE)
+        if self.activation_range is None or high == 1.0 or function is tf.nn.relu6:
+            return low, high
+        return low, self.activation_range
+
+    def _quantized_activation(self, layer: Layer, dtype: Any) -> Layer | None:
+        """Returns the quantized form of an activation layer; None if it has none."""
+        bits = self.activation_bits
+        if bits is None:
+            return None
+        options = {"name": layer.name, "dtype": dtype}
+        if _is_relu_layer(layer):
+            is_open = getattr(layer, "max_value", None) is None
+            limit = self.activation_range if is_open else None
+            limit = limit or activations.CLIP_VALUE
+            return quant_layers.QuantReLU(bits, limit, **options)
+        is_function = isinstance(layer, tf.keras.layers.Activation)
+        if is_function and self._quantizes_activation_of(layer):
+            limits = self._range_of(layer.activation)
+            return quant_layers.QuantActivation(
+                layer.activation, bits, limits, **options
+            )
+        is_relu = isinstance(layer, tf.keras.layers.ReLU)
+        if not is_relu and not isinstance(layer, _ACTIVATION_LAYERS):
+            return None
+        high = getattr(layer, "max_value", None)
+        high = float(high or self.activation_range or activations.CLIP_VALUE)
+        slope = getattr(layer, "negative_slope", getattr(layer, "alpha", 0.0))
+        if isinstance(layer, tf.keras.layers.PReLU):
+            slope = float(tf.reduce_max(tf.abs(layer.alpha)))
+        is_elu = isinstance(layer, tf.keras.layers.ELU)
+        low = -float(slope) * (1.0 if is_elu else high)
+        inner = type(layer).from_config(layer.get_config())
+        return quant_layers.QuantActivation(inner, bits, (low, high), **options)
+
+    def report(self, layer: Layer) -> LayerReport:
+        """Returns what was done with a layer."""
+        converted = self(layer)
+        kernels = [v for v in converted.weights if hasattr(v, "quantized_kernel")]
+        bits = getattr(converted, "bit_width", self.bits_by_layer[id(layer)])
+        remarks = []
+        if id(layer) in self.excluded:
+            remarks.append("excluded")
+        elif _has_constraint(layer):
+            remarks.append("a kernel constraint acts on float weights")
+        elif isinstance(layer, _FLOAT_BY_DESIGN):
+            remarks.append("few weights")
+        elif layer.weights and not kernels and not _is_activation(converted):
+            known = _num_kernel_weights(layer)
+            remarks.append("bit_width=None" if known else "no quantized form")
+        activation = getattr(converted, "activation", None)
+        activation_bits = getattr(activation, "bits", None)
+        if self.activation_bits is not None and activation_bits is None:
+            name = _float_activation(layer)
+            if name:
+                remarks.append(f"activation {name} in float")
+        return LayerReport(
+            layer.name,
+            type(layer).__name__,
+            sum(v.shape.num_elements() for v in layer.weights),
+            type(converted).__name__,
+            bits if kernels else None,
+            activation_bits,
+            "; ".join(remarks),
+        )
+
+
+def _bit_widths(
+    layers: list[Layer], rule: Any, exclude: tuple[Selector, ...]
+) -> dict[int, int | None]:
+    """Returns each layer's bit-width by a rule of `quantize_model`; None is float."""
+    mapping = rule if isinstance(rule, Mapping) else {}
+    for selector in (*mapping, *exclude):
+        if isinstance(selector, str) and not any(_fits(x, selector) for x in layers):
+            names = ", ".join(layer.name for layer in layers[:10])
+            raise ValueError(f"No layer is called {selector!r}; layers are {names}.")
+
+    def bits_of(layer: Layer) -> int | None:
+        bits = rule
+        if isinstance(rule, Mapping):
+            default = representations.MAX_BIT_WIDTH
+            bits = next((b for s, b in rule.items() if _fits(layer, s)), default)
+        elif callable(rule):
+            bits = rule(layer) if _num_kernel_weights(layer) else None
+        if bits is None or _has_constraint(layer) or _fits_any(layer, exclude):
+            return None
+        return representations.check_bit_width(bits, f"bit_width of {layer.name}")
+
+    return {id(layer): bits_of(layer) for layer in layers}
+
+
+def _fits(layer: Layer, selector: Selector) -> bool:
+    """Returns whether a selector means a layer."""
+    if isinstance(selector, str):
+        return fnmatch.fnmatchcase(layer.name, selector)
+    if isinstance(selector, type):
+        return isinstance(layer, selector)
+    return bool(selector(layer))
+
+
+def _fits_any(layer: Layer, selectors: Iterable[Selector]) -> bool:
+    return any(_fits(layer, selector) for selector in selectors)
+
+
+def _is_wrapper(layer: Layer) -> bool:
+    return isinstance(layer, _WRAPPERS) or type(layer) is tf.keras.layers.RNN
+
+
+def _is_activation(layer: Layer) -> bool:
+    return isinstance(layer, (quant_layers.QuantActivation, *_ACTIVATION_LAYERS))
+
+
+def _has_constraint(layer: Layer) -> bool:
+    """Returns whether a kernel of a layer with a quantized form has a constraint."""
+    names = (f"{prefix}{kind}_constraint" for kind in _KERNELS for prefix in ("", "_"))
+    is_constrained = any(vars(layer).get(name) is not None for name in names)
+    parts = (part for part in layer.submodules if isinstance(part, Layer))
+    return is_constrained or any(_has_constraint(part) for part in parts)
+
+
+def _kernels(layer: Layer) -> list[Any]:
+    """Returns the weights that can be quantized, or are codes, of a layer's parts."""
+    is_known = type(layer) in QUANTIZED_FORMS or isinstance(layer, QuantizedLayer)
+    found = []
+    for part in (layer, *layer.submodules) if is_known or _is_wrapper(layer) else ():
+        form = QUANTIZED_FORMS.get(type(part), type(part))
+        if (
+            issubclass(form, QuantizedLayer) and part.built
+        ):  # A wrapper's pattern isn't.
+            quantized = vars(part).get("quantized_kernels", {})
+            for name in form._kernel_names:
+                kernel = quantized.get(name)
+                found.append(kernel.codes if kernel else getattr(part, name))
+    return list({id(kernel): kernel for kernel in found}.values())
+
+
+def _num_kernel_weights(layer: Layer) -> int:
+    return sum(kernel.shape.num_elements() for kernel in _kernels(layer))
+
+
+def _representation_of(layer: Layer, bits: int, options: dict[str, Any]) -> str:
+    """Returns the name of the representation with a layer's least squared error."""
+    kernels = [kernel for kernel in _kernels(layer) if kernel.dtype.is_floating]
+    rule, bit_width = scales.get_scale_rule(options["scale_rule"]), tf.constant(bits)
+
+    def error_of(representation: representations.Representation) -> float:
+        total = 0.0
+        for kernel in kernels:
+            weights = tf.convert_to_tensor(kernel, tf.float32)
+            check_weights(weights, layer.name)
+            scale = rule(weights, bit_width, representation)
+            codes = representation.quantize(weights, scale, bit_width)
+            restored = representation.dequantize(codes, scale, bit_width)
+            total += float(tf.reduce_sum(tf.math.squared_difference(weights, restored)))
+        return total
+
+    default, other = representations.SIGN_MAGNITUDE, representations.OFFSET_BINARY
+    is_better = error_of(other) < _LESS_ERROR * error_of(default)
+    return other.name if is_better else default.name
 
 
 def _warn_of_float_parts(
-    layers: list[Any], bit_width: int | None, activation_bits: int | None
+    report: QuantizationReport, quantizes_kernels: bool, clips: bool
 ) -> None:
-    """Warns of layers with weights, and of ReLUs, that have no quantized form."""
-    known = (*_FLOAT_BY_DESIGN, *_QUANTIZED_FORMS.values())
-    others = [layer for layer in layers if type(layer) not in _QUANTIZED_FORMS]
-    unknown = [x.name for x in others if x.weights and not isinstance(x, known)]
-    if bit_width is not None and unknown:
-        names = ", ".join(unknown)
-        logging.warning("Layers without a quantized form stay in float: %s.", names)
-    relus = [layer.name for layer in layers if _hides_relu(layer)]
-    if activation_bits is not None and relus:
-        logging.warning(
-            "quantize_model left these ReLUs in float: %s. It quantizes activation "
-            "'relu', and ReLU layers without slope, threshold or a maximum but 6.",
-            ", ".join(relus),
+    """Warns of weights and activations that stay in float, and of clipping."""
+
+    def count(rows: list[LayerReport]) -> str:
+        names = collections.defaultdict(list)
+        for row in rows:
+            names[row.kind].append(row.name)
+        return ", ".join(
+            f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' * (len(found) > 3)})"
+            for kind, found in names.items()
         )
+
+    unknown = [row for row in report.layers if "no quantized form" in row.remark]
+    unknown += [row for row in report.layers if "constraint" in row.remark]
+    if quantizes_kernels and unknown:
+        total = sum(row.num_weights for row in report.layers)
+        share = sum(row.num_weights for row in unknown) / max(total, 1)
+        logging.warning(
+            "%.1f %% of the weights stay in float, in %s. `register_quantized_layer` "
+            "makes a layer known; `model.quantization_report` lists all.",
+            100 * share,
+            count(unknown),
+        )
+    floats = [row for row in report.layers if "activation" in row.remark]
+    floats = [row for row in floats if "softmax" not in row.remark]
+    if floats:
+        logging.warning("These activations stay in float: %s.", count(floats))
+    clipped = [row for row in report.layers if row.activation_bits is not None]
+    if clips and clipped:
+        logging.warning(
+            "Activations without an upper limit are clipped at %g in %d layers: give "
+            "activation_range or calibration_data to choose the limit.",
+            activations.CLIP_VALUE,
+            len(clipped),
+        )
+
+
+def _float_activation(layer: Layer) -> str:
+    """Returns the name of an activation that has no quantized form here, or ""."""
+    if isinstance(layer, (tf.keras.layers.ReLU, tf.keras.layers.Softmax)):
+        return type(layer).__name__.lower()
+    if isinstance(layer, _ACTIVATION_LAYERS):
+        return type(layer).__name__
+    function = getattr(layer, "function", None)  # Lambda layers and operations.
+    if getattr(function, "__name__", "") in activations.RANGES:
+        return function.__name__
+    activation = getattr(layer, "activation", None)
+    if activation in (None, tf.keras.activations.linear):
+        return ""
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _refusing_optimizers(base: type) -> type:
+    """Returns the class of a quantized model, which refuses Keras's own optimizers."""
+    if hasattr(base, "refuses_optimizers"):
+        return base
+
+    def compile(self, optimizer="rmsprop", *args, **kwargs):  # noqa: A001
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        has_codes = any(hasattr(v, "quantized_kernel") for v in self.weights)
+        if has_codes and not isinstance(inner, IntegerSGD):
+            name = inner if isinstance(inner, str) else type(inner).__name__
+            raise ValueError(
+                f"{name} cannot train integer codes: compile quantized models with "
+                "tff_fedmpq.IntegerSGD, for its float weights too."
+            )
+        if has_codes:
+            quant_layers.check_strategy(self.name)
+        return base.compile(self, optimizer, *args, **kwargs)
+
+    def set_weights(self, weights):
+        quant_layers.check_codes(self.weights, weights)
+        base.set_weights(self, weights)
+
+    attributes = {
+        "compile": compile,
+        "set_weights": set_weights,
+        "refuses_optimizers": True,
+        "__doc__": base.__doc__,
+        "__module__": base.__module__,  # Keras saves it as its own class.
+    }
+    return type(base.__name__, (base,), attributes)
 
 
 def _output_ids(model: tf.keras.Model) -> Iterator[int]:
@@ -167,27 +574,13 @@ def _output_ids(model: tf.keras.Model) -> Iterator[int]:
             yield from _output_ids(layer) if is_model else [id(layer)]
 
 
-def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
-    """Returns whether the layer is a ReLU or, like QuantReLU, a ReLU6."""
+def _is_relu_layer(layer: Layer) -> bool:
+    """Returns whether the layer is a ReLU or, like QuantReLU, a clipped one."""
     if isinstance(layer, tf.keras.layers.ReLU):
         is_plain = not layer.negative_slope and not layer.threshold
         return bool(is_plain and layer.max_value in (None, activations.CLIP_VALUE))
     is_activation = isinstance(layer, tf.keras.layers.Activation)
     return is_activation and layer.activation in quant_layers.RELU_FUNCTIONS
-
-
-def _hides_relu(layer: tf.keras.layers.Layer) -> bool:
-    """Returns whether the layer has a ReLU of a form that is not quantized."""
-    if isinstance(layer, tf.keras.layers.ReLU):
-        return not _is_relu_layer(layer)
-    function = getattr(layer, "function", None)  # Lambda layers and operations.
-    activation = getattr(layer, "activation", None)
-    is_quantized = type(layer) in _QUANTIZED_FORMS or _is_relu_layer(layer)
-    return (
-        getattr(function, "__name__", "") in ("relu", "relu6")
-        or isinstance(activation, tf.keras.layers.ReLU)
-        or (activation in quant_layers.RELU_FUNCTIONS and not is_quantized)
-    )
 
 
 def _adapted_statistics(layer: tf.keras.layers.Normalization) -> dict[str, Any]:
@@ -210,17 +603,25 @@ def _leaf_layers(model: tf.keras.Model) -> list[Any]:
     return list({id(layer): layer for layer in leaves}.values())
 
 
-def _kernel(layer: tf.keras.layers.Layer) -> tf.Variable:
-    """Returns the kernel of a stock layer that has a quantized form."""
-    return getattr(layer, _QUANTIZED_FORMS[type(layer)]._kernel_name)
-
-
-def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
+def _copy_weights(source: Layer, target: Layer) -> None:
     """Copies or quantizes the weights of a layer into its converted form."""
-    kernel = None if type(source) is type(target) else target.quantized_kernel
-    if kernel is not None:
-        kernel.quantize(_kernel(source))
-        if source.use_bias:
-            target.bias.assign(source.bias)
-    elif target.weights:  # Adapted statistics have become arguments.
-        target.set_weights(source.get_weights())
+    targets = _logical_weights(target)
+    if not targets:  # Adapted statistics have become arguments.
+        return
+    for one, other in zip(_logical_weights(source), targets):
+        ours = getattr(one, "quantized_kernel", None)
+        kernel = getattr(other, "quantized_kernel", None)
+        if kernel is None:
+            other.assign(one)
+        elif ours is not None and int(ours.bit_width) == int(kernel.bit_width):
+            for name in ("codes", "scale"):
+                getattr(kernel, name).assign(getattr(ours, name))
+        else:
+            kernel.quantize(one if ours is None else ours.value())
+
+
+def _logical_weights(layer: Layer) -> list[tf.Variable]:
+    """Returns the weights of a layer, without scales and bit-widths of its codes."""
+    kernels = [getattr(v, "quantized_kernel", None) for v in layer.weights]
+    extra = {id(v) for k in kernels if k for v in (k.scale, k.bit_width)}
+    return [v for v in layer.weights if id(v) not in extra]

@@ -1,15 +1,23 @@
 """Keras layers whose weights are integer codes of b bits, activations of k bits.
 
-`QuantConv2D`, `QuantDense` and `QuantDepthwiseConv2D` are the stock layers of those
-names, computed with the dequantized kernel. Additional arguments:
+`QUANTIZED_FORMS` maps stock layers to their quantized forms, such as `Dense` to
+`QuantDense`: the stock layer, computed with the dequantized kernels.
+`register_quantized_layer` adds a form. A layer made of layers, such as an LSTM of its
+cell, has quantized parts. Additional arguments:
 
 * ``bit_width``: Initial bits per weight, 1 to 8; training may change them. None keeps
-  a float kernel: the layer is then the stock layer.
-* ``activation_bits``: Bits of the ReLU output in [0, 6], 1 to 8; None leaves it float.
+  float kernels: the layer is then the stock layer.
+* ``activation_bits``: Bits of the activation's output, 1 to 8; None leaves it float.
 * ``representation``, ``scale_rule``: Names in `tff_fedmpq.quantization`.
 * ``lasso_strength``: Coefficient ``lambda M_l / M`` of the group Lasso (Eq. 11).
+* ``lasso_per_weight``: The same divided by the layer's number of weights, for layers
+  that are made of layers.
+* ``per_channel``: Whether each output channel has its own scale, not only the kernel;
+  None means in depthwise kernels.
+* ``activation_range``: Largest output of the activation, or a pair (low, high); None is
+  the default of `quantization.activations.RANGES`.
 
-`QuantReLU` is a ReLU of k bits as a separate layer.
+`QuantReLU` and `QuantActivation` quantize an activation as a separate layer.
 """
 
 from __future__ import annotations
@@ -17,15 +25,20 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from keras.src.engine import base_layer_utils
 
-from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
+from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, check_weights
 from tff_fedmpq.keras.regularizers import bit_plane_lasso
-from tff_fedmpq.quantization import representations, scales
-from tff_fedmpq.quantization.activations import CLIP_VALUE, quantized_relu
+from tff_fedmpq.quantization import activations, representations, scales
+from tff_fedmpq.quantization.activations import CLIP_VALUE
+
+Layer = tf.keras.layers.Layer
 
 # Quantization clips at six, which makes each of these a ReLU6.
 RELU_FUNCTIONS = (tf.keras.activations.relu, tf.nn.relu, tf.nn.relu6)
+_OWN_NAMES = {"relu6": "relu", "silu": "swish"}  # Functions without a name in Keras.
 
 
 def check_options(
@@ -46,41 +59,99 @@ def check_options(
         raise ValueError(f"{lasso_name} has to be 0 or more, found {lasso!r}.")
 
 
-@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
-class _ReLUOfBits:
-    """Quantized ReLU as the activation function of a layer."""
+def is_training() -> bool:
+    """Returns whether the layer that is called now is called to train it."""
+    # Activation functions are not told. A tensor may be true.
+    training = base_layer_utils.call_context().training
+    return tf.is_tensor(training) or bool(training)
 
-    def __init__(self, bits: int):
-        self.bits = bits
+
+def range_of(function: Any) -> tuple[float, float] | None:
+    """Returns the default range of an activation function's output, or None."""
+    name = getattr(function, "__name__", "")
+    known = (getattr(m, name, None) for m in (tf.keras.activations, tf.nn) if name)
+    return activations.RANGES.get(name) if function in known else None
+
+
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
+class ActivationOfBits:
+    """Activation function of k bits.
+
+    Attributes:
+      function: Function of tensors.
+      bits: Bits of its output (k).
+      limits: Smallest and largest output.
+      observed: Smallest and largest output found by calibration, while it lasts, during
+        which the output is not quantized; else None.
+    """
+
+    def __init__(self, function: Any, bits: int, limits: Any = None):
+        default = range_of(function)
+        if isinstance(limits, (int, float)):
+            limits = (default[0] if default else 0.0, limits)
+        if (limits or default) is None:
+            raise ValueError(f"{function} has no known range: give activation_range.")
+        low, high = self.limits = tuple(map(float, limits or default))
+        if not low <= 0 < high:
+            raise ValueError(f"An activation range has to hold 0, found {low}, {high}.")
+        self.bits = representations.check_bit_width(bits, "activation_bits")
+        self.function = function
+        self.observed: tuple[float, float] | None = None
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return quantized_relu(x, self.bits)
+        if self.observed is None and self.function in RELU_FUNCTIONS:
+            return activations.quantized_relu(
+                x, self.bits, self.limits[1], is_training()
+            )
+        if self.observed is not None and self.function is tf.nn.relu6:
+            y = tf.nn.relu(x)
+        else:
+            y = self.function(x)
+        if self.observed is None:
+            return activations.quantize_range(
+                y, self.bits, *self.limits, training=is_training()
+            )
+        values = tf.cast(y, tf.float32)
+        low, high = self.observed
+        self.observed = (
+            min(low, float(tf.reduce_min(values))),
+            max(high, float(tf.reduce_max(values))),
+        )
+        return y
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
 
     def get_config(self) -> dict[str, Any]:
-        return {"bits": self.bits}
+        return {"bits": self.bits, "limits": self.limits}
 
 
 class _KernelView:
     """Attribute of a stock layer that reads a quantized kernel as its weights."""
 
+    def __init__(self, name: str):
+        self._name = f"_stored_{name}"
+
     def __get__(self, layer: Any, owner: type | None = None):
         if layer is None:
             return self
-        if "_stored_kernel" not in layer.__dict__:
+        if self._name not in layer.__dict__:
             raise AttributeError(f"{layer.name} has no kernel before it is built.")
-        stored = layer.__dict__["_stored_kernel"]
+        stored = layer.__dict__[self._name]
         if isinstance(stored, QuantizedKernel):
             return tf.cast(stored.value(), layer.compute_dtype)
         return stored
 
     def __set__(self, layer: Any, value: Any) -> None:
-        layer.__dict__["_stored_kernel"] = value
+        layer.__dict__[self._name] = value
 
 
-class _QuantizedLayer(tf.keras.layers.Layer):
-    """Mixin that quantizes the kernel of the stock layer after it in the bases."""
+class QuantizedLayer(Layer):
+    """Mixin that quantizes the kernels of the stock layer after it in the bases."""
 
-    _kernel_name = "kernel"  # Name of the kernel in the stock layer.
+    _kernel_names: tuple[str, ...] = ()  # Names of the kernels in the stock layer.
+    _channel_axes: tuple[int, ...] = (-1,)  # Axes of kernels for output channels.
     activation: Any  # Set by the stock layer.
 
     def __init__(
@@ -91,59 +162,133 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         representation: str = representations.SIGN_MAGNITUDE.name,
         scale_rule: str = "least_squares",
         lasso_strength: float = 0.0,
+        lasso_per_weight: float = 0.0,
+        per_channel: bool | None = False,
+        activation_range: float | tuple[float, float] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
         check_options(
             bit_width, activation_bits, representation, scale_rule, lasso_strength
         )
-        self.bit_width = None if bit_width is None else int(bit_width)
-        self._representation = representations.get_representation(representation)
-        self.representation = self._representation.name
-        self.scale_rule = scale_rule
-        self.lasso_strength = lasso_strength
-        self.quantized_kernel: QuantizedKernel | None = None
-        # `quantize_model` assigns other weights, and finding initial scales takes long.
-        self.has_initial_weights = True
-        self.activation_bits = activation_bits
-        if activation_bits is not None:
-            if self.activation not in RELU_FUNCTIONS:
-                raise ValueError(
-                    f"{self.name}: activation_bits quantizes the output of a ReLU: use "
-                    f"activation='relu', or leave it out; found {self.activation}."
-                )
-            self.activation = _ReLUOfBits(activation_bits)
+        options = {
+            "bit_width": None if bit_width is None else int(bit_width),
+            "representation": representations.get_representation(representation).name,
+            "scale_rule": scale_rule,
+            "lasso_strength": lasso_strength,
+            "lasso_per_weight": lasso_per_weight,
+            "per_channel": per_channel,
+        }
+        # Before the stock layer makes layers, which are quantized when they are set.
+        self.__dict__["_options"] = options
+        super().__init__(*args, **kwargs)
+        self._set_options(options, activation_bits, activation_range)
 
-    def add_weight(self, name: str | None = None, shape: Any = None, **kwargs: Any):
+    def _set_options(
+        self,
+        options: dict[str, Any],
+        activation_bits: int | None = None,
+        activation_range: Any = None,
+    ) -> None:
+        """Sets what the stock layer's constructor does not know."""
+        self.__dict__["_options"] = options
+        for name, value in options.items():
+            self.__dict__[name] = value
+        self.__dict__["quantized_kernels"] = {}
+        # `quantize_model` assigns other weights, and finding initial scales takes long.
+        self.__dict__["has_initial_weights"] = True
+        self.__dict__["activation_bits"] = activation_bits
+        if activation_bits is not None:
+            if not can_quantize_activation(self, activation_range):
+                raise ValueError(
+                    f"{self.name}: activation_bits quantizes the output of a ReLU or "
+                    "another activation of known range: use activation='relu', or "
+                    f"leave it out; found {getattr(self, 'activation', None)}."
+                )
+            function = self.activation
+            self.activation = ActivationOfBits(
+                function, activation_bits, activation_range
+            )
+
+    def change_bit_width(self, bit_width: int) -> None:
+        """Changes the bits of a layer whose weights are yet to be assigned."""
+        self._options["bit_width"] = self.__dict__["bit_width"] = bit_width
+        for kernel in self.quantized_kernels.values():
+            kernel.bit_width.assign(bit_width)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        for part in parts:
+            if isinstance(part, Layer) and "_options" in self.__dict__:
+                quantize_parts(part, self._options)
+        super().__setattr__(name, value)
+
+    @property
+    def quantized_kernel(self) -> QuantizedKernel | None:
+        """The quantized kernel, the first of several; None if there is none."""
+        return next(iter(self.quantized_kernels.values()), None)
+
+    def add_weight(
+        self,
+        name: str | None = None,
+        shape: Any = None,
+        dtype: Any = None,
+        initializer: Any = None,
+        **kwargs: Any,
+    ):
         """Adds a quantized kernel in place of a kernel, else a variable."""
-        if name != self._kernel_name or self.bit_width is None:
-            return super().add_weight(name=name, shape=shape, **kwargs)
+        if name not in self._kernel_names or self.bit_width is None:
+            return super().add_weight(name, shape, dtype, initializer, **kwargs)
         if kwargs.get("constraint") is not None:
             raise ValueError(
                 f"{self.name}: a kernel constraint acts on float weights, which a "
                 "quantized layer does not have. Leave it out, or set bit_width=None."
             )
-        initializer = kwargs["initializer"] if self.has_initial_weights else None
-        kernel = self._add_quantized_kernel(tuple(shape), initializer)
+        check_strategy(self.name)
+        initializer = tf.keras.initializers.get(initializer or "glorot_uniform")
+        initializer = initializer if self.has_initial_weights else None
+        kernel = self._add_quantized_kernel(name, tuple(shape), initializer)
         if kwargs.get("regularizer") is not None:
             self.add_loss(lambda: kwargs["regularizer"](kernel.value()))
-        if self.lasso_strength:
-            self.add_loss(lambda: bit_plane_lasso(kernel, self.lasso_strength))
-        self.quantized_kernel = kernel
+        self.quantized_kernels[name] = kernel
+        if self.lasso_strength or self.lasso_per_weight:
+            self.add_loss(lambda: bit_plane_lasso(kernel, self._lasso_of(kernel)))
         return kernel
 
-    def _add_quantized_kernel(self, shape: Any, initializer: Any) -> QuantizedKernel:
+    def _lasso_of(self, kernel: QuantizedKernel) -> float:
+        """Returns a kernel's part of the Lasso, by its share of the weights."""
+        sizes = [other.size for other in self.quantized_kernels.values()]
+        share = kernel.size / sum(sizes)
+        return self.lasso_strength * share + self.lasso_per_weight * kernel.size
+
+    def _scale_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of a kernel's scale."""
+        is_depthwise = name == "depthwise_kernel"
+        if not (is_depthwise if self.per_channel is None else self.per_channel):
+            return ()
+        axes = (-2, -1) if is_depthwise else self._channel_axes
+        axes = [axis % len(shape) for axis in axes]
+        return tuple(size if axis in axes else 1 for axis, size in enumerate(shape))
+
+    def _add_quantized_kernel(
+        self, name: str, shape: Any, initializer: Any
+    ) -> QuantizedKernel:
         """Adds codes and scale of initial weights; without initializer 0 and 1."""
-        name, bit_width = self._kernel_name, self.bit_width
-        representation = self._representation
+        bit_width = self.bit_width
+        representation = representations.get_representation(self.representation)
         scale_rule = scales.get_scale_rule(self.scale_rule)
+        scale_shape = self._scale_shape(name, shape)
+        full_name = f"{self.name}/{name}"
         initial: Any = "zeros", "ones"
 
         # Variables may be initialized outside of the graph under construction, so each
         # initial value is computed separately; a seeded initializer repeats its values.
         def initial_weights() -> tuple[tf.Tensor, tf.Tensor]:
             weights = initializer(shape, tf.float32)
-            return weights, scale_rule(weights, tf.constant(bit_width), representation)
+            check_weights(weights, full_name)
+            bits = tf.constant(bit_width)
+            return weights, scales.scale_of_shape(
+                scale_shape, scale_rule, weights, bits, representation
+            )
 
         def initial_scale(shape=None, dtype=None) -> tf.Tensor:
             return initial_weights()[1]
@@ -159,22 +304,67 @@ class _QuantizedLayer(tf.keras.layers.Layer):
         fixed = {"trainable": False, "experimental_autocast": False}
         add = super().add_weight
         codes = add(f"{name}_codes", shape, tf.uint8, initial[0])
-        scale = add(f"{name}_scale", (), tf.float32, initial[1], **fixed)
+        scale = add(f"{name}_scale", scale_shape, tf.float32, initial[1], **fixed)
         bits = add(f"{name}_bit_width", (), tf.int32, initial_bits, **fixed)
-        return QuantizedKernel(codes, scale, bits, representation, scale_rule)
+        return QuantizedKernel(
+            codes, scale, bits, representation, scale_rule, full_name
+        )
+
+    def set_weights(self, weights: list[Any]) -> None:
+        """Sets the weights as `get_weights` gives them; ValueError for other codes."""
+        check_codes(self.weights, weights)
+        super().set_weights(weights)
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        shape = config.get("input_shape")
+        if isinstance(shape, list) and not isinstance(shape[-1], (list, tuple)):
+            # A file has no tuples, and recurrent layers take a list for several shapes.
+            config = {**config, "input_shape": tuple(shape)}
+        super().build_from_config(config)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        if self.activation_bits is not None:
-            config["activation"] = "relu"
-        return {
-            **config,
-            "bit_width": self.bit_width,
-            "activation_bits": self.activation_bits,
-            "representation": self.representation,
-            "scale_rule": self.scale_rule,
-            "lasso_strength": self.lasso_strength,
-        }
+        config = {**super().get_config(), **self._options}
+        kernel = self.quantized_kernel
+        if kernel is not None and hasattr(kernel.bit_width, "numpy"):
+            config["bit_width"] = int(kernel.bit_width.numpy())
+        if hasattr(self, "activation"):
+            config["activation_bits"] = self.activation_bits
+        if isinstance(getattr(self, "activation", None), ActivationOfBits):
+            name = self.activation.__name__
+            config["activation"] = _OWN_NAMES.get(name, name)
+            config["activation_range"] = list(self.activation.limits)
+        return config
+
+
+def can_quantize_activation(layer: Layer, activation_range: Any = None) -> bool:
+    """Returns whether a layer has an activation function with a quantized form."""
+    function = getattr(layer, "activation", None)
+    is_state = hasattr(layer, "cell") or hasattr(layer, "state_size")
+    is_linear = function in (None, tf.keras.activations.linear)
+    is_known = range_of(function) or activation_range is not None
+    return bool(not is_linear and not is_state and is_known)
+
+
+def check_strategy(name: str) -> None:
+    """Raises ValueError where a strategy would copy the codes to several devices."""
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        raise ValueError(
+            f"{name}: quantized layers train on one device, without a distribution "
+            "strategy such as MirroredStrategy."
+        )
+
+
+def check_codes(variables: list[tf.Variable], weights: list[Any]) -> None:
+    """Raises ValueError for float weights where variables hold codes."""
+    for variable, value in zip(variables, weights):
+        if hasattr(variable, "quantized_kernel"):
+            value = np.asarray(value)
+            if value.dtype.kind not in "ui" or not np.isin(value, range(256)).all():
+                name = variable.quantized_kernel.name
+                raise ValueError(
+                    f"{name} holds codes, integers from 0 to 255; found {value.dtype} "
+                    "values. Float weights are set by `quantized_kernel.quantize`."
+                )
 
 
 def _with_seed(initializer: Any) -> Any:
@@ -190,47 +380,154 @@ def _with_seed(initializer: Any) -> Any:
     return type(initializer).from_config({**config, "seed": random.getrandbits(31)})
 
 
+QUANTIZED_FORMS: dict[type, type] = {}  # Quantized forms by stock layers.
+
+
+def register_quantized_layer(
+    stock: type, *kernel_names: str, channel_axes: tuple[int, ...] = (-1,)
+) -> type:
+    """Makes a layer class known to `quantize_model` and returns its quantized form.
+
+    To load a saved model, register the class first.
+
+    Args:
+      stock: Layer class.
+      *kernel_names: Names of its kernels, both as attributes and in `add_weight`. None
+        is needed for a layer whose kernels are those of layers it sets as attributes.
+      channel_axes: Axes of a kernel that have a scale of their own if `per_channel`.
+    """
+    attributes: dict[str, Any] = {name: _KernelView(name) for name in kernel_names}
+    attributes.update(
+        __doc__=f"`{stock.__name__}` on integer codes; arguments: see the module.",
+        __module__=__name__,
+        _kernel_names=kernel_names,
+        _channel_axes=channel_axes,
+    )
+    form = type(f"Quant{stock.__name__}", (QuantizedLayer, stock), attributes)
+    tf.keras.utils.register_keras_serializable(package="tff_fedmpq")(form)
+    # Wrappers look for the layer in them without the package.
+    tf.keras.utils.get_custom_objects()[form.__name__] = form
+    QUANTIZED_FORMS[stock] = form
+    return form
+
+
+def quantize_parts(
+    layer: Layer, options: dict[str, Any], activation_bits: int | None = None
+) -> None:
+    """Gives a layer, and layers that it is made of, their quantized forms in place."""
+    for part in (layer, *layer.submodules):
+        form = QUANTIZED_FORMS.get(type(part))
+        if form is not None and not part.built:
+            part.__class__ = form
+            bits = activation_bits if can_quantize_activation(part) else None
+            part._set_options(options, bits)
+
+
+_layers, _register = tf.keras.layers, register_quantized_layer
+_OUTPUT_BEFORE_INPUT = {"channel_axes": (-2,)}
+QuantConv1D = _register(_layers.Conv1D, "kernel")
+QuantConv2D = _register(_layers.Conv2D, "kernel")
+QuantConv3D = _register(_layers.Conv3D, "kernel")
+QuantConv1DTranspose = _register(
+    _layers.Conv1DTranspose, "kernel", **_OUTPUT_BEFORE_INPUT
+)
+QuantConv2DTranspose = _register(
+    _layers.Conv2DTranspose, "kernel", **_OUTPUT_BEFORE_INPUT
+)
+QuantConv3DTranspose = _register(
+    _layers.Conv3DTranspose, "kernel", **_OUTPUT_BEFORE_INPUT
+)
+QuantDepthwiseConv1D = _register(_layers.DepthwiseConv1D, "depthwise_kernel")
+QuantDepthwiseConv2D = _register(_layers.DepthwiseConv2D, "depthwise_kernel")
+QuantSeparableConv1D = _register(
+    _layers.SeparableConv1D, "depthwise_kernel", "pointwise_kernel"
+)
+QuantSeparableConv2D = _register(
+    _layers.SeparableConv2D, "depthwise_kernel", "pointwise_kernel"
+)
+QuantDense = _register(_layers.Dense, "kernel")
+QuantEinsumDense = _register(_layers.EinsumDense, "kernel")
+QuantEmbedding = _register(_layers.Embedding, "embeddings")
+QuantSimpleRNNCell = _register(_layers.SimpleRNNCell, "kernel", "recurrent_kernel")
+QuantLSTMCell = _register(_layers.LSTMCell, "kernel", "recurrent_kernel")
+QuantGRUCell = _register(_layers.GRUCell, "kernel", "recurrent_kernel")
+QuantSimpleRNN = _register(_layers.SimpleRNN)
+QuantLSTM = _register(_layers.LSTM)
+QuantGRU = _register(_layers.GRU)
+QuantMultiHeadAttention = _register(_layers.MultiHeadAttention)
+
+
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
-class QuantConv2D(_QuantizedLayer, tf.keras.layers.Conv2D):
-    """`tf.keras.layers.Conv2D` on integer codes; arguments: see the module."""
-
-    kernel = _KernelView()
-
-
-@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
-class QuantDense(_QuantizedLayer, tf.keras.layers.Dense):
-    """`tf.keras.layers.Dense` on integer codes; arguments: see the module."""
-
-    kernel = _KernelView()
-
-
-@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
-class QuantDepthwiseConv2D(_QuantizedLayer, tf.keras.layers.DepthwiseConv2D):
-    """`tf.keras.layers.DepthwiseConv2D` on integer codes; arguments: see the module."""
-
-    _kernel_name = "depthwise_kernel"
-    depthwise_kernel = _KernelView()
-
-
-@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
-class QuantReLU(tf.keras.layers.Layer):
+class QuantReLU(Layer):
     """ReLU of `activation_bits` (1 to 8) up to `clip_value`; see `quantized_relu`."""
 
     def __init__(
         self, activation_bits: int = 4, clip_value: float = CLIP_VALUE, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        bits = representations.check_bit_width(activation_bits, "activation_bits")
         if not clip_value > 0:
             raise ValueError(f"clip_value has to be above 0, found {clip_value!r}.")
-        self.activation_bits, self.clip_value = bits, clip_value
+        self.activation = ActivationOfBits(tf.nn.relu, activation_bits, clip_value)
+        self.activation_bits = self.activation.bits
+        self.supports_masking = True
+
+    @property
+    def clip_value(self) -> float:
+        """Largest output."""
+        return self.activation.limits[1]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return quantized_relu(inputs, self.activation_bits, self.clip_value)
+        return self.activation(inputs)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "activation_bits": self.activation_bits,
             "clip_value": self.clip_value,
+        }
+
+
+@tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
+class QuantActivation(Layer):
+    """Activation whose output has `activation_bits` within `activation_range`.
+
+    `activation` is a name, a function, or a layer such as `LeakyReLU`.
+    """
+
+    def __init__(
+        self,
+        activation: Any,
+        activation_bits: int = 4,
+        activation_range: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if isinstance(activation, dict):
+            activation = tf.keras.utils.deserialize_keras_object(activation)
+        self.function = tf.keras.activations.get(activation)  # Tracks a layer.
+        self.activation = ActivationOfBits(
+            self.function, activation_bits, activation_range
+        )
+        self.activation_bits = self.activation.bits
+        self.supports_masking = True
+
+    def build(self, input_shape: Any) -> None:
+        if isinstance(self.function, Layer):
+            self.function.build(input_shape)
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.activation(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        function = self.function
+        if isinstance(function, Layer):
+            function = tf.keras.utils.serialize_keras_object(function)
+        else:
+            function = tf.keras.activations.serialize(function)
+        return {
+            **super().get_config(),
+            "activation": function,
+            "activation_bits": self.activation_bits,
+            "activation_range": list(self.activation.limits),
         }

@@ -17,10 +17,10 @@ class LayerSummary:
     """One row of a summary.
 
     Attributes:
-      name: Name of the variable, or of a group of variables.
+      name: Name of layer and kernel, or of a group of variables.
       num_weights: Number of weights.
       bit_width: Bits per weight.
-      num_bytes: Stored size: packed codes and float32 scale, or float32 weights.
+      num_bytes: Stored size: packed codes and float32 scales, or float32 weights.
     """
 
     name: str
@@ -91,9 +91,9 @@ def summary(model: tf.keras.Model) -> ModelSummary:
     rows = []
     for kernel in kernels:
         bits = int(kernel.bit_width.numpy())
-        num_bytes = packed_size(kernel.size, bits) + _FLOAT_BYTES  # And the scale.
-        name = kernel.codes.name.split(":")[0]
-        rows.append(LayerSummary(name, kernel.size, bits, num_bytes))
+        num_scales = kernel.scale.shape.num_elements()
+        num_bytes = packed_size(kernel.size, bits) + _FLOAT_BYTES * num_scales
+        rows.append(LayerSummary(kernel.name, kernel.size, bits, num_bytes))
     quantized = {id(v) for k in kernels for v in (k.codes, k.scale, k.bit_width)}
     others = (v for v in model.variables if id(v) not in quantized)
     size = sum(variable.shape.num_elements() for variable in others)

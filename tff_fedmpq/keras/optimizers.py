@@ -22,6 +22,16 @@ from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
 from tff_fedmpq.quantization.code_updates import integer_update, step_gain
 
 LEARNING_RATE_UNITS = ("code", "weight")
+_Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
+
+
+def _first_rate(rate: Any) -> tf.Tensor:
+    """Returns the rate at the first step, or that after warm-up; float32[]."""
+    if isinstance(rate, _Schedule):
+        config = rate.get_config()
+        first = config.get("warmup_target") or config.get("initial_learning_rate")
+        rate = rate(0) if first is None else first
+    return tf.cast(rate, tf.float32)
 
 
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
@@ -29,28 +39,36 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
     """SGD by integer steps for codes (FedMPQ, Eq. 6-10), plain steps for all else.
 
     Args:
-      learning_rate: Learning rate of the kernels (eta), in `learning_rate_unit`.
-      float_learning_rate: Learning rate of all other variables.
+      learning_rate: Learning rate of the kernels (eta), in `learning_rate_unit`; a
+        number or a schedule.
+      float_learning_rate: Learning rate of all other variables. A number changes in
+        proportion when `learning_rate` does, by a schedule or a callback; a schedule
+        is followed as it is.
       momentum: Momentum (mu), from 0 (none) to below 1.
       weight_decay: Coefficient of the L2 decay that is added to the gradient.
       learning_rate_unit: "weight" or "code" (module docstring).
       seed: Seed of the stochastic rounding.
+      rates_move_together: Whether `float_learning_rate` changes with `learning_rate`.
       **kwargs: Arguments of `tf.keras.optimizers.Optimizer`; those that clip gradients
         or average weights only for models without quantized layers.
     """
 
     def __init__(
         self,
-        learning_rate: float = 0.1,
-        float_learning_rate: float = 0.1,
+        learning_rate: float | _Schedule = 0.1,
+        float_learning_rate: float | _Schedule = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         learning_rate_unit: str = "weight",
         seed: int = 0,
+        rates_move_together: bool = True,
         name: str = "IntegerSGD",
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
+        if isinstance(float_learning_rate, dict):
+            deserialize = tf.keras.optimizers.schedules.deserialize
+            float_learning_rate = deserialize(float_learning_rate)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
         if learning_rate_unit not in LEARNING_RATE_UNITS:
@@ -59,7 +77,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
                 f" found {learning_rate_unit!r}."
             )
         self._learning_rate = self._build_learning_rate(learning_rate)
-        self._float_learning_rate: float | tf.Variable = float_learning_rate
+        self._float_learning_rate: Any = float_learning_rate
+        self._given_rate = learning_rate  # That at which the other one is given.
+        self.rates_move_together = rates_move_together
         self.momentum = momentum
         # Not `self.weight_decay`: Keras applies decoupled decay by that attribute.
         self.l2_decay = weight_decay or 0.0
@@ -91,9 +111,14 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             for i, variable in enumerate(var_list)
         ]
         # Variables, so that one traced step serves every client and round.
-        float_rate = tf.constant(self._float_learning_rate, tf.float32)
-        self._float_learning_rate = self.add_variable(
-            [], tf.float32, lambda shape, dtype: float_rate, "float_learning_rate"
+        if not isinstance(self._float_learning_rate, _Schedule):
+            float_rate = tf.constant(self._float_learning_rate, tf.float32)
+            self._float_learning_rate = self.add_variable(
+                [], tf.float32, lambda shape, dtype: float_rate, "float_learning_rate"
+            )
+        reference = _first_rate(self._given_rate)
+        self._reference_rate = self.add_variable(
+            [], tf.float32, lambda shape, dtype: reference, "reference_rate"
         )
         # Scrambled, because steps and variable indices are added to the seed:
         # neighbouring seeds would repeat the numbers of another step or variable.
@@ -104,16 +129,31 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self._built = True
 
     @property
-    def float_learning_rate(self) -> float | tf.Variable:
-        """Learning rate of the float variables; a variable once built."""
+    def float_learning_rate(self) -> float | tf.Variable | _Schedule:
+        """Learning rate of the float variables, before it moves with the other."""
         return self._float_learning_rate
 
     @float_learning_rate.setter
     def float_learning_rate(self, value: float | tf.Tensor) -> None:
         if isinstance(self._float_learning_rate, tf.Variable):
             self._float_learning_rate.assign(value)
+            self._reference_rate.assign(self.learning_rate)
         else:
             self._float_learning_rate = value
+            rate = self._learning_rate  # A variable, which may change until then.
+            is_known = isinstance(rate, tf.Variable) and tf.executing_eagerly()
+            self._given_rate = rate.numpy() if is_known else rate
+
+    def _rate_of_floats(self) -> tf.Tensor:
+        """Returns the present learning rate of the float variables, float32[]."""
+        rate = self._float_learning_rate
+        if isinstance(rate, _Schedule):
+            return tf.cast(rate(self.iterations), tf.float32)
+        if not self.rates_move_together:
+            return tf.convert_to_tensor(rate)
+        now, reference = tf.cast(self.learning_rate, tf.float32), self._reference_rate
+        moved = tf.math.divide_no_nan(now, reference)
+        return rate * tf.where(tf.equal(now, reference), 1.0, moved)
 
     def reset(self, seed: tf.Tensor) -> None:
         """Clears momentum and steps, and sets the seed of the rounding, int32[2]."""
@@ -135,7 +175,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         velocity = self.momentum * self.velocities[index] + gradient
         self.velocities[index].assign(velocity)
         if kernel is None:
-            variable.assign_sub(self.float_learning_rate * velocity)
+            variable.assign_sub(self._rate_of_floats() * velocity)
         else:
             self.move_codes(kernel, velocity, index)
 
@@ -168,12 +208,16 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         serialize = self._serialize_hyperparameter
+        float_rate = serialize(self._float_learning_rate)
+        if isinstance(self._float_learning_rate, tf.Variable):
+            float_rate = self._rate_of_floats().numpy()
         return {
             **super().get_config(),
             "learning_rate": serialize(self._learning_rate),
-            "float_learning_rate": serialize(self._float_learning_rate),
+            "float_learning_rate": float_rate,
             "momentum": self.momentum,
             "weight_decay": self.l2_decay,
             "learning_rate_unit": self.learning_rate_unit,
             "seed": self.seed,
+            "rates_move_together": self.rates_move_together,
         }

@@ -14,7 +14,5 @@ def bit_plane_lasso(kernel: QuantizedKernel, lasso_strength: float) -> tf.Tensor
     layer = kernel.representation, kernel.codes.value(), kernel.bit_width.value()
     penalty = group_lasso.penalty(*layer)
 
-    def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        return upstream * group_lasso.code_gradient(*layer, lasso_strength)
-
+    gradient = group_lasso.code_gradient(*layer, lasso_strength)
     return attach_code_gradient(kernel.codes, lasso_strength * penalty, gradient)

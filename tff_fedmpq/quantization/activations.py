@@ -1,27 +1,51 @@
-"""ReLU outputs of k bits with a straight-through gradient (Bengio et al. 2013).
+"""Activations of k bits with a straight-through gradient (Bengio et al. 2013).
 
-    forward:   q(x) = r * round(clip(x, 0, c) / r),   r = c / (2**k - 1)
-    backward:  dq/dx = 1 where 0 < x < c, else 0
+    forward:   q(y) = r * round(clip(y, l, h) / r),   r = (h - l) / (2**k - 1)
+    backward:  dq/dy = 1 within the range l to h, else 0
 
-FedMPQ states no range; here ``c = 6`` as in ReLU6: learned ranges were no better.
+of the output y of any activation function; `l` moves so that zero is a level. FedMPQ
+states no range; that of a ReLU is 0 to 6 as in ReLU6: learned ranges were no better.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.quantization import representations
 
 CLIP_VALUE = 6.0
+_MAX_BITS = 8
+
+# Ranges of activation functions by name; 6 stands for no upper limit.
+RANGES = {
+    "elu": (-1.0, CLIP_VALUE),
+    "gelu": (-0.17, CLIP_VALUE),
+    "hard_sigmoid": (0.0, 1.0),
+    "mish": (-0.309, CLIP_VALUE),
+    "relu": (0.0, CLIP_VALUE),
+    "relu6": (0.0, CLIP_VALUE),
+    "selu": (-1.76, CLIP_VALUE),
+    "sigmoid": (0.0, 1.0),
+    "silu": (-0.279, CLIP_VALUE),
+    "softplus": (0.0, CLIP_VALUE),
+    "softsign": (-1.0, 1.0),
+    "swish": (-0.279, CLIP_VALUE),
+    "tanh": (-1.0, 1.0),
+}
 
 
 def quantized_relu(
-    x: tf.Tensor, bits: int | None, clip_value: float = CLIP_VALUE
+    x: tf.Tensor,
+    bits: int | None,
+    clip_value: float = CLIP_VALUE,
+    training: bool = True,
 ) -> tf.Tensor:
     """Applies ReLU to `x`, floating point [...], and rounds to ``2**bits`` levels.
 
     The output has the shape and dtype of `x`. `bits` (k) is 1 to 8, or None for a plain
-    ReLU; `clip_value` (c) is the largest output.
+    ReLU; `clip_value` (c) is the largest output. Its gradient is 1 where 0 < x < c.
+    `training` is that of `quantize_range`.
     """
     if bits is None:
         return tf.nn.relu(x)
@@ -32,24 +56,44 @@ def quantized_relu(
         def gradient(upstream):
             return _gradient_inside(x, upstream, clip_value)
 
-        return _round_to_levels(x, bits, clip_value), gradient
+        return quantize_range(x, bits, 0.0, clip_value, training), gradient
 
     return rounded(x)
 
 
-# Both directions use fused TensorFlow kernels: written out, these formulas take a large
-# part of a training step. For bfloat16 such kernels are missing or slow.
+def quantize_range(
+    x: tf.Tensor, bits: int, low: float, high: float, training: bool = True
+) -> tf.Tensor:
+    """Rounds `x`, floating point [...], to ``2**bits`` levels from `low` to `high`.
+
+    The levels are moved so that zero is one. Without `training`, they are some of an
+    8-bit grid, as TFLite has no other integers: slower, with equal outputs.
+    """
+    largest = 2**bits - 1
+    step = (high - low) / largest
+    zero_point = min(max(round(-low / step), 0), largest)
+    low, high = -zero_point * step, (largest - zero_point) * step
+    # Both directions use fused TensorFlow kernels: written out, these formulas take a
+    # large part of a training step. For bfloat16 such kernels are missing or slow.
+    if x.dtype == tf.float64 or (bits == 1 and training):  # No fused kernel.
+        y = tf.clip_by_value(x, low, high)
+        return y + tf.stop_gradient(step * tf.round(y / step) - y)
+    y = tf.cast(x, tf.float32)
+    if not training:
+        y, bits = tf.clip_by_value(y, low, high), _MAX_BITS
+        low, high = _wider_range(low, high, largest)
+    y = tf.quantization.fake_quant_with_min_max_args(y, low, high, num_bits=bits)
+    return tf.cast(y, x.dtype)
 
 
-def _round_to_levels(x: tf.Tensor, bits: int, clip_value: float) -> tf.Tensor:
-    """Rounds ``clip(x, 0, c)`` to the nearest of ``2**bits`` levels."""
-    if bits == 1 or x.dtype == tf.float64:  # The fused kernel needs two bits or more.
-        step = clip_value / (2**bits - 1)
-        return step * tf.round(tf.clip_by_value(x, 0.0, clip_value) / step)
-    quantized = tf.quantization.fake_quant_with_min_max_args(
-        tf.cast(x, tf.float32), 0.0, clip_value, num_bits=bits
-    )
-    return tf.cast(quantized, x.dtype)
+def _wider_range(low: float, high: float, largest: int) -> tuple[float, float]:
+    """Returns a range of 256 levels, from `low`, whose float32 step is the given's."""
+    low32, high32 = np.float32([low, high])
+    step = (high32 - low32) / np.float32(largest)
+    wider = low32 + np.float32(2**_MAX_BITS - 1) * step
+    tries = wider + np.spacing(wider) * np.arange(-2, 3, dtype=np.float32)
+    steps = (tries - low32) / np.float32(2**_MAX_BITS - 1)
+    return low, float(tries[np.argmin(np.abs(steps - step))])
 
 
 def _gradient_inside(x: tf.Tensor, upstream: tf.Tensor, clip_value: float) -> tf.Tensor:

@@ -128,6 +128,46 @@ def gaussian_scale(
     return tf.where(scale > 0.0, scale, 1.0)
 
 
+def scale_of_shape(
+    shape: tuple[int, ...],
+    rule: ScaleRule,
+    weights: tf.Tensor,
+    bit_width: tf.Tensor,
+    representation: Representation,
+) -> tf.Tensor:
+    """Returns scales, float32 of `shape`: () or, with 1 in all other axes, channels.
+
+    The least error of a channel is searched on fractions of its `max_scale`.
+    """
+    if not shape:
+        return rule(weights, bit_width, representation)
+    axes = [axis for axis, size in enumerate(shape) if size == 1]
+    last = [axis for axis in range(len(shape)) if axis not in axes]
+    if rule is not least_squares_scale:
+        rows = tf.transpose(weights, last + axes)
+        rows = tf.reshape(rows, [int(np.prod(shape)), -1])
+        one = functools.partial(
+            rule, bit_width=bit_width, representation=representation
+        )
+        return tf.reshape(tf.map_fn(one, rows), shape)
+    largest = 2.0 * tf.reduce_max(tf.abs(weights), axes, keepdims=True)
+    largest = tf.where(largest > 0.0, largest, 1.0)
+
+    def errors_of(fractions: tf.Tensor) -> tf.Tensor:
+        scale = tf.reshape(fractions, [-1] + [1] * len(shape)) * largest
+        codes = representation.quantize(weights, scale, bit_width)
+        restored = representation.dequantize(codes, scale, bit_width)
+        errors = tf.math.squared_difference(weights, restored)
+        return tf.reduce_sum(errors, [1 + axis for axis in axes], keepdims=True)
+
+    fractions = np.arange(1, _NUM_CANDIDATES + 1, dtype=np.float32) / _NUM_CANDIDATES
+    # As many at once as fit in some megabytes.
+    parts = min(-(-weights.shape.num_elements() // 2**14), _NUM_CANDIDATES)
+    errors = [errors_of(part) for part in np.array_split(fractions, parts)]
+    best = tf.argmin(tf.concat(errors, 0))
+    return largest * tf.gather(fractions, best)
+
+
 SCALE_RULES: dict[str, ScaleRule] = {
     "max": max_scale,
     "least_squares": least_squares_scale,

@@ -1,0 +1,589 @@
+"""Small inputs that failed once, K1 to K20, each as a test of its kind."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.keras.conversion_test import warnings_of_absl
+from tff_fedmpq.keras import (
+    IntegerSGD,
+    QuantDense,
+    QuantReLU,
+    quantize_model,
+    quantized_kernels,
+    summary,
+)
+
+layers, Input, Sequential = tf.keras.layers, tf.keras.Input, tf.keras.Sequential
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    tf.keras.utils.set_random_seed(3)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def dense_of(weights, **options):
+    layer = layers.Dense(weights.shape[1], use_bias=False, name="only", **options)
+    model = Sequential([Input([len(weights)]), layer])
+    model.set_weights([weights])
+    return model
+
+
+def read(kernel):
+    """delta (u - z), in NumPy, for either representation."""
+    bits = int(kernel.bit_width)
+    is_offset = kernel.representation.name == "offset_binary"
+    zero = 2.0 ** (bits - 1) if is_offset else (2**bits - 1) / 2
+    return kernel.scale.numpy() / (2**bits - 1) * (kernel.codes.numpy() - zero)
+
+
+def relative_error(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+# --- K1, K4: TFLite ---------------------------------------------------------
+
+
+def run_tflite(converter, x):
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    interpreter.allocate_tensors()
+    (given,) = interpreter.get_input_details()
+    (got,) = interpreter.get_output_details()
+    outputs = []
+    for example in x:
+        interpreter.set_tensor(given["index"], example[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(got["index"]))
+    return np.concatenate(outputs)
+
+
+def convolutional(activation="relu"):
+    return Sequential(
+        [
+            Input([8, 8, 3]),
+            layers.Conv2D(4, 3, activation=activation),
+            layers.DepthwiseConv2D(3),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+
+
+def of_concrete_function(model, path):
+    spec = tf.TensorSpec([1, *model.input_shape[1:]])
+    function = tf.function(lambda x: model(x)).get_concrete_function(spec)
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+
+
+def of_saved_model(model, path):
+    model.save(path, save_format="tf")
+    return tf.lite.TFLiteConverter.from_saved_model(str(path))
+
+
+CONVERTERS = {
+    "keras": lambda model, path: tf.lite.TFLiteConverter.from_keras_model(model),
+    "function": of_concrete_function,
+    "saved_model": of_saved_model,
+}
+
+
+@pytest.mark.parametrize("converter", CONVERTERS)
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_k1_tflite_keeps_the_relu(converter, use_bias, tmp_path):
+    layer = layers.Dense(4, "relu", use_bias=use_bias)
+    model = quantize_model(Sequential([Input([8]), layer]), 8)
+    x = normal(6, 8)
+    expected = np.maximum(x @ read(quantized_kernels(model)[0]), 0)
+    assert (expected == 0).any()
+    found = run_tflite(CONVERTERS[converter](model, tmp_path / "model"), x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+def test_k4_tflite_of_activations_of_k_bits(bits):
+    model = quantize_model(convolutional(), 4, bits)
+    x = normal(5, 8, 8, 3)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    np.testing.assert_allclose(run_tflite(converter, x), model(x), atol=2e-6)
+
+
+@pytest.mark.parametrize("converter", ["function", "saved_model"])
+def test_k4_tflite_by_other_ways(converter, tmp_path):
+    model = quantize_model(convolutional("tanh"), 4, 4)
+    x = normal(5, 8, 8, 3)
+    found = run_tflite(CONVERTERS[converter](model, tmp_path / "model"), x)
+    np.testing.assert_allclose(found, model(x), atol=2e-6)
+
+
+@pytest.mark.parametrize("is_integer", [False, True])
+def test_k4_tflite_with_optimization(is_integer):
+    """Weights and inputs are rounded to 8 bits, which may move an activation."""
+    model = quantize_model(convolutional(), 4, 4)
+    x = normal(20, 8, 8, 3)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if is_integer:
+        converter.representative_dataset = lambda: ([image[None]] for image in x)
+        kinds = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.target_spec.supported_ops = kinds
+    found = run_tflite(converter, x)
+    assert relative_error(found, model(x).numpy()) < 0.15
+
+
+# --- K2: control flow -------------------------------------------------------
+
+
+def loop(layer, x):
+    for _ in tf.range(3):
+        x = layer(x)
+    return x
+
+
+def nested_loop(layer, x):
+    for i in tf.range(3):
+        if i > 0:
+            for _ in tf.range(i):
+                x = layer(x)
+        else:
+            x = layer(x)
+    return tf.cond(tf.reduce_sum(x) > 1e9, lambda: x, lambda: layer(x))
+
+
+BODIES = {
+    "loop": (loop, 3),
+    "nested": (nested_loop, 5),
+    "map_fn": (lambda layer, x: tf.map_fn(lambda r: layer(r[None])[0], x), 1),
+    "cond": (lambda layer, x: tf.cond(x[0, 0] < 9, lambda: layer(x), lambda: x), 1),
+    "inner function": (lambda layer, x: tf.function(layer)(x), 1),
+}
+
+
+@pytest.mark.parametrize("is_tape_inside", [True, False])
+@pytest.mark.parametrize("body", BODIES)
+def test_k2_gradients_in_control_flow(body, is_tape_inside):
+    layer, x = QuantDense(4, bit_width=5), tf.constant(normal(6, 4))
+    layer.build([None, 4])
+    function, times = BODIES[body]
+
+    def gradients(call):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.sin(call(layer, x)))
+        return tape.gradient(loss, layer.trainable_variables)
+
+    def unrolled(layer, x):
+        for _ in range(times):
+            x = layer(x)
+        return x
+
+    if is_tape_inside:
+        found = tf.function(lambda: gradients(function))()
+    else:
+        traced = tf.function(function)
+        gradients(traced)
+        found = gradients(traced)  # Of a function that was traced before.
+    for one, two in zip(found, gradients(unrolled)):
+        assert np.any(two)
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_k2_rnn_cell_and_training_loop_in_a_graph(jit_compile):
+    class Cell(layers.Layer):
+        state_size = output_size = 4
+
+        def __init__(self):
+            super().__init__()
+            self.dense = QuantDense(4, "tanh", bit_width=4, lasso_strength=1e-3)
+
+        def call(self, x, states):
+            h = self.dense(x + states[0])
+            return h, [h]
+
+    model = Sequential([Input([5, 4]), layers.RNN(Cell()), layers.Dense(1)])
+    model.compile(IntegerSGD(), "mse", jit_compile=jit_compile)
+    (kernel,) = quantized_kernels(model)
+    before = kernel.codes.numpy()
+    model.fit(normal(8, 5, 4), normal(8, 1), verbose=0)
+    assert np.any(kernel.codes.numpy() != before)
+
+
+def test_k2_steps_in_a_loop_read_the_codes_of_the_step_before():
+    """As the clients' loop does, with the tape in its body."""
+    x, y = tf.constant(normal(8, 3)), tf.constant(normal(8, 2))
+    results = []
+    for is_loop in (True, False):
+        layer = QuantDense(2, bit_width=6, kernel_initializer="ones")
+        layer.build([None, 3])
+        optimizer = IntegerSGD(seed=1)
+        optimizer.build(layer.trainable_variables)
+
+        def step(layer=layer, optimizer=optimizer):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(layer(x) - y))
+            gradients = tape.gradient(loss, layer.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, layer.trainable_variables))
+
+        def steps(step=step):
+            for _ in tf.range(4):
+                step()
+
+        if is_loop:
+            tf.function(steps)()
+        else:
+            for _ in range(4):
+                step()
+        results.append(layer.get_weights())
+    for one, two in zip(*results):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+# --- K3: strategies ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_k3_mirrored_strategy_is_refused_in_a_sentence(is_inside, monkeypatch):
+    strategy = tf.distribute.get_strategy()
+    model = Sequential([Input([4]), layers.Dense(2)])
+    quantized = quantize_model(model, 8)
+    # Two virtual CPUs would have to exist before TensorFlow starts.
+    monkeypatch.setattr(
+        type(strategy), "num_replicas_in_sync", property(lambda self: 2)
+    )
+    with pytest.raises(ValueError, match="one device.*MirroredStrategy") as error:
+        if is_inside:
+            quantize_model(model, 8)
+        else:
+            quantized.compile(IntegerSGD(), "mse")
+    assert len(str(error.value)) < 200
+
+
+# --- K5, K9, K10: activations -----------------------------------------------
+
+
+def test_k5_masks_pass():
+    table = np.array([[7.0] * 3, *[[1.0] * 3] * 4], np.float32)
+    model = Sequential(
+        [layers.Embedding(5, 3, mask_zero=True), QuantReLU(8)]
+        + [layers.GlobalAveragePooling1D()]
+    )
+    model.build([None, 6])
+    model.layers[0].set_weights([table])
+    found = model(np.array([[1, 2, 0, 0, 0, 0]]))
+    np.testing.assert_allclose(found, np.ones([1, 3]), atol=0.5 * 6 / 255)
+
+
+def test_k9_ranges_are_given_or_calibrated_or_said():
+    model = Sequential([Input([4]), layers.Dense(8, "relu", kernel_initializer="ones")])
+    x = np.full([2, 4], 10.0, np.float32)
+    with warnings_of_absl() as messages:
+        np.testing.assert_allclose(quantize_model(model, None, 8)(x), 6)
+    assert "clipped at 6" in messages[0] and "calibration_data" in messages[0]
+    with warnings_of_absl() as messages:
+        given = quantize_model(model, None, 8, activation_range=50)
+    assert messages == []
+    np.testing.assert_allclose(given(x), 40, atol=0.5 * 50 / 255)
+    data = tf.data.Dataset.from_tensor_slices(np.stack([x / 2, x]))
+    for some in (x, data):
+        calibrated = quantize_model(model, None, 8, calibration_data=some)
+        np.testing.assert_allclose(calibrated(x), 40, rtol=1e-6)
+        np.testing.assert_allclose(calibrated(2 * x), 40, rtol=1e-6)
+    copy = Sequential.from_config(calibrated.get_config())
+    copy.set_weights(calibrated.get_weights())
+    np.testing.assert_allclose(copy(x), 40, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("swish", -0.279, 6),
+        ("gelu", -0.17, 6),
+        ("tanh", -1, 1),
+        ("sigmoid", 0, 1),
+        ("elu", -1, 6),
+        ("selu", -1.76, 6),
+        ("softplus", 0, 6),
+    ],
+)
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_k10_activations_of_k_bits(name, low, high, bits):
+    """Levels through zero; gradients pass within the range, as NumPy has it."""
+    inputs = Input([5])
+    hidden = layers.Dense(5, name, kernel_initializer="identity")(inputs)
+    model = tf.keras.Model(inputs, layers.Flatten()(hidden))
+    quantized = quantize_model(model, None, bits)
+    x = tf.constant(4 * normal(40, 5))
+    step = (high - low) / (2**bits - 1)
+    zero = np.clip(np.rint(-low / step), 0, 2**bits - 1)
+    position = model(x).numpy() / step + zero
+    clear = np.abs(position - np.floor(position) - 0.5) > 1e-3
+    levels = step * (np.clip(np.rint(position), 0, 2**bits - 1) - zero)
+    for training in (False, True):
+        found = quantized(x, training=training).numpy()
+        np.testing.assert_allclose(found[clear], levels[clear], atol=1e-5)
+    gradients = []
+    for each in (model, quantized):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(each(x, training=True))
+        gradients.append(tape.gradient(loss, x).numpy())
+    inside = (position > 1e-3) & (position < 2**bits - 1 - 1e-3)
+    np.testing.assert_allclose(gradients[1][inside], gradients[0][inside], atol=1e-6)
+    assert np.all(gradients[1][(position < -1e-3) | (position > 2**bits)] == 0)
+
+
+def test_k10_what_stays_float_is_named():
+    inputs = Input([5])
+    x = tf.nn.gelu(layers.Dense(5, "exponential", name="grow")(inputs))
+    model = tf.keras.Model(inputs, layers.Dense(5, "softmax")(x))
+    with warnings_of_absl() as messages:
+        report = quantize_model(model, 8, 4).quantization_report
+    assert "tf.nn.gelu" in messages[0] and "grow" in messages[0]
+    assert "activation softmax in float" in str(report)
+
+
+# --- K6, K7, K8, K18: kernels -----------------------------------------------
+
+every_width = pytest.mark.parametrize("bits", [8, 4, 2, 1])
+
+
+@every_width
+def test_k6_zero_kernels_are_zero(bits):
+    model = quantize_model(dense_of(np.zeros([64, 1], np.float32)), bits)
+    np.testing.assert_allclose(model(np.ones([1, 64])), [[0]])
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.01), (4, 0.12), (2, 0.4), (1, 0.85)])
+def test_k7_sparse_kernels_stay_sparse(bits, most):
+    weights = normal(64, 64)
+    weights[np.random.default_rng(1).random(weights.shape) < 0.9] = 0
+    (kernel,) = quantized_kernels(quantize_model(dense_of(weights), bits))
+    assert relative_error(read(kernel), weights) < most
+    np.testing.assert_array_equal(read(kernel)[weights == 0], 0)
+
+
+@every_width
+def test_k7_others_keep_the_paper_s_levels(bits):
+    """Of less error: a quarter of dense weights at 1 bit would be lost."""
+    (kernel,) = quantized_kernels(quantize_model(dense_of(normal(64, 64)), bits))
+    assert kernel.representation.name == "sign_magnitude"
+
+
+@every_width
+def test_k8_an_outlier_does_not_move_the_others(bits):
+    weights = normal(64, 64)
+    weights[3, 4] = 1000
+    (kernel,) = quantized_kernels(quantize_model(dense_of(weights), bits))
+    others = np.abs(weights) < 100
+    assert relative_error(read(kernel)[others], weights[others]) <= 1
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.01), (6, 0.035), (4, 0.14)])
+@pytest.mark.parametrize("rule", ["least_squares", "max", "gaussian"])
+def test_k18_depthwise_kernels_have_a_scale_per_channel(bits, most, rule):
+    weights = normal(3, 3, 16, 2)
+    weights *= np.logspace(0, -2.5, 32, dtype=np.float32).reshape(16, 2)
+    model = Sequential([Input([8, 8, 16]), layers.DepthwiseConv2D(3, 1, "same", 2)])
+    model.set_weights([weights, np.zeros(32)])
+    quantized = quantize_model(model, bits, scale_rule=rule)
+    (kernel,) = quantized_kernels(quantized)
+    assert tuple(kernel.scale.shape) == (1, 1, 16, 2)
+    errors = np.linalg.norm(read(kernel) - weights, axis=(0, 1))
+    errors /= np.linalg.norm(weights, axis=(0, 1))
+    if rule != "gaussian":  # Nine weights may be far from a Gaussian's.
+        assert errors.max() < most
+    (row,) = summary(quantized).layers
+    assert row.num_bytes == 9 * 32 * bits // 8 + 4 * 32
+    (other,) = quantized_kernels(quantize_model(model, bits, per_channel=False))
+    assert other.scale.shape == []
+    quantized.compile(IntegerSGD(), "mse")
+    x = normal(2, 8, 8, 16)
+    quantized.fit(x, np.zeros([2, 8, 8, 32]), verbose=0)
+    assert np.isfinite(quantized(x)).all()
+
+
+# --- K11, K12: learning rates -----------------------------------------------
+
+
+def trained(optimizer, callbacks, epochs):
+    """Kernel and bias of QuantDense, before and after."""
+    model = Sequential([Input([3]), QuantDense(2, bit_width=8)])
+    model.compile(optimizer, "mse")
+    before = model.get_weights()
+    model.fit(normal(8, 3), normal(8, 2), epochs=epochs, verbose=0, callbacks=callbacks)
+    return before, model.get_weights()
+
+
+def test_k11_one_schedule_moves_both_rates():
+    stop = tf.keras.callbacks.LearningRateScheduler(lambda epoch: 0.0)
+    for one, two in zip(*trained(IntegerSGD(momentum=0), [stop], 2)):
+        np.testing.assert_array_equal(one, two)
+    alone = IntegerSGD(momentum=0, rates_move_together=False)
+    before, after = trained(alone, [stop], 2)
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.any(before[1] != after[1])
+    plateau = tf.keras.callbacks.ReduceLROnPlateau(
+        "loss", factor=0.5, patience=0, min_delta=1e9, cooldown=0
+    )
+    optimizer = IntegerSGD(0.4, 0.2, momentum=0)
+    trained(optimizer, [plateau], 3)
+    assert float(optimizer._rate_of_floats()) == pytest.approx(
+        0.2 * float(optimizer.learning_rate) / 0.4
+    )
+    assert float(optimizer.learning_rate) < 0.3
+
+
+def test_k12_schedules_of_both_rates():
+    decay = tf.keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)
+    optimizer, variable = (
+        IntegerSGD(0.1, float_learning_rate=decay, momentum=0),
+        tf.Variable([8.0]),
+    )
+    for expected in (7.5, 7.25, 7.125):
+        optimizer.apply_gradients([(tf.constant([1.0]), variable)])
+        np.testing.assert_allclose(variable, [expected], rtol=1e-6)
+    copy = tf.keras.optimizers.deserialize(tf.keras.optimizers.serialize(optimizer))
+    assert copy.get_config() == optimizer.get_config()
+    # A schedule of the kernels alone: the other rate is a quarter of it.
+    optimizer, variable = IntegerSGD(decay, 0.125, momentum=0), tf.Variable([8.0])
+    for expected in (7.875, 7.8125):
+        optimizer.apply_gradients([(tf.constant([1.0]), variable)])
+        np.testing.assert_allclose(variable, [expected], rtol=1e-6)
+
+
+# --- K13 to K15: errors of users --------------------------------------------
+
+
+def test_k13_codes_are_not_set_to_float_weights():
+    model = quantize_model(dense_of(normal(5, 3)), 8)
+    values = [normal(5, 3), *model.get_weights()[1:]]
+    for each in (model, model.layers[0]):
+        with pytest.raises(ValueError, match="only/kernel holds codes.*float32"):
+            each.set_weights(values)
+        each.set_weights(model.get_weights())
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, 2e38, np.nan])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_k14_weights_that_are_no_numbers(wrong, per_channel):
+    weights = normal(5, 3)
+    weights[2, 1] = wrong
+    with pytest.raises(ValueError, match="only.* has a weight of"):
+        quantize_model(dense_of(weights), 8, per_channel=per_channel)
+    constant = tf.keras.initializers.Constant(wrong)
+    with pytest.raises(ValueError, match="other/kernel has a weight of"):
+        QuantDense(3, kernel_initializer=constant, name="other").build([None, 2])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": "sgd"},
+        {"optimizer": tf.keras.optimizers.SGD(momentum=0.9)},
+        {"optimizer": tf.keras.optimizers.legacy.Adam()},
+        {},
+    ],
+    ids=str,
+)
+def test_k15_other_optimizers_are_refused(arguments):
+    model = quantize_model(dense_of(normal(5, 3)), 8)
+    with pytest.raises(ValueError, match="cannot train .*IntegerSGD") as error:
+        model.compile(loss="mse", **arguments)
+    assert "\n" not in str(error.value)
+    model.compile(IntegerSGD(), "mse")
+    floats = quantize_model(dense_of(normal(5, 3)), None)
+    floats.compile(loss="mse", **arguments)
+
+
+# --- K16, K17: rules --------------------------------------------------------
+
+
+def three():
+    stem, middle = layers.Dense(5, name="stem"), layers.Dense(4, name="middle")
+    return Sequential([Input([6]), stem, middle, layers.Dense(3, name="head")])
+
+
+@pytest.mark.parametrize(
+    ("rule", "exclude", "expected"),
+    [
+        ({"stem": 8, "head": None}, (), {"stem": 8, "middle": 8}),
+        ({"stem": 2, layers.Dense: 3}, (), {"stem": 2, "middle": 3, "head": 3}),
+        ({"*e*d*": 5, "*": 2}, (), {"stem": 2, "middle": 2, "head": 5}),
+        (lambda x: 4 if x.units > 3 else None, (), {"stem": 4, "middle": 4}),
+        (4, "head", {"stem": 4, "middle": 4}),
+        (4, ["stem", lambda x: x.units == 3], {"middle": 4}),
+        (4, layers.Dense, {}),
+    ],
+)
+def test_k16_rules_per_layer(rule, exclude, expected):
+    model = three()
+    quantized = quantize_model(model, rule, exclude=exclude)
+    found = {
+        k.name.split("/")[0]: int(k.bit_width) for k in quantized_kernels(quantized)
+    }
+    assert found == expected
+    for layer in model.layers:
+        if layer.name not in expected:
+            kernel = quantized.get_layer(layer.name).kernel
+            np.testing.assert_array_equal(kernel, layer.kernel)
+    again = quantize_model(quantized, 2)
+    assert {int(k.bit_width) for k in quantized_kernels(again)} == {2}
+    rows = {row.name: row.bit_width for row in quantized.quantization_report.layers}
+    assert rows == {x.name: expected.get(x.name) for x in model.layers}
+
+
+@pytest.mark.parametrize("arguments", [{"bit_width": {"stam": 8}}, {"exclude": "stam"}])
+def test_k16_names_of_no_layer_are_refused(arguments):
+    with pytest.raises(ValueError, match="'stam'; layers are stem, middle, head"):
+        quantize_model(three(), **arguments)
+    with pytest.raises(ValueError, match="bit_width of stem .*found 9"):
+        quantize_model(three(), {"stem": 9})
+
+
+@pytest.mark.parametrize("exclude", [(), "bounded"])
+def test_k17_a_constraint_leaves_one_layer_in_float(exclude):
+    bounded = layers.Dense(5, kernel_constraint="non_neg", name="bounded")
+    model = Sequential([Input([6]), bounded, layers.Dense(3, name="free")])
+    with warnings_of_absl() as messages:
+        quantized = quantize_model(model, 4, exclude=exclude)
+    assert len(quantized_kernels(quantized)) == 1
+    row = quantized.quantization_report.layers[0]
+    assert row.bit_width is None
+    if not exclude:
+        assert "bounded" in messages[0] and "constraint" in row.remark
+
+
+# --- K19, K20: words --------------------------------------------------------
+
+
+def test_k19_rows_have_the_names_of_layers_after_loading(tmp_path):
+    model = quantize_model(three(), 4)
+    names = ["stem/kernel", "middle/kernel", "head/kernel"]
+    assert [row.name for row in summary(model).layers] == names
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert [row.name for row in summary(loaded).layers] == names
+
+
+def test_k20_a_warning_is_short():
+    class Unknown(layers.Dense):
+        pass
+
+    steps = (layers.Activation("exponential") for _ in range(120))
+    dense = (Unknown(3) for _ in range(120))
+    model = Sequential([Input([3]), *itertools.chain(*zip(dense, steps))])
+    with warnings_of_absl() as messages:
+        report = quantize_model(model, 4, 4).quantization_report
+    assert "100.0 % of the weights stay in float, in 120 Unknown" in messages[0]
+    assert all(len(message) < 300 for message in messages)
+    assert len(str(report).splitlines()) == 241
