@@ -568,7 +568,7 @@ def test_k17_a_constraint_leaves_one_layer_in_float(exclude):
 
 def test_k19_rows_have_the_names_of_layers_after_loading(tmp_path):
     model = quantize_model(three(), 4)
-    names = ["stem/kernel", "middle/kernel", "head/kernel"]
+    names = [f"{layer}/kernel_codes" for layer in ("stem", "middle", "head")]
     assert [row.name for row in summary(model).layers] == names
     model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")

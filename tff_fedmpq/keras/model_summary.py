@@ -93,7 +93,7 @@ def summary(model: tf.keras.Model) -> ModelSummary:
         bits = int(kernel.bit_width.numpy())
         num_scales = kernel.scale.shape.num_elements()
         num_bytes = packed_size(kernel.size, bits) + _FLOAT_BYTES * num_scales
-        rows.append(LayerSummary(kernel.name, kernel.size, bits, num_bytes))
+        rows.append(LayerSummary(f"{kernel.name}_codes", kernel.size, bits, num_bytes))
     quantized = {id(v) for k in kernels for v in (k.codes, k.scale, k.bit_width)}
     others = (v for v in model.variables if id(v) not in quantized)
     size = sum(variable.shape.num_elements() for variable in others)
