@@ -3,6 +3,8 @@
 fedmpq.py            the algorithm: its settings, and the scheme that they make
 scheme.py            a scheme: the pieces that a round is composed of
 process.py           the round: which function runs where
+population.py        client ids, budgets, and rows in tables
+tasks.py             structure of examples, loss and metrics
 server.py            messages to clients, aggregation, the next state
 client_work.py       a client's part, as a TFF computation
 local_training.py    a client's training

@@ -288,9 +288,9 @@ class Server:
         model = tff.learning.models.ModelWeights(list(trainable), common)
         next_state = state._replace(global_model_weights=model, distributor=distributor)
         rates = learning_rates_at(self.scheme.training, bits["round"])
-        return next_state, self._measurements(sums, self.bit_widths(next_state), rates)
+        return next_state, self.measurements(sums, self.bit_widths(next_state), rates)
 
-    def _measurements(
+    def measurements(
         self, sums: RoundSums, table: tf.Tensor, rates: tf.Tensor
     ) -> Mapping[str, Any]:
         """Returns a round's measurements.
