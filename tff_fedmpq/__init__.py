@@ -69,7 +69,6 @@ _NAMES = {
         "QuantSeparableConv2D",
         "QuantSimpleRNN",
         "QuantSimpleRNNCell",
-        "calibrate_activations",
         "load_float_weights",
         "quantize_model",
         "quantized_kernels",

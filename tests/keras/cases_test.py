@@ -17,6 +17,7 @@ from tff_fedmpq.keras import (
     quantized_kernels,
     summary,
 )
+from tff_fedmpq.keras.variables import ModelSpec
 
 layers, Input, Sequential = tf.keras.layers, tf.keras.Input, tf.keras.Sequential
 
@@ -300,6 +301,12 @@ def test_k9_ranges_are_given_or_calibrated_or_said():
     copy = Sequential.from_config(calibrated.get_config())
     copy.set_weights(calibrated.get_weights())
     np.testing.assert_allclose(copy(x), 40, rtol=1e-6)
+    limited = Sequential([Input([4]), layers.ReLU(6), layers.Activation("tanh")])
+    with warnings_of_absl() as messages:  # Limits of their own stay.
+        quantize_model(Sequential([*limited.layers, layers.Flatten()]), 8, 8)
+    assert messages == []
+    kept = quantize_model(limited, 8, 8, calibration_data=x)
+    assert kept.layers[0].clip_value == 6
 
 
 @pytest.mark.parametrize(
@@ -385,6 +392,13 @@ def test_k8_an_outlier_does_not_move_the_others(bits):
     (kernel,) = quantized_kernels(quantize_model(dense_of(weights), bits))
     others = np.abs(weights) < 100
     assert relative_error(read(kernel)[others], weights[others]) <= 1
+
+
+def test_k18_messages_of_federated_training_hold_one_scale_per_kernel():
+    model = Sequential([Input([8, 8, 2]), layers.DepthwiseConv2D(3)])
+    with pytest.raises(ValueError, match="one scale per kernel"):
+        ModelSpec.from_model(quantize_model(model, 8))
+    ModelSpec.from_model(quantize_model(model, 8, per_channel=False))
 
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 0.01), (6, 0.035), (4, 0.14)])

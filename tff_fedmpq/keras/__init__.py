@@ -1,12 +1,6 @@
 """Keras layers, models and an optimizer that train on integer codes."""
 
-from tff_fedmpq.keras.conversion import (
-    LayerReport,
-    QuantizationReport,
-    calibrate_activations,
-    load_float_weights,
-    quantize_model,
-)
+from tff_fedmpq.keras.conversion import load_float_weights, quantize_model
 from tff_fedmpq.keras.layers import (
     QuantActivation,
     QuantConv1D,
@@ -34,6 +28,7 @@ from tff_fedmpq.keras.layers import (
 )
 from tff_fedmpq.keras.model_summary import LayerSummary, ModelSummary, summary
 from tff_fedmpq.keras.optimizers import IntegerSGD
+from tff_fedmpq.keras.quantization_report import LayerReport, QuantizationReport
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, quantized_kernels
 from tff_fedmpq.keras.resnets import resnet, resnet20, resnet44
 
@@ -66,7 +61,6 @@ __all__ = [
     "QuantSimpleRNNCell",
     "QuantizationReport",
     "QuantizedKernel",
-    "calibrate_activations",
     "load_float_weights",
     "quantize_model",
     "quantized_kernels",

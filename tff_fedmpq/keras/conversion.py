@@ -7,7 +7,6 @@ named in the report.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,11 @@ from absl import logging
 from tff_fedmpq.keras import layers as quant_layers
 from tff_fedmpq.keras.layers import QUANTIZED_FORMS, QuantizedLayer
 from tff_fedmpq.keras.optimizers import IntegerSGD
+from tff_fedmpq.keras.quantization_report import (
+    LayerReport,
+    QuantizationReport,
+    warn_of_float_parts,
+)
 from tff_fedmpq.keras.quantized_kernel import check_weights
 from tff_fedmpq.quantization import activations, representations, scales
 
@@ -50,60 +54,6 @@ _FUNCTIONAL = tf.keras.Sequential.__bases__[0]
 # Offset binary has a zero level: it is chosen where it has less than this share of the
 # squared error, as for sparse weights or outliers.
 _LESS_ERROR = 0.8
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """What `quantize_model` did with a layer.
-
-    Attributes:
-      name: Name of the layer.
-      kind: Class of the layer.
-      num_weights: Number of its weights.
-      form: Class of its converted form.
-      bit_width: Bits per weight of its kernels; None if they are float.
-      activation_bits: Bits of its activation; None if it has none, or a float one.
-      remark: What stayed in float, and why; "" where nothing did.
-    """
-
-    name: str
-    kind: str
-    num_weights: int
-    form: str
-    bit_width: int | None
-    activation_bits: int | None
-    remark: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizationReport:
-    """What `quantize_model` did; its string is a table of the layers."""
-
-    layers: tuple[LayerReport, ...]
-
-    @property
-    def float_share(self) -> float:
-        """Share of all weights in layers that were left in float."""
-        total = sum(row.num_weights for row in self.layers)
-        left = sum(row.num_weights for row in self.layers if row.bit_width is None)
-        return left / max(total, 1)
-
-    def __str__(self) -> str:
-        names = ("layer", "form", "weights", "bits", "activation", "remark")
-        rows = [names] + [
-            (
-                row.name,
-                row.form,
-                f"{row.num_weights:,}",
-                str(row.bit_width or "float"),
-                str(row.activation_bits or ""),
-                row.remark,
-            )
-            for row in self.layers
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-        return "\n".join(lines)
 
 
 def quantize_model(
@@ -200,10 +150,13 @@ def quantize_model(
     known = (layer for layer in layers if id(layer) in convert.converted)
     report = QuantizationReport(tuple(map(convert.report, known)))
     quantized.quantization_report = report
-    _warn_of_float_parts(report, is_rule or bit_width is not None, convert.clips)
+    quantizers = convert.open_activations()
+    is_chosen = activation_range is not None or calibration_data is not None
+    num_clipped = 0 if is_chosen else len(quantizers)
+    warn_of_float_parts(report, is_rule or bit_width is not None, num_clipped)
     logging.info("quantize_model:\n%s", report)
     if calibration_data is not None:
-        calibrate_activations(quantized, calibration_data)
+        _calibrate(quantized, calibration_data, quantizers)
     quantized.__class__ = _refusing_optimizers(type(quantized))
     return quantized
 
@@ -214,24 +167,17 @@ def load_float_weights(model: tf.keras.Model, source: tf.keras.Model) -> None:
         _copy_weights(layer, target)
 
 
-def calibrate_activations(model: tf.keras.Model, data: Any) -> None:
-    """Sets the ranges of quantized activations to what they give for some inputs.
-
-    `data` is a batch of inputs or a dataset of batches. Call it before the model is
-    compiled or traced. Ranges with limits of their own, as of a sigmoid, stay.
-    """
-    found = [getattr(layer, "activation", None) for layer in model.submodules]
-    is_open = [x for x in found if isinstance(x, quant_layers.ActivationOfBits)]
-    is_open = [x for x in is_open if x.limits[1] != 1.0]
-    for activation in is_open:
-        activation.observed = (0.0, 0.0)
+def _calibrate(model: tf.keras.Model, data: Any, quantizers: list[Any]) -> None:
+    """Sets ranges of activations to what a batch, or batches, of inputs give."""
+    for quantizer in quantizers:
+        quantizer.observed = (0.0, 0.0)
     for batch in data if isinstance(data, (tf.data.Dataset, Iterator)) else [data]:
         model(batch, training=False)
-    for activation in is_open:
-        low, high = activation.observed
+    for quantizer in quantizers:
+        low, high = quantizer.observed
         if high > 0:
-            activation.limits = low, high
-        activation.observed = None
+            quantizer.limits = low, high
+        quantizer.observed = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,16 +194,22 @@ class _Converter:
     output_ids: frozenset[int]
     # By id of the layer: one in several places, also in inner models, stays one.
     converted: dict[int, Any] = dataclasses.field(default_factory=dict)
+    limited: set[int] = dataclasses.field(default_factory=set)  # With a max_value.
 
     def __call__(self, layer: Layer) -> Layer:
         if id(layer) not in self.converted:
             self.converted[id(layer)] = self._convert(layer)
         return self.converted[id(layer)]
 
-    @property
-    def clips(self) -> bool:
-        """Whether activations are clipped at a limit that nobody chose."""
-        return self.activation_bits is not None and self.activation_range is None
+    def open_activations(self) -> list[Any]:
+        """Returns the quantized activations whose outputs have no limit in float."""
+        found: list[Any] = []
+        for id_, converted in self.converted.items():
+            parts = (converted, *converted.submodules)
+            quantizers = (getattr(part, "activation", None) for part in parts)
+            if id_ not in self.limited and not isinstance(converted, tf.keras.Model):
+                found += [q for q in quantizers if _is_open(q)]
+        return found
 
     def _convert(self, layer: Layer) -> Layer:
         if isinstance(layer, _FUNCTIONAL):
@@ -327,9 +279,10 @@ class _Converter:
         if bits is None:
             return None
         options = {"name": layer.name, "dtype": dtype}
+        if getattr(layer, "max_value", None) is not None:
+            self.limited.add(id(layer))
         if _is_relu_layer(layer):
-            is_open = getattr(layer, "max_value", None) is None
-            limit = self.activation_range if is_open else None
+            limit = self.activation_range if id(layer) not in self.limited else None
             limit = limit or activations.CLIP_VALUE
             return quant_layers.QuantReLU(bits, limit, **options)
         is_function = isinstance(layer, tf.keras.layers.Activation)
@@ -345,7 +298,8 @@ class _Converter:
         high = float(high or self.activation_range or activations.CLIP_VALUE)
         slope = getattr(layer, "negative_slope", getattr(layer, "alpha", 0.0))
         if isinstance(layer, tf.keras.layers.PReLU):
-            slope = float(tf.reduce_max(tf.abs(layer.alpha)))
+            with tf.init_scope():  # In a graph, of a model that was built before.
+                slope = float(tf.reduce_max(tf.abs(layer.alpha)))
         is_elu = isinstance(layer, tf.keras.layers.ELU)
         low = -float(slope) * (1.0 if is_elu else high)
         inner = type(layer).from_config(layer.get_config())
@@ -477,43 +431,12 @@ def _representation_of(layer: Layer, bits: int, options: dict[str, Any]) -> str:
     return other.name if is_better else default.name
 
 
-def _warn_of_float_parts(
-    report: QuantizationReport, quantizes_kernels: bool, clips: bool
-) -> None:
-    """Warns of weights and activations that stay in float, and of clipping."""
-
-    def count(rows: list[LayerReport]) -> str:
-        names = collections.defaultdict(list)
-        for row in rows:
-            names[row.kind].append(row.name)
-        return ", ".join(
-            f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' * (len(found) > 3)})"
-            for kind, found in names.items()
-        )
-
-    unknown = [row for row in report.layers if "no quantized form" in row.remark]
-    unknown += [row for row in report.layers if "constraint" in row.remark]
-    if quantizes_kernels and unknown:
-        total = sum(row.num_weights for row in report.layers)
-        share = sum(row.num_weights for row in unknown) / max(total, 1)
-        logging.warning(
-            "%.1f %% of the weights stay in float, in %s. `register_quantized_layer` "
-            "makes a layer known; `model.quantization_report` lists all.",
-            100 * share,
-            count(unknown),
-        )
-    floats = [row for row in report.layers if "activation" in row.remark]
-    floats = [row for row in floats if "softmax" not in row.remark]
-    if floats:
-        logging.warning("These activations stay in float: %s.", count(floats))
-    clipped = [row for row in report.layers if row.activation_bits is not None]
-    if clips and clipped:
-        logging.warning(
-            "Activations without an upper limit are clipped at %g in %d layers: give "
-            "activation_range or calibration_data to choose the limit.",
-            activations.CLIP_VALUE,
-            len(clipped),
-        )
+def _is_open(activation: Any) -> bool:
+    """Returns whether it is a quantized activation of a function without a limit."""
+    if not isinstance(activation, quant_layers.ActivationOfBits):
+        return False
+    _, high = quant_layers.range_of(activation.function) or (0.0, None)
+    return high != 1.0 and activation.function is not tf.nn.relu6
 
 
 def _float_activation(layer: Layer) -> str:

@@ -103,10 +103,7 @@ class ActivationOfBits:
             return activations.quantized_relu(
                 x, self.bits, self.limits[1], is_training()
             )
-        if self.observed is not None and self.function is tf.nn.relu6:
-            y = tf.nn.relu(x)
-        else:
-            y = self.function(x)
+        y = self.function(x)
         if self.observed is None:
             return activations.quantize_range(
                 y, self.bits, *self.limits, training=is_training()

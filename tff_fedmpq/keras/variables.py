@@ -56,6 +56,10 @@ class ModelSpec:
             raise ValueError(
                 f"{large} reach {_MAX_LAYER_SIZE} weights; split the layer."
             )
+        if any(kernel.scale.shape.rank for kernel in kernels):
+            raise ValueError(
+                "Messages hold one scale per kernel: set per_channel=False."
+            )
         return cls(
             tuple(kernel.codes.name.split("/")[0] for kernel in kernels),
             tuple(tuple(v.shape) for v in variables),
