@@ -3,6 +3,7 @@
 fedmpq.py            the algorithm: its settings, and the scheme that they make
 scheme.py            a scheme: the pieces that a round is composed of
 process.py           the round: which function runs where
+checked_computation.py   arguments that are checked before a round
 population.py        client ids, budgets, and rows in tables
 tasks.py             structure of examples, loss and metrics
 server.py            messages to clients, aggregation, the next state

@@ -106,7 +106,8 @@ class LocalTrainer:
         self._float_parameters = float_parameter_variables(model)
         rates = [0.0 if callable(r) else r for r, _ in config.learning_rates()]
         unit = getattr(config, "learning_rate_unit", "weight")
-        self._optimizer = IntegerSGD(*rates, config.momentum, config.weight_decay, unit)
+        options = config.momentum, config.weight_decay, unit
+        self._optimizer = IntegerSGD(rates[0], rates[1], *options)
         self._optimizer.build(model.trainable_variables)
 
     @tf.function(autograph=False)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import numbers
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -34,6 +33,11 @@ import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq._tff import tff
+from tff_fedmpq.federated.checked_computation import (
+    CheckedComputation,
+    is_reference,
+    shapes_of,
+)
 from tff_fedmpq.federated.client_work import build_client_work
 from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.evaluation import assign_global_weights
@@ -73,9 +77,9 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         initialize, next_fn, get_weights, set_weights = computations
         super().__init__(
             initialize,
-            _CheckedComputation(next_fn, self._run_round),
+            CheckedComputation(next_fn, self._run_round),
             get_weights,
-            _CheckedComputation(set_weights, self._set_weights),
+            CheckedComputation(set_weights, self._set_weights),
         )
         self._says_end = self.scheme.training.rates_decay
 
@@ -113,7 +117,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         expected = self.initialize.type_signature.result.member
         self._check_weights(state.global_model_weights)
         digest = dict(state.distributor).get("population")
-        if digest != self._population.digest or _shapes(state) != _shapes(expected):
+        if digest != self._population.digest or shapes_of(state) != shapes_of(expected):
             raise ValueError(
                 "The state is of a process of other clients or budgets; bring it to "
                 "this one by tff_fedmpq.carry_over(state, old_process, new_process)."
@@ -122,18 +126,18 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
     def _check_weights(self, weights: Any) -> None:
         """Raises ValueError unless weights have the shapes of this process's model."""
         expected = self.get_model_weights.type_signature.result
-        found, wanted = _shapes(weights), _shapes(expected)
+        found, wanted = shapes_of(weights), shapes_of(expected)
         if found != wanted:
             raise ValueError(
                 f"The weights are of another model: {len(wanted)} tensors of shapes "
-                f"{_shorten(wanted)} are expected, {len(found)} of {_shorten(found)} "
-                "were found. Those of a quantized model are its float model's."
+                f"{wanted[:4]} ... are expected, {len(found)} of {found[:4]} ... were "
+                "found. Those of a quantized model are its float model's."
             )
 
     def _run_round(self, call: Callable[..., Any], state: Any, client_ids: Any) -> Any:
-        if not _is_reference(client_ids):
+        if not is_reference(client_ids):
             client_ids = self._population.participants(client_ids)
-        if not _is_reference(state):
+        if not is_reference(state):
             self.check_state(state)
             self._say_end(int(state.distributor["round"]))
         output = call(state, client_ids)
@@ -142,9 +146,9 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         return output
 
     def _set_weights(self, call: Callable[..., Any], state: Any, weights: Any) -> Any:
-        if not _is_reference(state):
+        if not is_reference(state):
             self.check_state(state)
-        if not _is_reference(weights):
+        if not is_reference(weights):
             self._check_weights(weights)
         return call(state, weights)
 
@@ -172,55 +176,6 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
                 symbols[row]
             )
         return metrics
-
-
-class _CheckedComputation(tff.framework.ConcreteComputation):
-    """A computation of two arguments, which a Python function gets before it runs.
-
-    Errors of our assertions inside of it become a ValueError of one line.
-    """
-
-    def __init__(self, computation: tff.Computation, function: Callable[..., Any]):
-        super().__init__(
-            computation_proto=tff.framework.ConcreteComputation.get_proto(computation),
-            context_stack=tff.framework.get_context_stack(),
-            annotated_type=computation.type_signature,
-        )
-        self._names = tff.structure.name_list(computation.type_signature.parameter)
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        named = dict(zip(self._names, args)) | kwargs
-        if len(args) + len(kwargs) != 2 or set(named) != set(self._names):
-            raise TypeError(f"Expected the arguments {', '.join(self._names)}.")
-        return self._function(self._call, *(named[name] for name in self._names))
-
-    def _call(self, *args: Any) -> Any:
-        try:
-            return super().__call__(*args)
-        except Exception as error:  # gRPC's, with ten lines of where it came from.
-            found = re.search(r"assertion failed: \[(.*?)\]\s*(?:\[|\\n|$)", str(error))
-            if found is None:
-                raise
-            raise ValueError(found[1]) from None
-
-
-def _is_reference(value: Any) -> bool:
-    """Returns whether an argument stands for a value, as in federated programs."""
-    parts = tf.nest.flatten(value) if not isinstance(value, str) else [value]
-    kinds = tff.Value, tff.program.MaterializableValueReference
-    return any(isinstance(part, kinds) for part in (value, *parts))
-
-
-def _shapes(value: Any) -> list[list[int | None]]:
-    """Returns the shapes of all tensors of a value, or of a type."""
-    if isinstance(value, tff.Type):
-        value = tff.types.type_to_tf_tensor_specs(value)
-    return [list(getattr(x, "shape", np.shape(x))) for x in tf.nest.flatten(value)]
-
-
-def _shorten(shapes: list[Any]) -> str:
-    return ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
 
 
 def build_process(
