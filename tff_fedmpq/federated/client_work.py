@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq._tff import tff
-from tff_fedmpq.federated import local_training, messages
+from tff_fedmpq.federated import acceptance, local_training, messages
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.keras.variables import ModelSpec
 
@@ -36,6 +36,9 @@ class ClientResult(NamedTuple):
     uplink_bits: Any  # Size of what was sent, int64[4] by `messages.BIT_ITEMS`.
     downlink_bits: Any  # Size of what was received, int64[4].
     symbols: Any  # Of the message, to entropy-code, int16[streams, symbols].
+    num_examples: Any  # Float32[].
+    fault: Any  # `acceptance.Rejection` of its examples, or 0; int32[].
+    checksum: Any  # Of all other fields (`acceptance.checksum`), int64[].
 
 
 def build_client_work(
@@ -64,6 +67,7 @@ def build_client_work(
         key, received = keys[0], selected.get_single_element()
         images, labels = read_all_examples(client_data.dataset_computation(client_id))
         client_model = scheme.build_client_model(model, dtype_policy)
+        num_classes = client_model.output_shape[-1]
         trainer = local_training.LocalTrainer(
             client_model, scheme.training, loss, scheme.pruning, augment, on_step
         )
@@ -71,17 +75,18 @@ def build_client_work(
         # Without AutoGraph, whose conversion of every function delays the first round.
         @tf.function(autograph=False)
         def run():
+            fault, usable = acceptance.usable_examples(images, labels, num_classes)
             budget = tf.gather(budgets, key)
             weights = messages.unpack_model(received, spec)
             seeds = tf.random.split(received["seed"], 2)
             rates = received["training_rates"]
             trained, sums, densities = trainer.train(
-                weights, images, labels, seeds[0], rates
+                weights, images[:usable], labels[:usable], seeds[0], rates
             )
             message = scheme.uplink.encode(trained, weights, budget, seeds[1])
-            num_examples = tf.cast(tf.shape(images)[0], tf.float32)
+            num_examples = tf.cast(usable, tf.float32)
             weight = scheme.aggregation_weight(budget, num_examples)
-            return ClientResult(
+            result = ClientResult(
                 key,
                 weight,
                 message,
@@ -91,7 +96,12 @@ def build_client_work(
                 scheme.uplink.count_bits(message, [weight]),
                 messages.count_model_bits(received, [received["seed"], rates]),
                 scheme.uplink.symbols(message),
+                num_examples,
+                fault,
+                checksum=(),
             )
+            checksum = acceptance.checksum(result, received["seed"])
+            return result._replace(checksum=checksum)
 
         return run()
 
