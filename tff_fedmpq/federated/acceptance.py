@@ -77,6 +77,14 @@ REASONS = {
     Rejection.VARIANCE: "its variances are negative",
     Rejection.SYMBOLS: "its symbols are out of range",
 }
+# What training with too large a rate leads to.
+OF_DIVERGENCE = {REASONS[r] for r in (Rejection.NOT_FINITE, Rejection.MAGNITUDE)}
+
+
+def describe(rejected: Sequence[int], client_ids: Sequence[str]) -> dict[str, str]:
+    """Returns why clients were left out, from a round's measurement of that name."""
+    pairs = zip(client_ids, rejected)
+    return {client: REASONS[Rejection(code)] for client, code in pairs if code}
 
 
 class Ticket(NamedTuple):

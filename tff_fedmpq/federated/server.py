@@ -310,10 +310,6 @@ class Server:
         expected = acceptance.sign(ticket, self.secret).tag
         return in_range & tf.equal(expected, ticket.tag)
 
-    def _weight(self, result: ClientResult, ticket: Ticket) -> tf.Tensor:
-        budget = tf.gather(self.budgets.astype(np.float32), ticket.key)
-        return self.scheme.aggregation_weight(budget, result.num_examples)
-
     def _checks(
         self, latest: tf.Tensor, result: ClientResult, ticket: Ticket
     ) -> list[Check]:
@@ -324,12 +320,6 @@ class Server:
             widths = result.bit_widths
             at_most = tf.cast(ticket.bit_widths, tf.int32)
             return tf.reduce_all((widths >= 1) & (widths <= at_most))
-
-        def weight_is_right() -> tf.Tensor:
-            count, weight = result.num_examples, self._weight(result, ticket)
-            known = (count >= 0) & (count <= self.scheme.training.max_examples)
-            same = tf.abs(result.weight - weight) <= 1e-5 * weight
-            return known & same & tf.math.is_finite(weight)
 
         def counts_are_right() -> tf.Tensor:
             pairs = (
@@ -348,7 +338,16 @@ class Server:
 
         layers = (len(self.spec.kernel_shapes),)
         own = [result.bit_widths, result.msb_densities, result.num_examples]
-        budget = tf.gather(self.budgets.astype(np.float32), ticket.key)
+        row = tf.clip_by_value(ticket.key, 0, len(self.budgets) - 1)
+        budget = tf.gather(self.budgets.astype(np.float32), row)
+
+        def weight_is_right() -> tf.Tensor:
+            count, weight = result.num_examples, result.weight
+            expected = self.scheme.aggregation_weight(budget, count)
+            known = (count >= 0) & (count <= self.scheme.training.max_examples)
+            same = tf.abs(weight - expected) <= 1e-5 * expected
+            return known & same & tf.math.is_finite(expected)
+
         return [
             (lambda: tf.equal(ticket.round, latest), Rejection.ROUND),
             (lambda: tf.equal(result.key, ticket.key), Rejection.TICKET),

@@ -46,7 +46,7 @@ def coded_bits(symbols: np.ndarray) -> int:
     bits = 0
     for stream in symbols:
         block = entropy_coding.encode(stream)
-        if not np.array_equal(entropy_coding.decode(block), stream):
+        if not np.array_equal(entropy_coding.decode(block, stream.size), stream):
             raise RuntimeError("Entropy coding did not restore its symbols.")
         bits += 8 * len(block)
     return bits
