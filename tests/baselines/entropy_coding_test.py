@@ -83,7 +83,7 @@ def test_a_code_is_below_its_plain_size_in_bits():
 
 
 def test_the_block_is_the_documented_one():
-    """n uint32, smallest int16, size uint16, frequencies uint16[size], words and CRC-32."""
+    """n uint32, smallest int16, size uint16, frequencies uint16[size], words, CRC."""
     symbols = np.array([4, 4, 4, -1, 4, 7], np.int16)
     block = entropy_coding.encode(symbols)
     assert np.frombuffer(block, "<u4", 1) == [6]
@@ -146,7 +146,7 @@ def signed(content: bytes) -> bytes:
     return content + struct.pack("<I", binascii.crc32(content))
 
 
-def assert_refused(block, match="", **expected):
+def assert_refused(block, match=None, **expected):
     with pytest.raises(entropy_coding.EntropyCodingError, match=match):
         entropy_coding.decode(block, **expected)
 

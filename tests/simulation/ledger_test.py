@@ -105,7 +105,7 @@ def test_coded_symbols_take_the_place_of_their_own_bits():
 
 
 def test_a_code_that_does_not_restore_its_symbols_is_an_error(monkeypatch):
-    monkeypatch.setattr(entropy_coding, "decode", lambda block: np.zeros(4, np.int32))
+    monkeypatch.setattr(entropy_coding, "decode", lambda *_: np.zeros(4, np.int32))
     ledger.coded_bits(np.zeros([1, 4], np.int16))
     with pytest.raises(RuntimeError, match="did not restore"):
         ledger.coded_bits(np.array([[0, 0, 1, 0]], np.int16))

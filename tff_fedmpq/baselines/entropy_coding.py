@@ -68,14 +68,15 @@ def decode(block: bytes, num_symbols: int | None = None) -> np.ndarray:
     if not 1 <= count <= at_most:
         raise EntropyCodingError(f"Expected 1 to {at_most} symbols, found {count}.")
     num_bytes = len(content) - _HEADER.size - 2 * size
-    if size < 2 or smallest + size > 2**15 + 1 or num_bytes < 0 or num_bytes % 4:
+    if size < 2 or num_bytes < 0 or num_bytes % 4:
         raise EntropyCodingError(
             f"{len(block)} bytes hold no block of {size} symbols from {smallest}."
         )
     frequencies = np.frombuffer(content, "<u2", size, _HEADER.size)
     words = np.frombuffer(content, "<u4", offset=_HEADER.size + 2 * size)
-    if not frequencies.any():
-        raise EntropyCodingError("A block in which no symbol occurs.")
+    used = np.flatnonzero(frequencies)
+    if not used.size or smallest + used[-1] >= 2**15:
+        raise EntropyCodingError("A block's frequencies are of no int16 symbols.")
     try:
         decoder = _stream().queue.RangeDecoder(words.astype(np.uint32))
         symbols = decoder.decode(_model(frequencies), count)
