@@ -2,9 +2,10 @@
 
 (a) Milliseconds per client of a round, for ResNet-20 and ResNet-44 and a client of 4
 bits: *select* (`Server.message_for`: find the client's bit-widths, quantize the global
-model to them and pack it), *accumulate* (`Server.accumulate`: unpack, dequantize and
-add what it sent) and *prune_and_grow* (Pruning-Growing for this client, which is part
-of *select*). Each is run as one graph, as in the TFF worker, without TFF's own cost.
+model to them and pack it), *accumulate* (`Server.accumulate`: check, unpack, dequantize
+and add what it sent) and *prune_and_grow* (Pruning-Growing for this client, which is
+part of *select*). Each is run as one graph, as in the TFF worker, without TFF's own
+cost.
 
 (b) FedMPQ's allocation policy, as the server's graph holds it, for more and more
 clients and layers, with a server's inputs: the paper's tiers of budgets, an averaged
@@ -23,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure
-from tff_fedmpq.federated import messages
+from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import TrainingSums
@@ -53,7 +54,8 @@ def client_steps(model_name: str) -> dict[str, Callable[[], Any]]:
     )
     key = tf.constant(_CLIENT)
     select = tf.function(server.message_for)
-    result = client_result(scheme, spec, select(state, key), key, budgets[_CLIENT])
+    received = select(state, key)
+    result = client_result(scheme, spec, received, key, budgets[_CLIENT])
     sums = server.zero()
     accumulate = tf.function(server.accumulate)
 
@@ -65,7 +67,7 @@ def client_steps(model_name: str) -> dict[str, Callable[[], Any]]:
     budget = tf.constant(budgets[_CLIENT : _CLIENT + 1])
     return {
         "select": lambda: select(state, key),
-        "accumulate": lambda: accumulate(sums, result),
+        "accumulate": lambda: accumulate(sums, result, received["ticket"]),
         "prune_and_grow": lambda: allocate(means, reductions, budget),
     }
 
@@ -79,20 +81,27 @@ def client_result(
 ) -> ClientResult:
     """Returns the result of a client that sends back what it received."""
     weights = messages.unpack_model(received, spec)
-    message = scheme.uplink.encode(
-        weights, weights, tf.constant(budget, tf.float32), received["seed"]
-    )
-    return ClientResult(
+    budget = tf.constant(budget, tf.float32)
+    num_examples = 1.0 / budget  # Of weight 1.
+    message = scheme.uplink.encode(weights, weights, budget, received["seed"])
+    weight = scheme.aggregation_weight(budget, num_examples)
+    rates = received["training_rates"]
+    result = ClientResult(
         key,
-        tf.constant(1.0),
+        weight,
         message,
         weights.bit_widths,
         TrainingSums.zero(),
         tf.zeros(weights.scales.shape),
-        scheme.uplink.count_bits(message),
-        messages.count_model_bits(received),
+        scheme.uplink.count_bits(message, [weight]),
+        messages.count_model_bits(received, [received["seed"], rates]),
         scheme.uplink.symbols(message),
+        num_examples=num_examples,
+        fault=tf.constant(0),
+        checksum=(),
     )
+    checksum = acceptance.checksum(result, received["seed"])
+    return result._replace(checksum=checksum)
 
 
 def allocation_inputs(num_clients: int, num_layers: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -6,6 +6,7 @@ newer is Keras 3 unless `TF_USE_LEGACY_KERAS` is set and `tf_keras` is installed
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import random
@@ -29,6 +30,14 @@ def is_supported(
         return release == (2, 14)
     same_minor = f"{tf_keras}.".startswith("{}.{}.".format(*release))
     return python <= (3, 13) and (2, 16) <= release <= (2, 20) and same_minor
+
+
+def keras_module(name: str) -> Any:
+    """Returns a module of the Keras 2 that TensorFlow uses, `keras` or `tf_keras`."""
+    import tensorflow as tf
+
+    package = tf.keras.layers.Layer.__module__.partition(".")[0]
+    return importlib.import_module(f"{package}.src.{name}")
 
 
 def use_legacy_keras() -> None:

@@ -532,6 +532,7 @@ def test_numbers_from_one_to_eight_are_budgets(budgets):
     np.testing.assert_array_equal(checked, budgets)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("budgets", "found"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import binascii
+import struct
 import sys
 
 import numpy as np
@@ -81,7 +83,7 @@ def test_a_code_is_below_its_plain_size_in_bits():
 
 
 def test_the_block_is_the_documented_one():
-    """n uint32, smallest int16, size uint16, frequencies uint16[size], words uint32."""
+    """n uint32, smallest int16, size uint16, frequencies uint16[size], words, CRC."""
     symbols = np.array([4, 4, 4, -1, 4, 7], np.int16)
     block = entropy_coding.encode(symbols)
     assert np.frombuffer(block, "<u4", 1) == [6]
@@ -91,6 +93,7 @@ def test_the_block_is_the_documented_one():
     np.testing.assert_array_equal(np.flatnonzero(frequencies), [0, 5, 8])
     assert frequencies[5] == pytest.approx(4 * frequencies[0], abs=3)
     assert (len(block) - 8 - 2 * 9) % 4 == 0
+    assert np.frombuffer(block[-4:], "<u4") == [binascii.crc32(block[:-4])]
 
 
 def test_the_same_symbols_give_the_same_bytes():
@@ -141,7 +144,84 @@ def test_streams_are_coded_one_by_one():
 
 
 def test_a_code_that_does_not_restore_its_symbols_is_an_error(monkeypatch):
-    monkeypatch.setattr(entropy_coding, "decode", lambda block: np.zeros(4, np.int32))
+    monkeypatch.setattr(entropy_coding, "decode", lambda *_: np.zeros(4, np.int32))
     entropy_coding.coded_bits(np.zeros([1, 4], np.int16))
     with pytest.raises(RuntimeError, match="did not restore"):
         entropy_coding.coded_bits(np.array([[0, 0, 1, 0]], np.int16))
+
+
+# --- damaged and hostile blocks -----------------------------------------------
+
+BLOCK = entropy_coding.encode(np.random.default_rng(0).integers(-9, 9, 200))
+
+
+def signed(content: bytes) -> bytes:
+    """Returns a block with a checksum that fits."""
+    return content + struct.pack("<I", binascii.crc32(content))
+
+
+def assert_refused(block, match=None, **expected):
+    with pytest.raises(entropy_coding.EntropyCodingError, match=match):
+        entropy_coding.decode(block, **expected)
+
+
+@pytest.mark.faults
+def test_a_block_that_is_cut_is_refused():
+    for size in range(len(BLOCK)):
+        assert_refused(BLOCK[:size])
+    assert_refused(BLOCK + b"\0")
+
+
+@pytest.mark.faults
+def test_every_flipped_bit_of_a_block_is_noticed():
+    for bit in range(8 * len(BLOCK)):
+        damaged = bytearray(BLOCK)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        assert_refused(bytes(damaged), "checksum does not fit")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("count", [0, 10**8, 2**32 - 1])
+def test_a_blocks_count_is_bounded(count):
+    """Twelve bytes cannot ask for gigabytes, even with a checksum that fits."""
+    frequencies = struct.pack("<HH", 1, 1)
+    block = signed(struct.pack("<IhH", count, 0, 2) + frequencies)
+    assert_refused(block, f"Expected 1 to 16777216 symbols, found {count}")
+
+
+@pytest.mark.faults
+def test_a_block_holds_no_more_symbols_than_expected():
+    assert len(entropy_coding.decode(BLOCK, 200)) == 200
+    assert_refused(BLOCK, "Expected 1 to 199 symbols, found 200", num_symbols=199)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("smallest", "frequencies"),
+    [(0, ()), (0, (1,)), (0, (0, 0)), (32767, (1, 1)), (32760, (1,) * 40)],
+    ids=["empty", "one", "zeros", "past int16", "far past int16"],
+)
+def test_a_block_of_an_impossible_alphabet_is_refused(smallest, frequencies):
+    size = len(frequencies)
+    header = struct.pack("<IhH", 5, smallest, size)
+    words = struct.pack("<II", 123, 456)
+    assert_refused(signed(header + np.array(frequencies, "<u2").tobytes() + words))
+    assert_refused(signed(struct.pack("<IhH", 5, smallest, 200) + words))
+
+
+@pytest.mark.faults
+@settings(deadline=None, max_examples=200)
+@given(
+    count=st.integers(0, 1000),
+    smallest=st.integers(LOWEST, HIGHEST),
+    size=st.integers(0, 300),
+    rest=st.binary(max_size=400),
+)
+def test_any_bytes_give_symbols_or_the_typed_error(count, smallest, size, rest):
+    block = signed(struct.pack("<IhH", count, smallest, size) + rest)
+    try:
+        symbols = entropy_coding.decode(block)
+    except entropy_coding.EntropyCodingError:
+        return
+    assert symbols.shape == (count,)
+    assert symbols.min() >= smallest and symbols.max() < smallest + size

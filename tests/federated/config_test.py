@@ -201,6 +201,8 @@ OUT_OF_RANGE = {
         "rounds": [0, -1, 2.5, "3"],
         "epochs": [0, -1, 2.5, None, NAN],
         "batch_size": [0, 1.5, None],
+        "max_examples": [0, -1, 1.5, None],
+        "min_clients": [0, 2.5, None, "3"],
         "learning_rate": [-0.1, NAN, INFINITY, None, "0.1"],
         "learning_rate_decay": ["linear", "", None, 1],
         "momentum": [1.0, -0.1, NAN],

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from oracles import quantization as oracle
 
-from tff_fedmpq.federated import messages
+from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import TrainingSums
@@ -30,6 +30,9 @@ SPEC = ModelSpec(
 class UplinkWithSymbols(ModelUplink):
     """Has two streams of three symbols that are entropy-coded later."""
 
+    def symbols(self, message):
+        return tf.fill([2, 3], tf.cast(message["codes"][0], tf.int16))
+
     def symbols_shape(self, spec):
         return 2, 3
 
@@ -46,7 +49,10 @@ BIT_WIDTHS = ((1, 8), (3, 2), (8, 5))
 
 
 def make_result(key, weight, bit_widths) -> ClientResult:
-    """What a client of this key sends; all of it differs between keys."""
+    """What a client of this key sends; all of it differs between keys.
+
+    `deliver` adds what depends on the server.
+    """
     rng = np.random.default_rng(key)
     packed = [
         oracle.pack(rng.integers(0, 2**bits, size=np.prod(shape)), bits)
@@ -60,16 +66,20 @@ def make_result(key, weight, bit_widths) -> ClientResult:
         ),
         "scales": rng.random(2).astype(np.float32) + 0.5,
     }
+    message = tf.nest.map_structure(tf.constant, message)
     result = ClientResult(
         key=np.int32(key),
         weight=np.float32(weight),
         message=message,
         bit_widths=np.array(bit_widths, np.int32),
+        num_examples=np.float32(0),
+        fault=np.int32(0),
+        checksum=np.int64(0),
         training=TrainingSums(*np.float32([10 + key, 20 + key])),
         msb_densities=np.float32([0.1 * key, 0.5]),
-        uplink_bits=np.int64([1, 2, 3, 4]) * (key + 1),
+        uplink_bits=UPLINK.count_bits(message, [tf.constant(weight)]),
         downlink_bits=np.int64([5, 6, 7, 8]) * (key + 1),
-        symbols=np.full([2, 3], -key - 1, np.int16),
+        symbols=UPLINK.symbols(message),
     )
     return tf.nest.map_structure(tf.constant, result)
 
@@ -91,8 +101,31 @@ def model_by_oracle(result: ClientResult) -> list[np.ndarray]:
     return [*kernels, *message["float_parameters"]]
 
 
-def add_up(results) -> RoundSums:
-    return functools.reduce(SERVER.accumulate, results, SERVER.zero())
+def deliver(server, sums, result, round_number) -> RoundSums:
+    """Accumulates a result with the ticket of a model of the same scales."""
+    ticket = acceptance.Ticket(
+        key=result.key,
+        round=tf.constant(round_number),
+        seed=tf.constant([1, 2]),
+        bit_widths=tf.fill([2], tf.constant(8, tf.uint8)),
+        scales=result.message["scales"],
+        magnitude=tf.constant(1.0),
+        variances=(),
+        downlink_bits=result.downlink_bits,
+        model=tf.constant(0, tf.int64),
+        tag=(),
+    )
+    budget = np.float32(server.budgets[int(result.key)])
+    result = result._replace(num_examples=result.weight / budget)
+    result = result._replace(checksum=acceptance.checksum(result, ticket.seed))
+    return server.accumulate(sums, result, acceptance.sign(ticket, server.secret))
+
+
+def add_up(results, server=SERVER, round_number=0) -> RoundSums:
+    sums = server.zero()
+    for result in results:
+        sums = deliver(server, sums, result, round_number)
+    return sums
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +167,16 @@ def test_rows_land_at_their_keys(results):
         bits = [0, 0] if row is None else list(BIT_WIDTHS[row])
         assert sums.bit_widths[key].numpy().tolist() == bits
         factor = 0 if row is None else key + 1
-        for table, first in ((sums.uplink_bits, 1), (sums.downlink_bits, 5)):
-            expected = [(first + i) * factor for i in range(4)]
-            assert table[key].numpy().tolist() == expected
-        assert (sums.symbols[key].numpy() == -factor).all()
+        expected = [(5 + i) * factor for i in range(4)]
+        assert sums.downlink_bits[key].numpy().tolist() == expected
+        for table, name in (
+            (sums.uplink_bits, "uplink_bits"),
+            (sums.symbols, "symbols"),
+        ):
+            expected = 0 if row is None else getattr(results[row], name)
+            np.testing.assert_array_equal(
+                table[key], expected * tf.ones_like(table[key])
+            )
     assert sums.symbols.shape == [NUM_CLIENTS, 2, 3]
 
 
@@ -178,7 +217,7 @@ def test_clients_are_sent_the_statistics_of_their_budget(results):
     server = server_of_budgets()
     values = [result.message["float_parameters"][-1] for result in results]
     trained = dict(zip(KEYS, values))
-    sums = functools.reduce(server.accumulate, results, server.zero())
+    sums = add_up(results, server)
     state, _ = server.update(start(server), sums)
     # Nobody of 8 bits took part: 6 bits are the nearest.
     nearest = {0: 0, 1: 4, 2: 0, 3: 3, 4: 4, 5: 3}
@@ -195,10 +234,10 @@ def test_clients_are_sent_the_statistics_of_their_budget(results):
 
 def test_clients_of_one_budget_are_averaged_and_others_keep_theirs(results):
     server = server_of_budgets()
-    first = functools.reduce(server.accumulate, results, server.zero())
+    first = add_up(results, server)
     state, _ = server.update(start(server), first)
     again = [make_result(2, 3.0, (1, 8)), make_result(0, 5.0, (3, 2))]
-    second = functools.reduce(server.accumulate, again, server.zero())
+    second = add_up(again, server, round_number=1)
     following, _ = server.update(state, second)
     values = [result.message["float_parameters"][-1] for result in again]
     np.testing.assert_allclose(
@@ -221,7 +260,7 @@ def test_before_anyone_took_part_all_get_the_initial_statistics():
 
 def test_common_statistics_are_an_option(results):
     server = server_of_budgets(statistics_per_budget=False)
-    sums = functools.reduce(server.accumulate, results, server.zero())
+    sums = add_up(results, server)
     state, _ = server.update(start(server), sums)
     common = state.global_model_weights.non_trainable[0]
     for key in range(NUM_CLIENTS):
@@ -291,7 +330,11 @@ def test_decoding_follows_the_uplinks_own_message(results):
         tuple(tf.ones(shape) for shape in FLOAT_SHAPES),
     )
     message = UPLINK.encode(weights, weights, tf.constant(2.0), tf.constant([0, 0]))
-    result = results[0]._replace(message=message)
+    result = results[0]._replace(message=message, bit_widths=weights.bit_widths)
+    result = result._replace(
+        uplink_bits=UPLINK.count_bits(message, [result.weight]),
+        symbols=UPLINK.symbols(message),
+    )
     mean = add_up([result]).mean_weights()
     # Code 0 stands for -s/2.
     assert_close(mean.kernels, tuple(map(np.full, KERNEL_SHAPES, (-0.5, -3.5))))

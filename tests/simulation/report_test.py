@@ -24,6 +24,9 @@ def make_record(number, accuracy, losses, bits, bit_widths, clients=2):
         "bit_widths": bit_widths,
         "seconds": 12.34,
         "clients": [{}] * clients,
+        "rejected": {},
+        "num_rejected": 0,
+        "abandoned": False,
     }
 
 

@@ -3,7 +3,7 @@
 A block of bytes stands for n symbols of one alphabet::
 
     n uint32 | smallest int16 | size of the alphabet uint16 | frequencies uint16[size]
-    | range-coded words uint32[...]
+    | range-coded words uint32[...] | CRC-32 of all before uint32
 
 so that it can be decoded without anything else. Frequencies are the symbols' own,
 brought to 16 bits; a symbol that occurs keeps a frequency above zero.
@@ -11,13 +11,20 @@ brought to 16 bits; a symbol that occurs keeps a frequency above zero.
 
 import math
 import struct
+import zlib
 
 import numpy as np
 import tensorflow as tf
 
 _HEADER = struct.Struct("<IhH")
+_CHECKSUM = struct.Struct("<I")
+_MAX_SYMBOLS = 2**24  # Of a block whose number of symbols is not known beforehand.
 _MAX_FREQUENCY = 2**16 - 1
 _PROBABILITY_BITS = 24  # Of constriction's coder.
+
+
+class EntropyCodingError(ValueError):
+    """A block is not one that `encode` makes."""
 
 
 def encode(symbols: np.ndarray) -> bytes:
@@ -41,16 +48,43 @@ def encode(symbols: np.ndarray) -> bytes:
     coder = _stream().queue.RangeEncoder()
     coder.encode(offsets.astype(np.int32), _model(frequencies))
     words = coder.get_compressed().astype("<u4")
-    return header + frequencies.astype("<u2").tobytes() + words.tobytes()
+    block = header + frequencies.astype("<u2").tobytes() + words.tobytes()
+    return block + _CHECKSUM.pack(zlib.crc32(block))
 
 
-def decode(block: bytes) -> np.ndarray:
-    """Restores the symbols, int32[n], of a block of `encode`."""
-    count, smallest, size = _HEADER.unpack_from(block)
-    frequencies = np.frombuffer(block, "<u2", size, _HEADER.size)
-    words = np.frombuffer(block, "<u4", offset=_HEADER.size + 2 * size)
-    decoder = _stream().queue.RangeDecoder(words.astype(np.uint32))
-    return decoder.decode(_model(frequencies), count) + np.int32(smallest)
+def decode(block: bytes, num_symbols: int | None = None) -> np.ndarray:
+    """Restores the symbols, int32[n], of a block of `encode`.
+
+    `EntropyCodingError` for a damaged block, or one of more symbols than `num_symbols`,
+    by default 2**24; nothing of their number is allocated before.
+    """
+    if len(block) < _HEADER.size + _CHECKSUM.size:
+        raise EntropyCodingError(f"A block of {len(block)} bytes is cut short.")
+    content, (checksum,) = block[:-4], _CHECKSUM.unpack(block[-4:])
+    if zlib.crc32(content) != checksum:
+        raise EntropyCodingError("A block's checksum does not fit: it is damaged.")
+    count, smallest, size = _HEADER.unpack_from(content)
+    at_most = _MAX_SYMBOLS if num_symbols is None else num_symbols
+    if not 1 <= count <= at_most:
+        raise EntropyCodingError(f"Expected 1 to {at_most} symbols, found {count}.")
+    num_bytes = len(content) - _HEADER.size - 2 * size
+    if size < 2 or num_bytes < 0 or num_bytes % 4:
+        raise EntropyCodingError(
+            f"{len(block)} bytes hold no block of {size} symbols from {smallest}."
+        )
+    frequencies = np.frombuffer(content, "<u2", size, _HEADER.size)
+    words = np.frombuffer(content, "<u4", offset=_HEADER.size + 2 * size)
+    used = np.flatnonzero(frequencies)
+    if not used.size or smallest + used[-1] >= 2**15:
+        raise EntropyCodingError("A block's frequencies are of no int16 symbols.")
+    try:
+        decoder = _stream().queue.RangeDecoder(words.astype(np.uint32))
+        symbols = decoder.decode(_model(frequencies), count)
+    except (AssertionError, ValueError) as error:
+        raise EntropyCodingError(
+            f"A block's words are not its code: {error}"
+        ) from error
+    return symbols + np.int32(smallest)
 
 
 def coded_bits(symbols: np.ndarray) -> int:
@@ -61,7 +95,7 @@ def coded_bits(symbols: np.ndarray) -> int:
     bits = 0
     for stream in symbols:
         block = encode(stream)
-        if not np.array_equal(decode(block), stream):
+        if not np.array_equal(decode(block, stream.size), stream):
             raise RuntimeError("Entropy coding did not restore its symbols.")
         bits += 8 * len(block)
     return bits

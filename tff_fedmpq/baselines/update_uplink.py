@@ -20,6 +20,8 @@ import tensorflow as tf
 
 from tff_fedmpq.baselines import entropy_coding, stochastic_quantizer
 from tff_fedmpq.baselines import lattice as lattices
+from tff_fedmpq.federated import acceptance
+from tff_fedmpq.federated.acceptance import Check, Rejection
 from tff_fedmpq.federated.messages import Message, QuantizedWeights, Uplink
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 from tff_fedmpq.lookup import lookup
@@ -53,6 +55,29 @@ class UpdateUplink(Uplink):
     @abc.abstractmethod
     def decode_update(self, message: Message, shapes: Shapes) -> list[tf.Tensor]:
         """Returns the tensors of those shapes."""
+
+    @abc.abstractmethod
+    def check_update(
+        self, message: Message, budget: tf.Tensor, shapes: Shapes
+    ) -> Sequence[Check]:
+        """Returns what has to hold before `decode_update`."""
+
+    def checks(self, message, ticket, bit_widths, budget, spec) -> Sequence[Check]:
+        shapes, scales = _shapes_of_tensors(spec), message["scales"]
+        vectors = message["float_parameters"]
+        vector_shapes = [s for s in spec.float_parameter_shapes if len(s) < _MIN_RANK]
+
+        def have_shapes() -> tf.Tensor:
+            expected = [(len(shapes),), *vector_shapes]
+            return acceptance.have_shapes([scales, *vectors], expected)
+
+        return (
+            (have_shapes, Rejection.SHAPES),
+            (lambda: acceptance.all_finite([scales, *vectors]), Rejection.NOT_FINITE),
+            # Zero is the scale of a tensor that did not change.
+            (lambda: tf.reduce_all(scales >= 0), Rejection.SCALES),
+            *self.check_update(message, budget, shapes),
+        )
 
     def encode(
         self,
@@ -108,6 +133,20 @@ class ScalarUpdateUplink(UpdateUplink):
             "scales": tf.stack(norms),
         }
 
+    def check_update(self, message, budget, shapes) -> Sequence[Check]:
+        bits = tf.cast(tf.floor(budget), tf.int32)
+        sizes = [math.prod(shape) for shape in shapes]
+        widths, codes = message["bit_widths"], message["codes"]
+
+        def has_bits() -> tf.Tensor:
+            same = tf.reduce_all(tf.equal(tf.cast(widths, tf.int32), bits))
+            return same & acceptance.have_shapes([widths], [(1,)])
+
+        def is_long_enough() -> tf.Tensor:
+            return packing.has_packed_size(codes, np.array(sizes), bits)
+
+        return (has_bits, Rejection.BIT_WIDTHS), (is_long_enough, Rejection.LENGTH)
+
     def decode_update(self, message: Message, shapes: Shapes) -> list[tf.Tensor]:
         bits = tf.cast(message["bit_widths"][0], tf.int32)
         sizes = [math.prod(shape) for shape in shapes]
@@ -148,6 +187,20 @@ class LatticeUpdateUplink(UpdateUplink):
             # it) is better not applied than applied as noise.
             "scales": tf.where(fits, step * sizes, 0.0),
         }
+
+    def check_update(self, message, budget, shapes) -> Sequence[Check]:
+        sizes = [math.prod(shape) for shape in shapes]
+        shape = sum(map(self._num_vectors, sizes)), self._lattice.dimension
+        codes, seed = message["codes"], message["dither_seed"]
+
+        def have_shapes() -> tf.Tensor:
+            return acceptance.have_shapes([codes, seed], [shape, (2,)])
+
+        return (
+            (have_shapes, Rejection.LENGTH),
+            # Symbols over the whole of int16 could not be entropy-coded.
+            (lambda: tf.reduce_all(codes > -(2**15)), Rejection.SYMBOLS),
+        )
 
     def decode_update(self, message: Message, shapes: Shapes) -> list[tf.Tensor]:
         coordinates = tf.cast(message["codes"], tf.float32)

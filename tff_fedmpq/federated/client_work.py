@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq._tff import tff
-from tff_fedmpq.federated import local_training, messages
+from tff_fedmpq.federated import acceptance, local_training, messages
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.tasks import Task, split_example
 from tff_fedmpq.keras.variables import ModelSpec
@@ -37,6 +37,9 @@ class ClientResult(NamedTuple):
     uplink_bits: Any  # Size of what was sent, int64[4] by `messages.BIT_ITEMS`.
     downlink_bits: Any  # Size of what was received, int64[4].
     symbols: Any  # Of the message, to entropy-code, int16[streams, symbols].
+    num_examples: Any  # Float32[].
+    fault: Any  # `acceptance.Rejection` of its examples, or 0; int32[].
+    checksum: Any  # Of all other fields (`acceptance.checksum`), int64[].
 
 
 def build_client_work(
@@ -78,21 +81,24 @@ def build_client_work(
         # Without AutoGraph, whose conversion of every function delays the first round.
         @tf.function(autograph=False)
         def run():
+            fault, usable = acceptance.usable_examples(
+                features, labels, task.num_classes
+            )
             budget = tf.gather(budgets, key)
             weights = messages.unpack_model(received, spec)
             seeds = tf.random.split(received["seed"], 2)
             rates = received["training_rates"]
-            checks = []
-            if task.num_classes is not None:
-                checks = [_check_labels(labels, task.num_classes, client_id)]
-            with tf.control_dependencies(checks):
-                trained, sums, densities = trainer.train(
-                    weights, features, labels, seeds[0], rates, sample_weight
-                )
+            kept = tf.nest.map_structure(
+                lambda t: None if t is None else t[:usable],
+                (features, labels, sample_weight),
+            )
+            trained, sums, densities = trainer.train(
+                weights, kept[0], kept[1], seeds[0], rates, kept[2]
+            )
             message = scheme.uplink.encode(trained, weights, budget, seeds[1])
-            num_examples = tf.cast(local_training.count_examples(labels), tf.float32)
+            num_examples = tf.cast(usable, tf.float32)
             weight = scheme.aggregation_weight(budget, num_examples)
-            return ClientResult(
+            result = ClientResult(
                 key,
                 weight,
                 message,
@@ -102,7 +108,12 @@ def build_client_work(
                 scheme.uplink.count_bits(message, [weight]),
                 messages.count_model_bits(received, [received["seed"], rates]),
                 scheme.uplink.symbols(message),
+                num_examples,
+                fault,
+                checksum=(),
             )
+            checksum = acceptance.checksum(result, received["seed"])
+            return result._replace(checksum=checksum)
 
         return run()
 
@@ -137,12 +148,3 @@ def dataset_reader(
         return client_data.dataset_computation
     read = client_data.serializable_dataset_fn
     return lambda client_id: read(tf.strings.to_number(client_id, tf.int32))
-
-
-def _check_labels(labels: tf.Tensor, num_classes: int, client_id: tf.Tensor) -> Any:
-    """Returns an assertion that labels are class numbers."""
-    is_wrong = (labels < 0) | (labels >= num_classes)
-    wrong = tf.strings.format("{}", tf.boolean_mask(labels, is_wrong), summarize=3)
-    text = f" has labels that are no class numbers below {num_classes}: "
-    text = tf.strings.join(["Client ", client_id, text, wrong, "."])
-    return tf.debugging.Assert(tf.logical_not(tf.reduce_any(is_wrong)), [text])

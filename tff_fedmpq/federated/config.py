@@ -76,6 +76,9 @@ class LocalTrainingConfig:
       aggregation_weight: Weight p_n of a client before normalisation: "examples" is
         |D_n|, "budget_and_examples" is v_n |D_n| (FedMPQ, Eq. 15), or a function of
         budget and number of examples, both float32[].
+      max_examples: Most examples that a client may hold; one with more is left out.
+      min_clients: Fewest clients with examples whose contributions have to count; a
+        round of fewer is abandoned, and changes only the round's number.
     """
 
     name: ClassVar[str]
@@ -89,9 +92,11 @@ class LocalTrainingConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     aggregation_weight: AggregationWeight = "examples"
+    max_examples: int = 100_000
+    min_clients: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "max_examples", "min_clients"):
             check_count(getattr(self, name), name)
         if self.rounds is not None:
             check_count(self.rounds, "rounds")

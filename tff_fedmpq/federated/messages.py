@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tff_fedmpq.federated import acceptance
+from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
 from tff_fedmpq.keras import variables
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
@@ -163,6 +165,24 @@ class Uplink(abc.ABC):
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
         """Returns the next global model from the present one and the average."""
 
+    def checks(
+        self,
+        message: Message,
+        ticket: Ticket,
+        bit_widths: tf.Tensor,
+        budget: tf.Tensor,
+        spec: ModelSpec,
+    ) -> Sequence[Check]:
+        """Returns what has to hold before `decode`; see `acceptance.first_fault`.
+
+        `bit_widths`, int32[L], are those that the client says it trained.
+        """
+        return ()
+
+    def received(self, message: Message) -> Message | None:
+        """Returns the model message that the client says it received, if it does."""
+        return None
+
     def count_bits(
         self, message: Message, headers: Sequence[tf.Tensor] = ()
     ) -> tf.Tensor:
@@ -198,6 +218,32 @@ class ModelUplink(Uplink):
     def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
         return dequantize_weights(unpack_model(message, spec), self._representation)
 
+    def checks(self, message, ticket, bit_widths, budget, spec) -> Sequence[Check]:
+        layers, sizes = (len(spec.kernel_shapes),), spec.layer_sizes
+        scales, widths = message["scales"], message["bit_widths"]
+        others = message["float_parameters"]
+        shapes = (layers, layers, *spec.float_parameter_shapes)
+
+        def holds_as_many_bytes() -> tf.Tensor:
+            return packing.has_packed_size(message["codes"], sizes, bit_widths)
+
+        return (
+            (
+                lambda: acceptance.have_shapes([scales, widths, *others], shapes),
+                Rejection.SHAPES,
+            ),
+            (lambda: acceptance.all_finite([scales, *others]), Rejection.NOT_FINITE),
+            (
+                lambda: tf.reduce_all(tf.equal(tf.cast(widths, tf.int32), bit_widths)),
+                Rejection.BIT_WIDTHS,
+            ),
+            (holds_as_many_bytes, Rejection.LENGTH),
+            (
+                lambda: acceptance.scales_are_kept(scales, ticket.scales),
+                Rejection.SCALES,
+            ),
+        )
+
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
         return mean
 
@@ -224,6 +270,12 @@ class ModelChangeUplink(ModelUplink):
 
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
         return tf.nest.map_structure(tf.add, present, mean)
+
+    def checks(self, message, *others) -> Sequence[Check]:
+        return super().checks(message["sent"], *others)
+
+    def received(self, message: Message) -> Message:
+        return message["received"]
 
     def count_bits(self, message, headers=()) -> tf.Tensor:
         return super().count_bits(message["sent"], headers)

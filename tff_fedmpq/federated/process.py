@@ -231,11 +231,18 @@ def build_process(
     _forbid_cached_reads(model)
     spec = ModelSpec.from_model(scheme.build_client_model(model))
     task = Task.of(model, element, loss, metrics)
+    statistics = float_non_trainable_variables(model)
     server = Server(
-        scheme, spec, population.budgets, seed, population.digest, task.build_metrics
+        scheme,
+        spec,
+        population.budgets,
+        seed,
+        population.digest,
+        task.build_metrics,
+        ["variance" in variable.name for variable in statistics],
     )
     trainable = [v.numpy() for v in model.trainable_variables]
-    non_trainable = [v.numpy() for v in float_non_trainable_variables(model)]
+    non_trainable = [v.numpy() for v in statistics]
 
     compute = tff.tensorflow.computation
     initial_state = compute(lambda: server.initial_state(trainable, non_trainable))
@@ -257,7 +264,17 @@ def build_process(
     )
     zero = compute(server.zero)
     sums_type = zero.type_signature.result
-    accumulate = compute(server.accumulate, sums_type, work.type_signature.result)
+    # In a sequence of one, as `tff.federated_select` gives it.
+    ticket_of = compute(
+        lambda selected: selected.get_single_element()["ticket"],
+        tff.SequenceType(select.type_signature.result),
+    )
+    answer_type = tff.to_type(
+        (work.type_signature.result, ticket_of.type_signature.result)
+    )
+    accumulate = compute(
+        lambda sums, answer: server.accumulate(sums, *answer), sums_type, answer_type
+    )
     merge_sums = compute(merge, sums_type, sums_type)
     report = compute(lambda sums: sums, sums_type)
     update = compute(server.update, state_type, sums_type)
@@ -274,7 +291,9 @@ def build_process(
         last = tff.federated_eval(max_key, tff.SERVER)
         received = tff.federated_select(keys, last, state, select)
         results = tff.federated_map(work, (client_ids, keys, received))
-        sums = tff.federated_aggregate(results, zero(), accumulate, merge_sums, report)
+        tickets = tff.federated_map(ticket_of, received)
+        answers = tff.federated_zip((results, tickets))
+        sums = tff.federated_aggregate(answers, zero(), accumulate, merge_sums, report)
         next_state, measured = tff.federated_map(update, (state, sums))
         return tff.learning.templates.LearningProcessOutput(next_state, measured)
 

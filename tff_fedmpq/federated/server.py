@@ -2,7 +2,7 @@
 
     message_for    averaged bits -> b_n within the client's budget        (Alg. 2)
                    W, b_n -> quantized, packed model                      (Eq. 14)
-    accumulate     client result -> decoded, added to the round's sums    (Eq. 15)
+    accumulate     client result -> checked, decoded, added to the sums   (Eq. 15)
     update         sums -> next W, next averaged bits                     (Eq. 15, 16)
 
 A client's bit-widths are computed when it is selected, from the average of the last
@@ -14,10 +14,16 @@ Activations of coarser weights have other means and variances, so BatchNorm stat
 are averaged over the clients of each budget and sent to these. A budget of which no
 client took part yet gets those of the nearest one that did. The global model has the
 average over the clients of the last round, whatever their budget.
+
+A result that fails a check of `acceptance` adds nothing to any sum; its reason is in
+the measurements. A round of fewer contributions than `min_clients`, or whose next state
+would hold a number that is not finite, is abandoned.
 """
 
 import collections
 import dataclasses
+import itertools
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
@@ -25,7 +31,8 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq._tff import tff
-from tff_fedmpq.federated import messages
+from tff_fedmpq.federated import acceptance, messages
+from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
 from tff_fedmpq.federated.scheme import Scheme
@@ -51,6 +58,10 @@ class RoundSums(NamedTuple):
     symbols: Any  # To entropy-code, int16[N, streams, symbols].
     statistics: Sequence[Any]  # Sums of p_n times statistics by budget, [G, ...] each.
     budget_weights: Any  # Sums of p_n by budget, float32[G].
+    num_contributions: Any  # Clients that have weight, int32[].
+    rejected: Any  # `Rejection` of each client that was left out, or 0; int32[N].
+    num_rejected: Any  # Also of those that cannot be named, int32[].
+    round: Any  # Of all contributions, -1 if there is none; int32[].
 
     @property
     def is_empty(self) -> tf.Tensor:
@@ -71,7 +82,36 @@ class RoundSums(NamedTuple):
 
 def merge(a: RoundSums, b: RoundSums) -> RoundSums:
     """Returns the sums over two disjoint sets of clients."""
-    return tf.nest.map_structure(tf.add, a, b)
+    latest = tf.maximum(a.round, b.round)
+    a, b = only_of_round(a, latest), only_of_round(b, latest)
+    added = tf.nest.map_structure(tf.add, a, b)
+    return added._replace(rejected=tf.maximum(a.rejected, b.rejected), round=latest)
+
+
+def only_of_round(sums: RoundSums, round_number: tf.Tensor) -> RoundSums:
+    """Returns the sums, from which contributions to another round are taken out.
+
+    No ticket of a later round than the present exists: the latest one seen is right.
+    """
+
+    def reject_all() -> list[tf.Tensor]:
+        took_part = sums.participations > 0
+        late = tf.where(took_part, int(Rejection.ROUND), sums.rejected)
+        emptied = tf.nest.map_structure(tf.zeros_like, sums)._replace(
+            rejected=late,
+            num_rejected=sums.num_rejected + tf.reduce_sum(sums.participations),
+            round=round_number,
+        )
+        return tf.nest.flatten(emptied)
+
+    is_other = tf.not_equal(sums.round, round_number)
+    flat = tf.cond(is_other, reject_all, lambda: tf.nest.flatten(sums))
+    return tf.nest.pack_sequence_as(sums, flat)
+
+
+def _draw_secret() -> tuple[int, int]:
+    """Returns the key of a server's tickets, on which no result depends."""
+    return secrets.randbits(63), secrets.randbits(63)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +124,10 @@ class Server:
     seed: int  # Of all clients' training.
     population: int = 0  # Digest of client ids and budgets, in states.
     build_metrics: Callable[[], Metrics] = Metrics  # Of clients' training.
+    is_variance: Sequence[bool] = ()  # Of each tensor of statistics.
+    secret: tuple[int, int] = dataclasses.field(
+        default_factory=_draw_secret, repr=False
+    )
 
     @property
     def levels(self) -> np.ndarray:
@@ -133,12 +177,35 @@ class Server:
         """
         round_number = state.distributor["round"]
         round_seed = tf.random.fold_in([self.seed, 0], round_number)
+        seed = tf.random.fold_in(round_seed, key)
+        rates = learning_rates_at(self.scheme.training, round_number)
+        model = messages.pack_model(self.model_for(state, key))
+        others = model["float_parameters"]
+        magnitudes = [tf.reduce_max(tf.abs(t)) for t in [model["scales"], *others]]
+        ticket = Ticket(
+            tf.convert_to_tensor(key),
+            round_number,
+            seed,
+            model["bit_widths"],
+            model["scales"],
+            tf.maximum(tf.reduce_max(magnitudes), 1.0),
+            self._variances(
+                others[-len(self.spec.non_trainable_shapes) or len(others) :]
+            ),
+            messages.count_model_bits(model, [seed, rates]),
+            acceptance.fingerprint(model, self.secret),
+            tag=(),
+        )
         # `tff.federated_select` requires keys in alphabetical order.
         return collections.OrderedDict(
-            messages.pack_model(self.model_for(state, key)),
-            seed=tf.random.fold_in(round_seed, key),
-            training_rates=learning_rates_at(self.scheme.training, round_number),
+            model,
+            seed=seed,
+            ticket=acceptance.sign(ticket, self.secret),
+            training_rates=rates,
         )
+
+    def _variances(self, statistics: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(itertools.compress(statistics, self.is_variance))
 
     def model_for(self, state: State, key: Any) -> messages.QuantizedWeights:
         """Returns the model of the client of row `key`, at its own bit-widths."""
@@ -210,13 +277,150 @@ class Server:
             tf.zeros([num_clients, *self.scheme.uplink.symbols_shape(spec)], tf.int16),
             [tf.zeros([len(self.levels), *s]) for s in spec.non_trainable_shapes],
             tf.zeros([len(self.levels)]),
+            tf.constant(0),
+            tf.zeros([num_clients], tf.int32),
+            tf.constant(0),
+            tf.constant(-1),
         )
 
-    def accumulate(self, sums: RoundSums, result: ClientResult) -> RoundSums:
-        """Returns the sums with one more client."""
-        decoded = self.scheme.uplink.decode(result.message, self.spec)
+    def accumulate(
+        self, sums: RoundSums, result: ClientResult, ticket: Ticket
+    ) -> RoundSums:
+        """Returns the sums with one more client, which answers to `ticket`.
+
+        A result that fails a check is only noted.
+        """
+        is_genuine = self._is_genuine(ticket)
+        latest = tf.where(is_genuine, tf.maximum(sums.round, ticket.round), sums.round)
+        sums = only_of_round(sums, latest)
+        genuine: list[Check] = [(lambda: is_genuine, Rejection.TICKET)]
+        fault = acceptance.first_fault(genuine + self._checks(latest, result, ticket))
+
+        def reject(fault: tf.Tensor) -> list[tf.Tensor]:
+            # Nobody is blamed by a forged ticket.
+            row = tf.where(is_genuine, ticket.key, 0)
+            fault = tf.where(is_genuine, fault, 0)
+            rejected = tf.tensor_scatter_nd_max(sums.rejected, [[row]], [fault])
+            count = sums.num_rejected + 1
+            noted = sums._replace(rejected=rejected, num_rejected=count)
+            return tf.nest.flatten(noted)
+
+        def add_unless_wrong() -> list[tf.Tensor]:
+            decoded = self.scheme.uplink.decode(result.message, self.spec)
+            fault = acceptance.first_fault(self._checks_of_decoded(decoded, ticket))
+            return tf.cond(
+                tf.equal(fault, 0),
+                lambda: tf.nest.flatten(self._add(sums, result, ticket.key, decoded)),
+                lambda: reject(fault),
+            )
+
+        flat = tf.cond(tf.equal(fault, 0), add_unless_wrong, lambda: reject(fault))
+        return tf.nest.pack_sequence_as(sums, flat)
+
+    def _is_genuine(self, ticket: Ticket) -> tf.Tensor:
+        """Returns whether this server made the ticket, bool[]."""
+        in_range = (ticket.key >= 0) & (ticket.key < len(self.budgets))
+        expected = acceptance.sign(ticket, self.secret).tag
+        return in_range & tf.equal(expected, ticket.tag)
+
+    def _checks(
+        self, latest: tf.Tensor, result: ClientResult, ticket: Ticket
+    ) -> list[Check]:
+        """Returns what has to hold before the message is decoded."""
+        uplink, message = self.scheme.uplink, result.message
+
+        def bit_widths_are_given() -> tf.Tensor:
+            widths = result.bit_widths
+            at_most = tf.cast(ticket.bit_widths, tf.int32)
+            return tf.reduce_all((widths >= 1) & (widths <= at_most))
+
+        def counts_are_right() -> tf.Tensor:
+            pairs = (
+                (result.uplink_bits, uplink.count_bits(message, [result.weight])),
+                (result.downlink_bits, ticket.downlink_bits),
+                (result.symbols, uplink.symbols(message)),
+            )
+            return tf.reduce_all([tf.reduce_all(tf.equal(a, b)) for a, b in pairs])
+
+        def model_is_that_sent() -> tf.Tensor:
+            received = uplink.received(message)
+            if received is None:
+                return tf.constant(True)
+            found = acceptance.fingerprint(received, self.secret)
+            return tf.equal(found, ticket.model)
+
+        layers = (len(self.spec.kernel_shapes),)
+        own = [result.bit_widths, result.msb_densities, result.num_examples]
+        row = tf.clip_by_value(ticket.key, 0, len(self.budgets) - 1)
+        budget = tf.gather(self.budgets.astype(np.float32), row)
+
+        def weight_is_right() -> tf.Tensor:
+            count, weight = result.num_examples, result.weight
+            expected = self.scheme.aggregation_weight(budget, count)
+            known = (count >= 0) & (count <= self.scheme.training.max_examples)
+            same = tf.abs(weight - expected) <= 1e-5 * expected
+            return known & same & tf.math.is_finite(expected)
+
+        return [
+            (lambda: tf.equal(ticket.round, latest), Rejection.ROUND),
+            (lambda: tf.equal(result.key, ticket.key), Rejection.TICKET),
+            (
+                lambda: tf.equal(
+                    acceptance.checksum(result, ticket.seed), result.checksum
+                ),
+                Rejection.CHECKSUM,
+            ),
+            *(
+                (lambda fault=fault: tf.not_equal(result.fault, int(fault)), fault)
+                for fault in (Rejection.LABELS, Rejection.IMAGES)
+            ),
+            (
+                lambda: acceptance.have_shapes(own, [layers, layers, ()]),
+                Rejection.SHAPES,
+            ),
+            (
+                lambda: acceptance.all_finite(result._replace(message=())),
+                Rejection.NOT_FINITE,
+            ),
+            (bit_widths_are_given, Rejection.BIT_WIDTHS),
+            *uplink.checks(message, ticket, result.bit_widths, budget, self.spec),
+            (weight_is_right, Rejection.WEIGHT),
+            (counts_are_right, Rejection.COUNTS),
+            (model_is_that_sent, Rejection.RECEIVED),
+        ]
+
+    def _checks_of_decoded(self, decoded: FloatWeights, ticket: Ticket) -> list[Check]:
+        """Returns what has to hold before decoded values are added."""
+        trainable, statistics = self.spec.join(decoded)
+        # Of a change the server can only judge what it makes of the statistics.
+        variances = self.scheme.uplink.apply(
+            FloatWeights((), ticket.variances),
+            FloatWeights((), self._variances(statistics)),
+        ).float_parameters
+        limits = (
+            acceptance.MAX_WEIGHT_RATIO * ticket.magnitude,
+            acceptance.MAX_STATISTICS_RATIO * ticket.magnitude,
+        )
+        return [
+            (
+                lambda: (
+                    acceptance.all_within(trainable, limits[0])
+                    & acceptance.all_within(statistics, limits[1])
+                ),
+                Rejection.MAGNITUDE,
+            ),
+            (
+                lambda: acceptance.variances_are_possible(variances, ticket.variances),
+                Rejection.VARIANCE,
+            ),
+        ]
+
+    def _add(
+        self, sums: RoundSums, result: ClientResult, key: Any, decoded: FloatWeights
+    ) -> RoundSums:
+        """Returns the sums with a client's contribution."""
         _, statistics = self.spec.join(decoded)
-        level = self._level_of(result.key)
+        level = self._level_of(key)
 
         def add_weighted(total: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
             return total + result.weight * tf.cast(value, tf.float32)
@@ -224,31 +428,38 @@ class Server:
         def add_row(table: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
             if table.shape.num_elements() == 0:
                 return table  # A float model's; TensorFlow cannot update it.
-            return tf.tensor_scatter_nd_add(table, [[result.key]], [row])
+            return tf.tensor_scatter_nd_add(table, [[key]], [row])
 
-        return RoundSums(
-            tf.nest.map_structure(add_weighted, sums.weights, decoded),
-            add_weighted(sums.weighted_bit_widths, result.bit_widths),
-            sums.total_weight + result.weight,
-            tf.nest.map_structure(tf.add, sums.training, result.training),
-            sums.msb_densities + result.msb_densities,
-            add_row(sums.participations, tf.constant(1)),
-            add_row(sums.bit_widths, result.bit_widths),
-            add_row(sums.uplink_bits, result.uplink_bits),
-            add_row(sums.downlink_bits, result.downlink_bits),
-            add_row(sums.symbols, result.symbols),
-            [
+        return sums._replace(
+            weights=tf.nest.map_structure(add_weighted, sums.weights, decoded),
+            weighted_bit_widths=add_weighted(
+                sums.weighted_bit_widths, result.bit_widths
+            ),
+            total_weight=sums.total_weight + result.weight,
+            training=tf.nest.map_structure(tf.add, sums.training, result.training),
+            msb_densities=sums.msb_densities + result.msb_densities,
+            participations=add_row(sums.participations, tf.constant(1)),
+            bit_widths=add_row(sums.bit_widths, result.bit_widths),
+            uplink_bits=add_row(sums.uplink_bits, result.uplink_bits),
+            downlink_bits=add_row(sums.downlink_bits, result.downlink_bits),
+            symbols=add_row(sums.symbols, result.symbols),
+            statistics=[
                 tf.tensor_scatter_nd_add(rows, [[level]], [result.weight * value])
                 for rows, value in zip(sums.statistics, statistics)
             ],
-            tf.tensor_scatter_nd_add(sums.budget_weights, [[level]], [result.weight]),
+            budget_weights=tf.tensor_scatter_nd_add(
+                sums.budget_weights, [[level]], [result.weight]
+            ),
+            num_contributions=sums.num_contributions
+            + tf.cast(result.weight > 0, tf.int32),
         )
 
     def update(self, state: State, sums: RoundSums) -> tuple[State, Mapping[str, Any]]:
         """Returns the next state, and the round's measurements.
 
-        A round without weight leaves the model and the averaged bit-widths as they are.
+        An abandoned round leaves all of the state but the round's number as it is.
         """
+        sums = only_of_round(sums, state.distributor["round"])
         once = tf.debugging.Assert(
             tf.reduce_all(sums.participations <= 1),
             ["A client took part twice in a round:", sums.participations],
@@ -258,46 +469,57 @@ class Server:
             tf.equal(state.distributor["population"], self.population),
             ["The state is of other clients or budgets."],
         )
-
-        def unless_empty(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
-            return tf.where(sums.is_empty, old, new)
-
         with tf.control_dependencies([once, same]):
-            present, bits = self.float_weights(state), state.distributor
-            following = self.scheme.uplink.apply(present, sums.mean_weights())
-            weights = tf.nest.map_structure(unless_empty, following, present)
-            means = unless_empty(sums.mean_bit_widths(), bits["mean_bit_widths"])
-            took_part = sums.participations[:, tf.newaxis] > 0
-            pruned = self.bit_widths(state) - sums.bit_widths
-            reductions = tf.where(took_part, pruned, bits["bit_reductions"])
-            rows = self._next_statistics(state, sums)
+            following = self._following(state, sums)
+        min_clients = self.scheme.training.min_clients
+        is_kept = sums.num_contributions >= min_clients
+        is_kept &= acceptance.all_finite(following)
+        flat = [
+            tf.where(is_kept, new, old)
+            for new, old in zip(tf.nest.flatten(following), tf.nest.flatten(state))
+        ]
+        next_state = tf.nest.pack_sequence_as(following, flat)
+        next_state.distributor["round"] = state.distributor["round"] + 1
+        table = self.bit_widths(next_state)
+        rates = learning_rates_at(self.scheme.training, state.distributor["round"])
+        return next_state, self.measurements(sums, table, rates, ~is_kept)
+
+    def _following(self, state: State, sums: RoundSums) -> State:
+        """Returns the next state of a round that is not abandoned."""
+        present, bits = self.float_weights(state), state.distributor
+        weights = self.scheme.uplink.apply(present, sums.mean_weights())
+        took_part = sums.participations[:, tf.newaxis] > 0
+        pruned = self.bit_widths(state) - sums.bit_widths
+        rows = self._next_statistics(state, sums)
         distributor = collections.OrderedDict(
-            bit_reductions=reductions,
+            bit_reductions=tf.where(took_part, pruned, bits["bit_reductions"]),
             has_statistics=bits["has_statistics"] | (sums.budget_weights > 0),
-            mean_bit_widths=means,
+            mean_bit_widths=sums.mean_bit_widths(),
             population=bits["population"],
-            round=bits["round"] + 1,
+            round=bits["round"],
             statistics=rows,
         )
         shares = tf.math.divide_no_nan(sums.budget_weights, sums.total_weight)
-        common = [
-            unless_empty(tf.tensordot(shares, new, 1), old)
-            for new, old in zip(rows, state.global_model_weights.non_trainable)
-        ]
+        common = [tf.tensordot(shares, new, 1) for new in rows]
         trainable, _ = self.spec.join(weights)
         model = tff.learning.models.ModelWeights(list(trainable), common)
-        next_state = state._replace(global_model_weights=model, distributor=distributor)
-        rates = learning_rates_at(self.scheme.training, bits["round"])
-        return next_state, self.measurements(sums, self.bit_widths(next_state), rates)
+        return state._replace(global_model_weights=model, distributor=distributor)
 
     def measurements(
-        self, sums: RoundSums, table: tf.Tensor, rates: tf.Tensor
+        self,
+        sums: RoundSums,
+        table: tf.Tensor,
+        rates: tf.Tensor,
+        is_abandoned: tf.Tensor,
     ) -> Mapping[str, Any]:
         """Returns a round's measurements.
 
         client_work.train: loss, metrics of the task by their names, and num_examples,
           of all steps, float32[] each; accuracy is that of classification.
-        participations: 1 for the round's clients, int32[N].
+        participations: 1 for the clients whose contributions count, int32[N].
+        rejected: `acceptance.Rejection` of clients that were left out, or 0; int32[N].
+        num_rejected: their number, with those that no row can be given, int32[].
+        abandoned: whether the state stays as it was, bool[].
         uplink_bits, downlink_bits: sizes of messages by `messages.BIT_ITEMS`, int64[N,
           4]; see `Uplink.count_bits` for entropy coding.
         uplink_symbols: symbols to entropy-code, int16[N, streams, symbols]; empty for
@@ -318,6 +540,9 @@ class Server:
         return collections.OrderedDict(
             client_work=collections.OrderedDict(train=train),
             participations=sums.participations,
+            rejected=sums.rejected,
+            num_rejected=sums.num_rejected,
+            abandoned=is_abandoned,
             uplink_bits=sums.uplink_bits,
             downlink_bits=sums.downlink_bits,
             uplink_symbols=sums.symbols,

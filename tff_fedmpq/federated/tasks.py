@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 import tensorflow as tf
-from keras.src.engine import compile_utils
 
+from tff_fedmpq._tensorflow import keras_module
+
+compile_utils = keras_module("engine.compile_utils")
 Loss = Callable[..., tf.Tensor]
 
 # Accuracy of a class that is predicted, by the loss that trains it.

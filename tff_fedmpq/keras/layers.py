@@ -27,14 +27,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras.src.engine import base_layer_utils
 
+from tff_fedmpq._tensorflow import keras_module
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, check_weights
 from tff_fedmpq.keras.regularizers import bit_plane_lasso
 from tff_fedmpq.quantization import activations, representations, scales
 from tff_fedmpq.quantization.activations import CLIP_VALUE
 
 Layer = tf.keras.layers.Layer
+base_layer_utils = keras_module("engine.base_layer_utils")
 
 # Quantization clips at six, which makes each of these a ReLU6.
 RELU_FUNCTIONS = (tf.keras.activations.relu, tf.nn.relu, tf.nn.relu6)

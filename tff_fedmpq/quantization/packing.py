@@ -28,6 +28,20 @@ def packed_size(num_codes, bit_width):
     return (num_codes * bit_width + 7) // 8
 
 
+def has_packed_size(
+    packed: tf.Tensor, num_codes: np.ndarray, bit_widths: tf.Tensor
+) -> tf.Tensor:
+    """Returns whether bytes uint8[n] are as many as those of L layers' codes, bool[].
+
+    `num_codes` are int[L], `bit_widths` int32[L] or int32[]. Bytes of another rank are
+    not.
+    """
+    if packed.shape.rank != 1:
+        return tf.constant(False)
+    sizes = packed_size(tf.constant(num_codes, tf.int64), bit_widths)
+    return tf.equal(tf.size(packed, tf.int64), tf.reduce_sum(sizes))
+
+
 def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     """Packs codes uint8[n] of b bits, int32[], into bytes, uint8[ceil(n * b / 8)].
 

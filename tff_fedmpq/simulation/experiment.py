@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from tff_fedmpq.federated import acceptance
 from tff_fedmpq.federated.checkpoints import Checkpoints
 from tff_fedmpq.federated.evaluation import (
     DeviceEvaluator,
@@ -234,11 +235,20 @@ def _measured(process: FederatedProcess, metrics: Mapping[str, Any]) -> dict[str
         "msb_densities": metrics["msb_densities"].tolist(),
         "next_bit_widths": metrics["bit_widths"].tolist(),
         "clients": clients,
+        "rejected": acceptance.describe(metrics["rejected"], process.client_ids),
+        "num_rejected": int(metrics["num_rejected"]),
+        "abandoned": bool(metrics["abandoned"]),
     }
 
 
 def _check_loss(record: Mapping[str, Any]) -> None:
     """Raises an error if training diverged, which codes cannot show."""
+    reasons = set(record["rejected"].values())
+    if record["abandoned"] and reasons & acceptance.OF_DIVERGENCE:
+        raise DivergenceError(
+            f"Training diverged in round {record['round']}: all was left out, as of a "
+            f"client {min(reasons)}. Lower learning_rate or float_learning_rate."
+        )
     # Both: clients compute theirs before each step, without the effect of the last.
     for name in ("train_loss", "test_loss"):
         if not math.isfinite(record[name]):

@@ -17,6 +17,9 @@ _Rounds = Sequence[Mapping[str, Any]]
 
 def describe_round(record: Mapping[str, Any], rounds: int) -> str:
     """Returns the line that is printed after a round."""
+    left_out = [f"{c} ({reason})" for c, reason in record["rejected"].items()]
+    unnamed = record["num_rejected"] - len(left_out)
+    left_out += [f"{unnamed} unknown"] if unnamed else []
     return (
         f"round {record['round']:>3}/{rounds}  "
         f"test accuracy {100 * record['test_accuracy']:5.2f} %  "
@@ -26,6 +29,8 @@ def describe_round(record: Mapping[str, Any], rounds: int) -> str:
         f"down {record['downlink_bits'] / BITS_PER_MEGABYTE:.3f} MB  "
         f"bits {record['mean_bit_width']:.2f}  "
         f"{record['seconds']:.1f} s"
+        + (f"  left out: {', '.join(left_out)}" if left_out else "")
+        + ("  abandoned" if record["abandoned"] else "")
     )
 
 
