@@ -351,9 +351,11 @@ def _bit_widths(
             raise ValueError(f"No layer is called {selector!r}; layers are {names}.")
 
     def bits_of(layer: tf.keras.layers.Layer) -> int | None:
-        bits = rule
+        # A float layer of ours was left so on purpose: only its own rule changes it.
+        is_kept = isinstance(layer, QuantizedLayer) and layer.bit_width is None
+        default = None if is_kept else representations.MAX_BIT_WIDTH
+        bits = None if is_kept else rule
         if isinstance(rule, Mapping):
-            default = representations.MAX_BIT_WIDTH
             bits = next((b for s, b in rule.items() if _fits(layer, s)), default)
         elif callable(rule):
             bits = rule(layer) if _num_kernel_weights(layer) else None
