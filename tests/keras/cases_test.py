@@ -507,7 +507,7 @@ def test_k14_weights_that_are_no_numbers(wrong, per_channel):
         {"optimizer": tf.keras.optimizers.legacy.Adam()},
         {},
     ],
-    ids=str,
+    ids=["name", "sgd", "momentum", "legacy", "default"],
 )
 def test_k15_other_optimizers_are_refused(arguments):
     model = quantize_model(dense_of(normal(5, 3)), 8)
