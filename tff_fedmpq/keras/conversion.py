@@ -26,9 +26,8 @@ from tff_fedmpq.keras.quantization_report import (
 from tff_fedmpq.keras.quantized_kernel import check_weights
 from tff_fedmpq.quantization import activations, representations, scales
 
-Layer = tf.keras.layers.Layer
 # A layer's name, in which * stands for anything, its type, or a function of the layer.
-Selector = Union[str, type, Callable[[Layer], bool]]
+Selector = Union[str, type, Callable[[Any], bool]]
 
 # Layers with few weights, which stay in float by design.
 _FLOAT_BY_DESIGN = (
@@ -196,7 +195,7 @@ class _Converter:
     converted: dict[int, Any] = dataclasses.field(default_factory=dict)
     limited: set[int] = dataclasses.field(default_factory=set)  # With a max_value.
 
-    def __call__(self, layer: Layer) -> Layer:
+    def __call__(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         if id(layer) not in self.converted:
             self.converted[id(layer)] = self._convert(layer)
         return self.converted[id(layer)]
@@ -211,7 +210,7 @@ class _Converter:
                 found += [q for q in quantizers if _is_open(q)]
         return found
 
-    def _convert(self, layer: Layer) -> Layer:
+    def _convert(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         if isinstance(layer, _FUNCTIONAL):
             return tf.keras.models.clone_model(layer, clone_function=self)
         config = layer.get_config()
@@ -247,7 +246,9 @@ class _Converter:
                     part.change_bit_width(bits)
         return copy
 
-    def _options_of(self, layer: Layer, bits: int | None) -> dict[str, Any]:
+    def _options_of(
+        self, layer: tf.keras.layers.Layer, bits: int | None
+    ) -> dict[str, Any]:
         """Returns the arguments of a layer's quantized form."""
         options = {**self.options, "bit_width": bits, "lasso_strength": 0.0}
         own = getattr(QUANTIZED_FORMS.get(type(layer)), "_kernel_names", ())
@@ -258,7 +259,7 @@ class _Converter:
             options["representation"] = _representation_of(layer, bits, options)
         return options
 
-    def _quantizes_activation_of(self, layer: Layer) -> bool:
+    def _quantizes_activation_of(self, layer: tf.keras.layers.Layer) -> bool:
         if self.activation_bits is None:
             return False
         if not quant_layers.can_quantize_activation(layer):
@@ -273,7 +274,9 @@ class _Converter:
             return low, high
         return low, self.activation_range
 
-    def _quantized_activation(self, layer: Layer, dtype: Any) -> Layer | None:
+    def _quantized_activation(
+        self, layer: tf.keras.layers.Layer, dtype: Any
+    ) -> tf.keras.layers.Layer | None:
         """Returns the quantized form of an activation layer; None if it has none."""
         bits = self.activation_bits
         if bits is None:
@@ -305,7 +308,7 @@ class _Converter:
         inner = type(layer).from_config(layer.get_config())
         return quant_layers.QuantActivation(inner, bits, (low, high), **options)
 
-    def report(self, layer: Layer) -> LayerReport:
+    def report(self, layer: tf.keras.layers.Layer) -> LayerReport:
         """Returns what was done with a layer."""
         converted = self(layer)
         kernels = [v for v in converted.weights if hasattr(v, "quantized_kernel")]
@@ -338,7 +341,7 @@ class _Converter:
 
 
 def _bit_widths(
-    layers: list[Layer], rule: Any, exclude: tuple[Selector, ...]
+    layers: list[tf.keras.layers.Layer], rule: Any, exclude: tuple[Selector, ...]
 ) -> dict[int, int | None]:
     """Returns each layer's bit-width by a rule of `quantize_model`; None is float."""
     mapping = rule if isinstance(rule, Mapping) else {}
@@ -347,10 +350,12 @@ def _bit_widths(
             names = ", ".join(layer.name for layer in layers[:10])
             raise ValueError(f"No layer is called {selector!r}; layers are {names}.")
 
-    def bits_of(layer: Layer) -> int | None:
-        bits = rule
+    def bits_of(layer: tf.keras.layers.Layer) -> int | None:
+        # A float layer of ours was left so on purpose: only its own rule changes it.
+        is_kept = isinstance(layer, QuantizedLayer) and layer.bit_width is None
+        default = None if is_kept else representations.MAX_BIT_WIDTH
+        bits = None if is_kept else rule
         if isinstance(rule, Mapping):
-            default = representations.MAX_BIT_WIDTH
             bits = next((b for s, b in rule.items() if _fits(layer, s)), default)
         elif callable(rule):
             bits = rule(layer) if _num_kernel_weights(layer) else None
@@ -361,7 +366,7 @@ def _bit_widths(
     return {id(layer): bits_of(layer) for layer in layers}
 
 
-def _fits(layer: Layer, selector: Selector) -> bool:
+def _fits(layer: tf.keras.layers.Layer, selector: Selector) -> bool:
     """Returns whether a selector means a layer."""
     if isinstance(selector, str):
         return fnmatch.fnmatchcase(layer.name, selector)
@@ -370,32 +375,34 @@ def _fits(layer: Layer, selector: Selector) -> bool:
     return bool(selector(layer))
 
 
-def _fits_any(layer: Layer, selectors: Iterable[Selector]) -> bool:
+def _fits_any(layer: tf.keras.layers.Layer, selectors: Iterable[Selector]) -> bool:
     return any(_fits(layer, selector) for selector in selectors)
 
 
-def _is_wrapper(layer: Layer) -> bool:
+def _is_wrapper(layer: tf.keras.layers.Layer) -> bool:
     return isinstance(layer, _WRAPPERS) or type(layer) is tf.keras.layers.RNN
 
 
-def _is_activation(layer: Layer) -> bool:
+def _is_activation(layer: tf.keras.layers.Layer) -> bool:
     return isinstance(layer, (quant_layers.QuantActivation, *_ACTIVATION_LAYERS))
 
 
-def _has_constraint(layer: Layer) -> bool:
+def _has_constraint(layer: tf.keras.layers.Layer) -> bool:
     """Returns whether a kernel of a layer with a quantized form has a constraint."""
     names = (f"{prefix}{kind}_constraint" for kind in _KERNELS for prefix in ("", "_"))
     is_constrained = any(vars(layer).get(name) is not None for name in names)
-    parts = (part for part in layer.submodules if isinstance(part, Layer))
+    parts = (
+        part for part in layer.submodules if isinstance(part, tf.keras.layers.Layer)
+    )
     return is_constrained or any(_has_constraint(part) for part in parts)
 
 
-def _kernels(layer: Layer) -> list[Any]:
+def _kernels(layer: tf.keras.layers.Layer) -> list[Any]:
     """Returns the weights that can be quantized, or are codes, of a layer's parts."""
     is_known = type(layer) in QUANTIZED_FORMS or isinstance(layer, QuantizedLayer)
     found = []
     for part in (layer, *layer.submodules) if is_known or _is_wrapper(layer) else ():
-        form = QUANTIZED_FORMS.get(type(part), type(part))
+        form: Any = QUANTIZED_FORMS.get(type(part), type(part))
         if (
             issubclass(form, QuantizedLayer) and part.built
         ):  # A wrapper's pattern isn't.
@@ -406,11 +413,13 @@ def _kernels(layer: Layer) -> list[Any]:
     return list({id(kernel): kernel for kernel in found}.values())
 
 
-def _num_kernel_weights(layer: Layer) -> int:
+def _num_kernel_weights(layer: tf.keras.layers.Layer) -> int:
     return sum(kernel.shape.num_elements() for kernel in _kernels(layer))
 
 
-def _representation_of(layer: Layer, bits: int, options: dict[str, Any]) -> str:
+def _representation_of(
+    layer: tf.keras.layers.Layer, bits: int, options: dict[str, Any]
+) -> str:
     """Returns the name of the representation with a layer's least squared error."""
     kernels = [kernel for kernel in _kernels(layer) if kernel.dtype.is_floating]
     rule, bit_width = scales.get_scale_rule(options["scale_rule"]), tf.constant(bits)
@@ -439,22 +448,23 @@ def _is_open(activation: Any) -> bool:
     return high != 1.0 and activation.function is not tf.nn.relu6
 
 
-def _float_activation(layer: Layer) -> str:
+def _float_activation(layer: tf.keras.layers.Layer) -> str:
     """Returns the name of an activation that has no quantized form here, or ""."""
     if isinstance(layer, (tf.keras.layers.ReLU, tf.keras.layers.Softmax)):
         return type(layer).__name__.lower()
     if isinstance(layer, _ACTIVATION_LAYERS):
         return type(layer).__name__
     function = getattr(layer, "function", None)  # Lambda layers and operations.
-    if getattr(function, "__name__", "") in activations.RANGES:
-        return function.__name__
-    activation = getattr(layer, "activation", None)
+    name = getattr(function, "__name__", "")
+    if name in activations.RANGES:
+        return name
+    activation: Any = getattr(layer, "activation", None)
     if activation in (None, tf.keras.activations.linear):
         return ""
     return getattr(activation, "__name__", type(activation).__name__)
 
 
-def _refusing_optimizers(base: type) -> type:
+def _refusing_optimizers(base: Any) -> type:
     """Returns the class of a quantized model, which refuses Keras's own optimizers."""
     if hasattr(base, "refuses_optimizers"):
         return base
@@ -497,7 +507,7 @@ def _output_ids(model: tf.keras.Model) -> Iterator[int]:
             yield from _output_ids(layer) if is_model else [id(layer)]
 
 
-def _is_relu_layer(layer: Layer) -> bool:
+def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
     """Returns whether the layer is a ReLU or, like QuantReLU, a clipped one."""
     if isinstance(layer, tf.keras.layers.ReLU):
         is_plain = not layer.negative_slope and not layer.threshold
@@ -526,7 +536,7 @@ def _leaf_layers(model: tf.keras.Model) -> list[Any]:
     return list({id(layer): layer for layer in leaves}.values())
 
 
-def _copy_weights(source: Layer, target: Layer) -> None:
+def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
     """Copies or quantizes the weights of a layer into its converted form."""
     targets = _logical_weights(target)
     if not targets:  # Adapted statistics have become arguments.
@@ -543,7 +553,7 @@ def _copy_weights(source: Layer, target: Layer) -> None:
             kernel.quantize(one if ours is None else ours.value())
 
 
-def _logical_weights(layer: Layer) -> list[tf.Variable]:
+def _logical_weights(layer: tf.keras.layers.Layer) -> list[tf.Variable]:
     """Returns the weights of a layer, without scales and bit-widths of its codes."""
     kernels = [getattr(v, "quantized_kernel", None) for v in layer.weights]
     extra = {id(v) for k in kernels if k for v in (k.scale, k.bit_width)}

@@ -34,7 +34,6 @@ from tff_fedmpq.keras.regularizers import bit_plane_lasso
 from tff_fedmpq.quantization import activations, representations, scales
 from tff_fedmpq.quantization.activations import CLIP_VALUE
 
-Layer = tf.keras.layers.Layer
 base_layer_utils = keras_module("engine.base_layer_utils")
 
 # Quantization clips at six, which makes each of these a ReLU6.
@@ -74,6 +73,11 @@ def range_of(function: Any) -> tuple[float, float] | None:
     return activations.RANGES.get(name) if function in known else None
 
 
+def _pair(limits: Any) -> tuple[float, float]:
+    low, high = limits
+    return float(low), float(high)
+
+
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
 class ActivationOfBits:
     """Activation function of k bits.
@@ -92,7 +96,7 @@ class ActivationOfBits:
             limits = (default[0] if default else 0.0, limits)
         if (limits or default) is None:
             raise ValueError(f"{function} has no known range: give activation_range.")
-        low, high = self.limits = tuple(map(float, limits or default))
+        low, high = self.limits = _pair(limits or default)
         if not low <= 0 < high:
             raise ValueError(f"An activation range has to hold 0, found {low}, {high}.")
         self.bits = representations.check_bit_width(bits, "activation_bits")
@@ -107,7 +111,7 @@ class ActivationOfBits:
         y = self.function(x)
         if self.observed is None:
             return activations.quantize_range(
-                y, self.bits, *self.limits, training=is_training()
+                y, self.bits, self.limits[0], self.limits[1], is_training()
             )
         values = tf.cast(y, tf.float32)
         low, high = self.observed
@@ -145,7 +149,7 @@ class _KernelView:
         layer.__dict__[self._name] = value
 
 
-class QuantizedLayer(Layer):
+class QuantizedLayer(tf.keras.layers.Layer):
     """Mixin that quantizes the kernels of the stock layer after it in the bases."""
 
     _kernel_names: tuple[str, ...] = ()  # Names of the kernels in the stock layer.
@@ -216,7 +220,7 @@ class QuantizedLayer(Layer):
     def __setattr__(self, name: str, value: Any) -> None:
         parts = value if isinstance(value, (list, tuple)) else [value]
         for part in parts:
-            if isinstance(part, Layer) and "_options" in self.__dict__:
+            if isinstance(part, tf.keras.layers.Layer) and "_options" in self.__dict__:
                 quantize_parts(part, self._options)
         super().__setattr__(name, value)
 
@@ -263,8 +267,8 @@ class QuantizedLayer(Layer):
         is_depthwise = name == "depthwise_kernel"
         if not (is_depthwise if self.per_channel is None else self.per_channel):
             return ()
-        axes = (-2, -1) if is_depthwise else self._channel_axes
-        axes = [axis % len(shape) for axis in axes]
+        last = (-2, -1) if is_depthwise else self._channel_axes
+        axes = [axis % len(shape) for axis in last]
         return tuple(size if axis in axes else 1 for axis, size in enumerate(shape))
 
     def _add_quantized_kernel(
@@ -334,7 +338,9 @@ class QuantizedLayer(Layer):
         return config
 
 
-def can_quantize_activation(layer: Layer, activation_range: Any = None) -> bool:
+def can_quantize_activation(
+    layer: tf.keras.layers.Layer, activation_range: Any = None
+) -> bool:
     """Returns whether a layer has an activation function with a quantized form."""
     function = getattr(layer, "activation", None)
     is_state = hasattr(layer, "cell") or hasattr(layer, "state_size")
@@ -378,7 +384,7 @@ def _with_seed(initializer: Any) -> Any:
     return type(initializer).from_config({**config, "seed": random.getrandbits(31)})
 
 
-QUANTIZED_FORMS: dict[type, type] = {}  # Quantized forms by stock layers.
+QUANTIZED_FORMS: dict[type, Any] = {}  # Quantized forms by stock layers.
 
 
 def register_quantized_layer(
@@ -389,7 +395,7 @@ def register_quantized_layer(
     To load a saved model, register the class first.
 
     Args:
-      stock: Layer class.
+      stock: tf.keras.layers.Layer class.
       *kernel_names: Names of its kernels, both as attributes and in `add_weight`. None
         is needed for a layer whose kernels are those of layers it sets as attributes.
       channel_axes: Axes of a kernel that have a scale of their own if `per_channel`.
@@ -410,7 +416,9 @@ def register_quantized_layer(
 
 
 def quantize_parts(
-    layer: Layer, options: dict[str, Any], activation_bits: int | None = None
+    layer: tf.keras.layers.Layer,
+    options: dict[str, Any],
+    activation_bits: int | None = None,
 ) -> None:
     """Gives a layer, and layers that it is made of, their quantized forms in place."""
     for part in (layer, *layer.submodules):
@@ -422,7 +430,7 @@ def quantize_parts(
 
 
 _layers, _register = tf.keras.layers, register_quantized_layer
-_OUTPUT_BEFORE_INPUT = {"channel_axes": (-2,)}
+_OUTPUT_BEFORE_INPUT: dict[str, Any] = {"channel_axes": (-2,)}
 QuantConv1D = _register(_layers.Conv1D, "kernel")
 QuantConv2D = _register(_layers.Conv2D, "kernel")
 QuantConv3D = _register(_layers.Conv3D, "kernel")
@@ -456,7 +464,7 @@ QuantMultiHeadAttention = _register(_layers.MultiHeadAttention)
 
 
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
-class QuantReLU(Layer):
+class QuantReLU(tf.keras.layers.Layer):
     """ReLU of `activation_bits` (1 to 8) up to `clip_value`; see `quantized_relu`."""
 
     def __init__(
@@ -486,7 +494,7 @@ class QuantReLU(Layer):
 
 
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
-class QuantActivation(Layer):
+class QuantActivation(tf.keras.layers.Layer):
     """Activation whose output has `activation_bits` within `activation_range`.
 
     `activation` is a name, a function, or a layer such as `LeakyReLU`.
@@ -510,7 +518,7 @@ class QuantActivation(Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
-        if isinstance(self.function, Layer):
+        if isinstance(self.function, tf.keras.layers.Layer):
             self.function.build(input_shape)
         super().build(input_shape)
 
@@ -519,7 +527,7 @@ class QuantActivation(Layer):
 
     def get_config(self) -> dict[str, Any]:
         function = self.function
-        if isinstance(function, Layer):
+        if isinstance(function, tf.keras.layers.Layer):
             function = tf.keras.utils.serialize_keras_object(function)
         else:
             function = tf.keras.activations.serialize(function)

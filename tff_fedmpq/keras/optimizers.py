@@ -55,8 +55,8 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: float | _Schedule = 0.1,
-        float_learning_rate: float | _Schedule = 0.1,
+        learning_rate: Any = 0.1,
+        float_learning_rate: Any = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         learning_rate_unit: str = "weight",
@@ -129,7 +129,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self._built = True
 
     @property
-    def float_learning_rate(self) -> float | tf.Variable | _Schedule:
+    def float_learning_rate(self) -> Any:
         """Learning rate of the float variables, before it moves with the other."""
         return self._float_learning_rate
 
@@ -164,7 +164,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Moves codes by their gradient ``dL/du``, or a float variable by its own."""
-        kernel = getattr(variable, "quantized_kernel", None)
+        kernel: Any = getattr(variable, "quantized_kernel", None)
         index = self._index_dict[self._var_key(variable)]
         gradient = tf.convert_to_tensor(gradient)  # Embeddings give IndexedSlices.
         if self.l2_decay and kernel is None:

@@ -88,7 +88,7 @@ def quantize_range(
 
 def _wider_range(low: float, high: float, largest: int) -> tuple[float, float]:
     """Returns a range of 256 levels, from `low`, whose float32 step is the given's."""
-    low32, high32 = np.float32([low, high])
+    low32, high32 = np.float32(low), np.float32(high)
     step = (high32 - low32) / np.float32(largest)
     wider = low32 + np.float32(2**_MAX_BITS - 1) * step
     tries = wider + np.spacing(wider) * np.arange(-2, 3, dtype=np.float32)
