@@ -84,6 +84,7 @@ class Server:
     seed: int  # Of all clients' training.
     population: int = 0  # Digest of client ids and budgets, in states.
     build_metrics: Callable[[], Metrics] = Metrics  # Of clients' training.
+    optimizer: Any = None  # A `tff.learning.optimizers.Optimizer`; None takes averages.
 
     @property
     def levels(self) -> np.ndarray:
@@ -107,7 +108,8 @@ class Server:
         L], the bits that each client's training pruned when it last took part. For G
         budgets, ``statistics`` holds float32[G, ...] for each tensor of statistics, and
         ``has_statistics`` bool[G] whether a client of the budget took part.
-        ``population`` int64[] is the digest of client ids and budgets.
+        ``population`` int64[] is the digest of client ids and budgets. The finalizer is
+        the state of the server's optimizer, () without one.
         """
         num_layers, num_budgets = len(self.spec.kernel_shapes), len(self.levels)
         copies = [np.stack(num_budgets * [value]) for value in non_trainable]
@@ -122,8 +124,10 @@ class Server:
         model = tff.learning.models.ModelWeights(
             list(map(tf.constant, trainable)), list(map(tf.constant, non_trainable))
         )
+        specs = list(map(tf.TensorSpec.from_tensor, model.trainable))
+        finalizer = () if self.optimizer is None else self.optimizer.initialize(specs)
         return tff.learning.templates.LearningAlgorithmState(
-            model, distributor, client_work=(), aggregator=(), finalizer=()
+            model, distributor, client_work=(), aggregator=(), finalizer=finalizer
         )
 
     def message_for(self, state: State, key: tf.Tensor) -> messages.Message:
@@ -284,9 +288,18 @@ class Server:
             unless_empty(tf.tensordot(shares, new, 1), old)
             for new, old in zip(rows, state.global_model_weights.non_trainable)
         ]
-        trainable, _ = self.spec.join(weights)
-        model = tff.learning.models.ModelWeights(list(trainable), common)
-        next_state = state._replace(global_model_weights=model, distributor=distributor)
+        trainable = list(self.spec.join(weights)[0])
+        finalizer = state.finalizer
+        if self.optimizer is not None:
+            old = finalizer, list(state.global_model_weights.trainable)
+            gradients = tf.nest.map_structure(tf.subtract, old[1], trainable)
+            new = self.optimizer.next(*old, gradients)
+            finalizer, trainable = tf.nest.map_structure(unless_empty, new, old)
+        next_state = state._replace(
+            global_model_weights=tff.learning.models.ModelWeights(trainable, common),
+            distributor=distributor,
+            finalizer=finalizer,
+        )
         rates = learning_rates_at(self.scheme.training, bits["round"])
         return next_state, self.measurements(sums, self.bit_widths(next_state), rates)
 
