@@ -18,7 +18,7 @@ def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
     process = build_aqfl(*problem.setting, AQFLConfig(epochs=1, batch_size=4))
     state = process.initialize()
     start = device_bit_widths(process, state)
-    assert start.tolist() == [[2, 2], [8, 8], [5, 5], [4, 4]]  # Of a budget of 5.5.
+    assert start.tolist() == [[4, 4], [8, 8], [5, 5], [2, 2]]  # Of a budget of 5.5.
     for participants in (["bert", "cleo"], problem.client_ids):
         output = process.next(state, participants)
         state = output.state

@@ -297,6 +297,8 @@ WRONG = {
     "a negative seed": ({"seed": -1}, ValueError, "from 0 to"),
     "a class as config": ({"config": FedAvgConfig}, TypeError, "config has to be"),
     "arrays": ({"client_data": {"a": 1}}, TypeError, "client_data_from_arrays"),
+    "a Keras optimizer": (
+        {"server_optimizer_fn": tf.keras.optimizers.Adam}, TypeError, "build_adam"),
     "unknown argument": ({"model_aggregator": None}, TypeError, "model_aggregator"),
     "unknown clients": ({"budgets": {"zoe": 4}}, ValueError, r"no clients \['zoe'\]"),
     "an id twice": ({"budgets": {7: 4, "7": 4}}, ValueError, "given twice"),

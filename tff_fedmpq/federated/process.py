@@ -189,6 +189,7 @@ def build_process(
     augment: Augment | None = None,
     dtype_policy: str | None = None,
     on_step: OnStep | None = None,
+    server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
     seed: int = 0,
 ) -> FederatedProcess:
     """Builds the learning process of a scheme; for state and metrics see `server`.
@@ -210,13 +211,16 @@ def build_process(
       augment: Augmentation of every training batch: (x, seed int32[2]) -> x.
       dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
+      server_optimizer_fn: Optimizer of the server, such as that of
+        `tff.learning.optimizers.build_adam`, for which the gradient is the average
+        change with its sign reversed; statistics are averaged. None adds the change.
       seed: Seed of all randomness in training, from 0 to 2**31 - 1.
 
     Raises:
       TypeError, ValueError: for arguments that are wrong, before a model is built;
         then for a quantized model, and for examples, loss or metrics that do not fit.
     """
-    _check_arguments(model_fn, client_data, config, seed)
+    _check_arguments(model_fn, client_data, config, server_optimizer_fn, seed)
     loss, metrics = check_loss(loss), check_metrics(metrics)
     scheme = config.compose()
     population = Population.of(budgets, client_data, scheme)
@@ -239,6 +243,7 @@ def build_process(
         seed,
         population.digest,
         task.build_metrics,
+        server_optimizer_fn,
         ["variance" in variable.name for variable in statistics],
     )
     trainable = [v.numpy() for v in model.trainable_variables]
@@ -342,7 +347,9 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
     return state._replace(distributor=distributor)
 
 
-def _check_arguments(model_fn: Any, client_data: Any, config: Any, seed: Any) -> None:
+def _check_arguments(
+    model_fn: Any, client_data: Any, config: Any, optimizer: Any, seed: Any
+) -> None:
     """Raises TypeError or ValueError for arguments that are no such thing."""
     if not callable(model_fn) or isinstance(model_fn, tf.keras.Model):
         raise TypeError(
@@ -359,6 +366,12 @@ def _check_arguments(model_fn: Any, client_data: Any, config: Any, seed: Any) ->
         raise TypeError(
             "config has to be the configuration of a scheme, such as FedMPQConfig(); "
             f"found {config!r}."
+        )
+    known = tff.learning.optimizers
+    if optimizer is not None and not isinstance(optimizer, known.Optimizer):
+        raise TypeError(
+            "server_optimizer_fn has to be a tff.learning.optimizers.Optimizer, as "
+            f"that of build_adam there; found {type(optimizer).__name__}."
         )
     is_integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not is_integer or not 0 <= seed < 2**31:

@@ -124,6 +124,7 @@ class Server:
     seed: int  # Of all clients' training.
     population: int = 0  # Digest of client ids and budgets, in states.
     build_metrics: Callable[[], Metrics] = Metrics  # Of clients' training.
+    optimizer: Any = None  # A `tff.learning.optimizers.Optimizer`; None takes averages.
     is_variance: Sequence[bool] = ()  # Of each tensor of statistics.
     secret: tuple[int, int] = dataclasses.field(
         default_factory=_draw_secret, repr=False
@@ -151,7 +152,8 @@ class Server:
         L], the bits that each client's training pruned when it last took part. For G
         budgets, ``statistics`` holds float32[G, ...] for each tensor of statistics, and
         ``has_statistics`` bool[G] whether a client of the budget took part.
-        ``population`` int64[] is the digest of client ids and budgets.
+        ``population`` int64[] is the digest of client ids and budgets. The finalizer is
+        the state of the server's optimizer, () without one.
         """
         num_layers, num_budgets = len(self.spec.kernel_shapes), len(self.levels)
         copies = [np.stack(num_budgets * [value]) for value in non_trainable]
@@ -166,8 +168,10 @@ class Server:
         model = tff.learning.models.ModelWeights(
             list(map(tf.constant, trainable)), list(map(tf.constant, non_trainable))
         )
+        specs = list(map(tf.TensorSpec.from_tensor, model.trainable))
+        finalizer = () if self.optimizer is None else self.optimizer.initialize(specs)
         return tff.learning.templates.LearningAlgorithmState(
-            model, distributor, client_work=(), aggregator=(), finalizer=()
+            model, distributor, client_work=(), aggregator=(), finalizer=finalizer
         )
 
     def message_for(self, state: State, key: tf.Tensor) -> messages.Message:
@@ -501,9 +505,15 @@ class Server:
         )
         shares = tf.math.divide_no_nan(sums.budget_weights, sums.total_weight)
         common = [tf.tensordot(shares, new, 1) for new in rows]
-        trainable, _ = self.spec.join(weights)
-        model = tff.learning.models.ModelWeights(list(trainable), common)
-        return state._replace(global_model_weights=model, distributor=distributor)
+        trainable, finalizer = list(self.spec.join(weights)[0]), state.finalizer
+        if self.optimizer is not None:
+            old = list(state.global_model_weights.trainable)
+            gradients = tf.nest.map_structure(tf.subtract, old, trainable)
+            finalizer, trainable = self.optimizer.next(finalizer, old, gradients)
+        model = tff.learning.models.ModelWeights(trainable, common)
+        return state._replace(
+            global_model_weights=model, distributor=distributor, finalizer=finalizer
+        )
 
     def measurements(
         self,
