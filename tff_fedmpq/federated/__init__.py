@@ -4,6 +4,7 @@ fedmpq.py            the algorithm: its settings, and the scheme that they make
 scheme.py            a scheme: the pieces that a round is composed of
 process.py           the round: which function runs where
 server.py            messages to clients, aggregation, the next state
+acceptance.py        whether a client's contribution counts
 client_work.py       a client's part, as a TFF computation
 local_training.py    a client's training
 messages.py          messages in both directions, and their size in bits

@@ -65,7 +65,10 @@ def build_client_work(
     @tff.tensorflow.computation(np.str_, tff.TensorType(np.int32, [1]), selected_type)
     def client_work(client_id, keys, selected):
         key, received = keys[0], selected.get_single_element()
-        images, labels = read_all_examples(client_data.dataset_computation(client_id))
+        at_most = scheme.training.max_examples
+        # Reading one more shows that there are more; a dataset may never end.
+        dataset = client_data.dataset_computation(client_id).take(at_most + 1)
+        images, labels = read_all_examples(dataset)
         client_model = scheme.build_client_model(model, dtype_policy)
         num_classes = client_model.output_shape[-1]
         trainer = local_training.LocalTrainer(
@@ -75,7 +78,9 @@ def build_client_work(
         # Without AutoGraph, whose conversion of every function delays the first round.
         @tf.function(autograph=False)
         def run():
-            fault, usable = acceptance.usable_examples(images, labels, num_classes)
+            fault, usable = acceptance.usable_examples(
+                images, labels, num_classes, at_most
+            )
             budget = tf.gather(budgets, key)
             weights = messages.unpack_model(received, spec)
             seeds = tf.random.split(received["seed"], 2)
