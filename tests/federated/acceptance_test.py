@@ -688,3 +688,14 @@ def test_a_process_abandons_a_round_of_too_few(runtime, problem):
     assert_equal(output.state.global_model_weights, before.global_model_weights)
     assert output.state.distributor["round"] == 1
     assert not process.next(before, ["bert", "dora"]).metrics["abandoned"]
+
+
+@pytest.mark.faults
+def test_examples_that_never_end_are_left_out(runtime, problem):
+    endless = problem.client_data.preprocess(lambda dataset: dataset.repeat())
+    config = problem.config(max_examples=30)
+    process = build_process(problem.model_fn, problem.budgets, endless, config)
+    output = process.next(process.initialize(), problem.client_ids)
+    code = Rejection.EXAMPLES  # Anna has none, however often they are repeated.
+    assert output.metrics["rejected"].tolist() == [code, code, code, 0]
+    assert output.metrics["abandoned"]

@@ -86,6 +86,14 @@ def test_a_rounds_line(result):
     )
 
 
+def test_a_rounds_line_names_who_was_left_out_and_why(result):
+    rejected = {"7": "its checksum is wrong"}
+    record = {**result["rounds"][0], "rejected": rejected, "num_rejected": 3}
+    line = report.describe_round({**record, "abandoned": True}, 12)
+    expected = "12.3 s  left out: 7 (its checksum is wrong), 2 unknown  abandoned"
+    assert line.endswith(expected)
+
+
 def test_lines_of_rounds_are_aligned(result):
     last = {**result["rounds"][2], "round": 100, "test_accuracy": 0.0625}
     lines = [report.describe_round(r, 100) for r in (result["rounds"][0], last)]

@@ -7,6 +7,7 @@ checked_computation.py   arguments that are checked before a round
 population.py        client ids, budgets, and rows in tables
 tasks.py             structure of examples, loss and metrics
 server.py            messages to clients, aggregation, the next state
+acceptance.py        whether a client's contribution counts
 client_work.py       a client's part, as a TFF computation
 local_training.py    a client's training
 messages.py          messages in both directions, and their size in bits

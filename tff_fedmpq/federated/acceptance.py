@@ -57,6 +57,7 @@ class Rejection(enum.IntEnum):
     MAGNITUDE = 14
     VARIANCE = 15
     SYMBOLS = 16
+    EXAMPLES = 17
 
 
 REASONS = {
@@ -76,6 +77,7 @@ REASONS = {
     Rejection.MAGNITUDE: "its weights or statistics are out of bounds",
     Rejection.VARIANCE: "its variances are negative",
     Rejection.SYMBOLS: "its symbols are out of range",
+    Rejection.EXAMPLES: "it has more examples than `max_examples`",
 }
 # What training with too large a rate leads to.
 OF_DIVERGENCE = {REASONS[r] for r in (Rejection.NOT_FINITE, Rejection.MAGNITUDE)}
@@ -123,20 +125,20 @@ def checksum(result: Any, seed: tf.Tensor) -> tf.Tensor:
 
 
 def usable_examples(
-    features: Any, labels: Any, num_classes: int | None
+    features: Any, labels: Any, num_classes: int | None, at_most: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the `Rejection` of a client's examples or 0, int32[], and their number.
 
     `num_classes` is None for labels that are no class numbers. Examples with a fault
     are not to be trained on: their number is 0, int32[].
     """
-    checks: list[Check] = []
+    count = tf.shape(tf.nest.flatten(features)[0])[0]
+    checks: list[Check] = [(lambda: count <= at_most, Rejection.EXAMPLES)]
     if num_classes is not None:
         in_range = (labels >= 0) & (labels < tf.cast(num_classes, labels.dtype))
         checks += [(lambda: tf.reduce_all(in_range), Rejection.LABELS)]
     checks += [(lambda: all_finite([features]), Rejection.IMAGES)]
     fault = first_fault(checks)
-    count = tf.shape(tf.nest.flatten(features)[0])[0]
     return fault, tf.where(fault > 0, 0, count)
 
 

@@ -67,7 +67,10 @@ def build_client_work(
     @tff.tensorflow.computation(np.str_, tff.TensorType(np.int32, [1]), selected_type)
     def client_work(client_id, keys, selected):
         key, received = keys[0], selected.get_single_element()
-        features, labels, sample_weight = read_all_examples(read(client_id))
+        at_most = scheme.training.max_examples
+        # Reading one more shows that there are more; a dataset may never end.
+        dataset = read(client_id).take(at_most + 1)
+        features, labels, sample_weight = read_all_examples(dataset)
         trainer = local_training.LocalTrainer(
             scheme.build_client_model(model, dtype_policy),
             scheme.training,
@@ -82,7 +85,7 @@ def build_client_work(
         @tf.function(autograph=False)
         def run():
             fault, usable = acceptance.usable_examples(
-                features, labels, task.num_classes
+                features, labels, task.num_classes, at_most
             )
             budget = tf.gather(budgets, key)
             weights = messages.unpack_model(received, spec)

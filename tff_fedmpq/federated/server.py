@@ -376,14 +376,14 @@ class Server:
             ),
             *(
                 (lambda fault=fault: tf.not_equal(result.fault, int(fault)), fault)
-                for fault in (Rejection.LABELS, Rejection.IMAGES)
+                for fault in (Rejection.EXAMPLES, Rejection.LABELS, Rejection.IMAGES)
             ),
             (
                 lambda: acceptance.have_shapes(own, [layers, layers, ()]),
                 Rejection.SHAPES,
             ),
             (
-                lambda: acceptance.all_finite(result._replace(message=())),
+                lambda: acceptance.all_finite(result._replace(message={})),
                 Rejection.NOT_FINITE,
             ),
             (bit_widths_are_given, Rejection.BIT_WIDTHS),
