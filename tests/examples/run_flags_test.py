@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import sys
 
 import pytest
-import run_flags
 import tensorflow as tf
+from absl import flags
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "runs/fedmpq/config.json")
 
@@ -29,12 +30,16 @@ def terminated():
         pass
 
 
-@pytest.fixture(autouse=True)
-def no_flags(monkeypatch):
+@pytest.fixture
+def run(monkeypatch):
+    """The function; the flags that its module defines are gone afterwards."""
     monkeypatch.setattr(sys, "argv", ["program"])
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
+    handler, before = signal.getsignal(signal.SIGTERM), set(flags.FLAGS)
+    yield importlib.import_module("run_flags").run
     signal.signal(signal.SIGTERM, handler)
+    del sys.modules["run_flags"]
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
 
 
 @pytest.mark.parametrize(
@@ -53,25 +58,25 @@ def no_flags(monkeypatch):
         (terminated, 143, ["Terminated", "--resume"]),
     ],
 )
-def test_a_program_ends_in_one_line(capsys, ending, status, words):
+def test_a_program_ends_in_one_line(run, capsys, ending, status, words):
     def main():
         if callable(ending):
             ending()
         raise ending
 
-    assert run_flags.run(main) == status
+    assert run(main) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words)
 
 
-def test_an_error_of_ours_keeps_its_traceback():
+def test_an_error_of_ours_keeps_its_traceback(run):
     def main():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        run_flags.run(main)
+        run(main)
 
 
-def test_success_is_status_0(capsys):
-    assert run_flags.run(lambda: None) == 0
+def test_success_is_status_0(run, capsys):
+    assert run(lambda: None) == 0
     assert not capsys.readouterr().err

@@ -205,6 +205,7 @@ OUT_OF_RANGE = {
         "min_clients": [0, 2.5, None, "3"],
         "learning_rate": [-0.1, NAN, INFINITY, None, "0.1"],
         "learning_rate_decay": ["linear", "", None, 1],
+        "learning_rate_floor": [-0.1, 1.5, NAN],
         "momentum": [1.0, -0.1, NAN],
         "weight_decay": [-1e-4, NAN, INFINITY],
         "aggregation_weight": ["age", None, 2],

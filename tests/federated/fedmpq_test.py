@@ -236,4 +236,4 @@ def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
     for name in ("no lasso", "no pruning", "no allocation"):
         assert shown[name] != shown["all"], shown
     # The whole bits of each budget.
-    assert shown["no allocation"] == [[2, 2], [8, 8], [5, 5], [4, 4]]
+    assert shown["no allocation"] == [[4, 4], [8, 8], [5, 5], [2, 2]]
