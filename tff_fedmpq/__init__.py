@@ -36,6 +36,7 @@ _NAMES = {
     "tff_fedmpq.baselines.uveqfed": ("UVeQFedConfig", "build_uveqfed"),
     "tff_fedmpq.federated.fedmpq": ("FedMPQConfig", "build_fedmpq"),
     "tff_fedmpq.federated.process": ("build_process",),
+    "tff_fedmpq.federated.remote_runtime": ("remote_runtime",),
     "tff_fedmpq.federated.runtime": ("local_async_runtime", "local_runtime"),
     "tff_fedmpq.keras": (
         "IntegerSGD",
