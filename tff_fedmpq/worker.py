@@ -59,7 +59,8 @@ class Front:
             if outside.recv(4, socket.MSG_PEEK) == wire.QUESTION[:4]:
                 is_ready = wire.ping(self.target, _ANSWER_SECONDS)
                 about = {"version": __version__, "slots": self._slots}
-                outside.sendall(json.dumps({**about, "ready": is_ready}).encode() + b"\n")
+                about["ready"] = is_ready
+                outside.sendall(json.dumps(about).encode() + b"\n")
                 return
             with wire.connect(self.target, _ANSWER_SECONDS) as inside:
                 inside.settimeout(None)

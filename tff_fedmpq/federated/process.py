@@ -192,8 +192,9 @@ def build_process(
         return finish(state, tff.federated_map(work, (client_ids, keys, received)))
 
     # `remote_runtime` asks for them; building them takes a while.
+    parameter = next_fn.type_signature.parameter
     next_fn.split = functools.cache(
-        lambda: _split(next_fn.type_signature.parameter, send, work, finish, client_data)
+        lambda: _split(parameter, send, work, finish, client_data)
     )
     get_model_weights = compute(lambda state: state.global_model_weights, state_type)
 

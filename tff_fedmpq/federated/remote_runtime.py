@@ -88,8 +88,7 @@ def remote_runtime(
     with _owned_worker(log_path, wait_seconds, 1, data_dir) as worker:
         local = tff.framework.SyncExecutionContext(**worker.context_arguments())
         with contextlib.ExitStack() as stack:
-            tls = None if tls_dir is None else (tls_dir, stack)
-            context = RemoteContext(local, addresses, tls, insecure, answer_seconds)
+            context = RemoteContext(local, addresses, tls_dir, insecure, answer_seconds)
             context.wait_seconds = wait_seconds
             stack.callback(context.close)
             with tff.framework.get_context_stack().install(context):
@@ -141,9 +140,14 @@ class RemoteContext(tff.framework.SyncContext):
     wait_seconds = 60.0
 
     def __init__(
-        self, local: Any, addresses: Iterable[str], tls: Any, insecure: bool, answer: Any
+        self,
+        local: Any,
+        addresses: Iterable[str],
+        tls_dir: Any,
+        insecure: bool,
+        answer_seconds: float,
     ):
-        self.local, self.tls, self.answer_seconds = local, tls, answer
+        self.local, self.tls_dir, self.answer_seconds = local, tls_dir, answer_seconds
         self._given, self._insecure = list(addresses), insecure
         self.changed, self.is_closed = threading.Condition(), False
         self.round: _Round | None = None
@@ -236,7 +240,7 @@ class RemoteContext(tff.framework.SyncContext):
     def _follow_addresses(self) -> None:
         wanted = wire.read_addresses(self._given)
         for address in wanted:
-            if self.tls is None:
+            if self.tls_dir is None:
                 wire.check_plaintext(address, self._insecure)
             if address not in self.hosts:
                 self.hosts[address] = _Host(self, address)
@@ -274,11 +278,11 @@ class _Host:
         """Connects whenever the worker answers; disconnects when it does not."""
         with contextlib.ExitStack() as stack:
             target = self.address
-            if self._context.tls is not None and not target.startswith("unix:"):
+            if self._context.tls_dir is not None and not target.startswith("unix:"):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tff-"))
                 path = f"{folder}/tls"
                 proxy = wire.tls_proxy(
-                    path, target, self._context.tls[0], is_client=True
+                    path, target, self._context.tls_dir, is_client=True
                 )
                 stack.enter_context(proxy)
                 target = f"unix:{path}"
@@ -362,7 +366,7 @@ class _Host:
             self.lose("failed")
 
     def _next_job(self, stub: _Stub) -> tuple[_Round, _Job] | None:
-        """Returns a client to do, as soon as there is one; None for a lost connection."""
+        """Returns a client as soon as there is one; None when the worker is lost."""
         with self._context.changed:
             while stub in self.connections:
                 current = self._context.round

@@ -243,7 +243,7 @@ def _owned_worker(
     intra_op_threads: int | None,
     cwd: PathLike | None = None,
 ) -> Iterator[_Worker]:
-    """A worker that is ready inside the block and gone after it; `cwd` is its folder."""
+    """A worker with the folder `cwd`, ready inside the block and gone after it."""
     if not (isinstance(timeout, (int, float)) and timeout > 0):
         raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
     if intra_op_threads is not None and intra_op_threads < 1:

@@ -1,6 +1,6 @@
 """How a coordinator and its workers find, trust and check each other.
 
-    coordinator --(Unix socket)--> stunnel ==TLS 1.3==> stunnel --(Unix socket)--> worker
+    coordinator --(Unix socket)--> stunnel ==TLS==> stunnel --(Unix socket)--> worker
 
 TFF's worker speaks plaintext to anybody. Debian's stunnel carries its bytes; both ends
 show a certificate of the same private CA (`deploy/make_certificates`). An address is
