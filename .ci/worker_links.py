@@ -3,7 +3,7 @@
     python .ci/worker_links.py DELAY_MS MBIT COORDINATOR_NAMESPACE NAMESPACE ...
 
 For each further namespace n (1, 2, ...), a TUN device `link<n>` in the coordinator's
-namespace (address 10.99.n.1) and one named `link` in its own (10.99.n.2). This program
+namespace (address 10.99.n.1) and one named `wan` in its own (10.99.n.2). This program
 carries the packets, each DELAY_MS later, at most MBIT Mbit/s in each direction: what
 `tc netem` does where the kernel has it. Needs root; ends with its standard input, and
 the devices with it. Prints "ready".
@@ -56,7 +56,7 @@ def main() -> None:
     for number, namespace in enumerate(others, 1):
         here, there = f"10.99.{number}.1", f"10.99.{number}.2"
         first = make_device(home, f"link{number}", here, there)
-        second = make_device(namespace, "link", there, here)
+        second = make_device(namespace, "wan", there, here)
         targets[first], targets[second] = second, first
     print("ready", flush=True)
     free = dict.fromkeys(targets, 0.0)  # When a direction's line is free again.

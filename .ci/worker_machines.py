@@ -3,9 +3,9 @@
     sudo python .ci/worker_machines.py docs/results/workers
 
 Each worker has a namespace of its own, a copy of the clients' files and a link of
-20 ms round trip and 50 Mbit/s (`worker_links`). Runs 5 rounds of FedMPQ on digits here, on the
-workers, and on workers that are killed, stopped and cut off, and compares the results;
-then those try who have no right to. Writes machines.json and faults.log to the folder.
+20 ms round trip and 50 Mbit/s (`worker_links`). Runs 5 rounds of FedMPQ on digits here,
+on the workers, and on workers that are killed, stopped and cut off, and compares the
+results; then those try who have no right to. Writes machines.json and faults.log.
 
 Needs root, /dev/net/tun, iproute2, openssl and stunnel4; leaves nothing behind.
 """

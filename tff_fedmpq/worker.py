@@ -57,6 +57,8 @@ class Front:
     def _serve(self, outside: socket.socket) -> None:
         with contextlib.suppress(OSError), outside:
             if outside.recv(4, socket.MSG_PEEK) == wire.QUESTION[:4]:
+                # What is left unread when it is closed would take the answer along.
+                outside.recv(len(wire.QUESTION))
                 is_ready = wire.ping(self.target, _ANSWER_SECONDS)
                 about = {"version": __version__, "slots": self._slots}
                 about["ready"] = is_ready
@@ -89,12 +91,10 @@ def serve(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    cores = len(os.sched_getaffinity(0))
-    threads = max(1, cores // options.slots)
     with contextlib.ExitStack() as stack:
         front = Front(_open(options, stack), options.slots)
         while not stop.is_set():
-            arguments = None, 60.0, threads, options.data_dir
+            arguments = None, 60.0, options.threads, options.data_dir
             with _owned_worker(*arguments) as worker:
                 front.target, front.was_used = worker.address, False
                 print(f"Serving {options.address}: {options.slots} clients at a time, "
@@ -142,6 +142,8 @@ def _parse(argv: list[str] | None) -> Any:
     add("--insecure", action="store_true", help="serve a network without TLS")
     add("--slots", type=int, default=len(os.sched_getaffinity(0)),
         help="clients at a time; default: one per core")  # fmt: skip
+    add("--threads", type=int, default=1,
+        help="threads per operation; others round differently")  # fmt: skip
     add("--check", metavar="ADDRESS", help="ask the worker there whether it is well")
     return parser.parse_args(argv)
 

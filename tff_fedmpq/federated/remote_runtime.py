@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import os
 import pathlib
 import tempfile
 import threading
@@ -88,8 +89,8 @@ def remote_runtime(
     with _owned_worker(log_path, wait_seconds, 1, data_dir) as worker:
         local = tff.framework.SyncExecutionContext(**worker.context_arguments())
         with contextlib.ExitStack() as stack:
-            context = RemoteContext(local, addresses, tls_dir, insecure, answer_seconds)
-            context.wait_seconds = wait_seconds
+            options = tls_dir, insecure, answer_seconds, wait_seconds, log_path
+            context = RemoteContext(local, addresses, *options)
             stack.callback(context.close)
             with tff.framework.get_context_stack().install(context):
                 yield context
@@ -137,16 +138,17 @@ class RemoteContext(tff.framework.SyncContext):
       report: Of the last round: clients by worker, seconds of each part, and events.
     """
 
-    wait_seconds = 60.0
-
     def __init__(
         self,
         local: Any,
         addresses: Iterable[str],
-        tls_dir: Any,
+        tls_dir: PathLike | None,
         insecure: bool,
         answer_seconds: float,
+        wait_seconds: float,
+        log_path: PathLike | None,
     ):
+        self.wait_seconds, self.log_path = wait_seconds, log_path or os.devnull
         self.local, self.tls_dir, self.answer_seconds = local, tls_dir, answer_seconds
         self._given, self._insecure = list(addresses), insecure
         self.changed, self.is_closed = threading.Condition(), False
@@ -172,7 +174,7 @@ class RemoteContext(tff.framework.SyncContext):
         checked = time.monotonic()
         selected = self.local.invoke(parts.select, arg)
         jobs = [
-            _Job(i, tff.structure.Struct.unnamed(*row), expected[row[0]][0])
+            _Job(i, tff.structure.Struct.unnamed(*row), expected[client_ids[i]][0])
             for i, row in enumerate(selected)
         ]
         sent = time.monotonic()
@@ -262,6 +264,7 @@ class RemoteContext(tff.framework.SyncContext):
             self.changed.notify_all()
         for host in list(self.hosts.values()):
             host.leave(None)
+            host.thread.join(timeout=self.answer_seconds + 2)
 
 
 class _Host:
@@ -270,9 +273,10 @@ class _Host:
     def __init__(self, context: RemoteContext, address: str):
         self._context, self.address = context, address
         self.connections: list[_Stub] = []
-        self.is_gone, self._was_there = False, True
+        self._gone, self._was_there = threading.Event(), True
         self.checked: set[tuple[int, str]] = set()  # Clients whose data was compared.
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
 
     def _watch(self) -> None:
         """Connects whenever the worker answers; disconnects when it does not."""
@@ -281,20 +285,22 @@ class _Host:
             if self._context.tls_dir is not None and not target.startswith("unix:"):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tff-"))
                 path = f"{folder}/tls"
+                log = stack.enter_context(open(self._context.log_path, "ab"))
                 proxy = wire.tls_proxy(
-                    path, target, self._context.tls_dir, is_client=True
+                    path, target, self._context.tls_dir, is_client=True, log=log
                 )
                 stack.enter_context(proxy)
                 target = f"unix:{path}"
                 _wait_for(pathlib.Path(path))
-            while not self.is_gone:
+            asked = False
+            while not self._gone.wait(_POLL_SECONDS if asked else 0):
+                asked = True
                 try:
                     about = wire.ask(target, self._context.answer_seconds)
                 except OSError as error:
                     self.lose(f"does not answer ({error or type(error).__name__})")
                 else:
                     self._accept(target, about)
-                time.sleep(_POLL_SECONDS)
 
     def _accept(self, target: str, about: dict[str, Any]) -> None:
         """Opens connections to a worker that answered."""
@@ -302,7 +308,7 @@ class _Host:
             self.lose("has a TFF worker that does not answer")
         elif about.get("version") != __version__:
             self.lose(f"has tff_fedmpq {about.get('version')}, here is {__version__}")
-        elif not self.connections and not self.is_gone:
+        elif not self.connections and not self._gone.is_set():
             stubs = [_Stub(target) for _ in range(int(about["slots"]))]
             with self._context.changed:
                 self.connections = list(stubs)
@@ -330,7 +336,7 @@ class _Host:
 
     def leave(self, why: str | None) -> None:
         """Forgets the worker."""
-        self.is_gone = True
+        self._gone.set()
         self.lose(why)
 
     def _serve(self, stub: _Stub) -> None:

@@ -55,7 +55,7 @@ sslVersionMin = TLSv1.3
 verifyChain = yes
 TIMEOUTbusy = 30
 TIMEOUTconnect = 10
-TIMEOUTclose = 0
+TIMEOUTclose = 10
 TIMEOUTidle = 604800
 """
 
@@ -135,7 +135,7 @@ def ask(address: str, timeout: float) -> dict[str, Any]:
             answer += part
     try:
         return dict(json.loads(answer))
-    except ValueError:
+    except (TypeError, ValueError):
         raise ConnectionError(f"{address} does not answer as a worker") from None
 
 
@@ -154,7 +154,7 @@ def ping(address: str, timeout: float) -> bool:
 
 @contextlib.contextmanager
 def tls_proxy(
-    accept: str, target: str, tls_dir: PathLike, *, is_client: bool
+    accept: str, target: str, tls_dir: PathLike, *, is_client: bool, log: Any = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Runs stunnel inside the block.
 
@@ -163,6 +163,7 @@ def tls_proxy(
       target: The same, of the end that the bytes go to.
       tls_dir: Folder with ca.pem, cert.pem and key.pem.
       is_client: Whether the target speaks TLS; else whoever connects does.
+      log: File for what stunnel has to say; None is the standard error.
 
     Raises:
       ValueError: without stunnel, or without these files.
@@ -187,7 +188,11 @@ def tls_proxy(
         configuration.flush()
         command = ["sh", "-c", _KEPT, "sh", program, configuration.name]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stderr=log,
+            bufsize=0,
+            start_new_session=True,
         )
         try:
             yield process

@@ -39,10 +39,12 @@ def build_client_data(
     a worker reads them below its own folder (its `--data_dir`), not `directory`.
     """
     folder = write_client_files(directory, dataset, partition)
-    prefix = f"{folder.name if relative else folder}{os.sep}"
     image_shape = dataset.image_shape
 
     def read_client(client_id: tf.Tensor) -> tf.data.Dataset:
+        # Eagerly it is read here, not on a worker.
+        is_elsewhere = relative and not tf.executing_eagerly()
+        prefix = f"{folder.name if is_elsewhere else folder}{os.sep}"
         images = tf.io.read_file(tf.strings.join([prefix, client_id, ".images"]))
         labels = tf.io.read_file(tf.strings.join([prefix, client_id, ".labels"]))
         images = tf.reshape(tf.io.decode_raw(images, tf.uint8), [-1, *image_shape])
