@@ -68,6 +68,7 @@ class Machines:
             subprocess.run([make, str(folder / name), *_HOSTS], check=True)
         for host in _HOSTS:
             (folder / host).mkdir()
+        self.runs: list[subprocess.Popen[bytes]] = []
         stack.callback(self.stop)
 
     def start(self, number: int) -> None:
@@ -100,8 +101,8 @@ class Machines:
                 os.kill(pid, what)
 
     def stop(self) -> None:
-        """Ends all workers in good order."""
-        for process in self.workers:
+        """Ends all workers, and what is still running, in good order."""
+        for process in [*self.runs, *self.workers]:
             if process is not None and process.poll() is None:
                 process.terminate()
                 process.wait(timeout=30)
@@ -126,13 +127,15 @@ def start_run(
         addresses = ",".join(f"{host}:8470" for host in _HOSTS)
         command += f" --workers={addresses} --clients_dir={machines.folder}/clients"
         command += f" --tls_dir={machines.folder}/certificates/coordinator {more}"
-    return subprocess.Popen(
+    process = subprocess.Popen(
         inside(_SPACES[0] if remote else None, sys.executable, *command.split()),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         cwd=_ROOT,
     )
+    machines.runs.append(process)
+    return process
 
 
 def without_times(value: Any) -> Any:
@@ -142,6 +145,18 @@ def without_times(value: Any) -> Any:
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Returns where two results differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = sorted(a.keys() | b.keys())
+        return [d for n in names for d in
+                differences(a.get(n), b.get(n), f"{path}/{n}")]  # fmt: skip
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b)) for d in
+                differences(x, y, f"{path}/{i}")]  # fmt: skip
+    return [] if a == b else [path]
+
+
 def describe(machines: Machines, name: str) -> dict[str, Any]:
     """Returns what a run took, and whether its result is that of the local run."""
     folder = machines.folder
@@ -149,7 +164,7 @@ def describe(machines: Machines, name: str) -> dict[str, Any]:
             ("local", name)}  # fmt: skip
     rounds = [r["seconds_training"] for r in read[name]["rounds"]]
     described = {
-        "same_result": without_times(read["local"]) == without_times(read[name]),
+        "differences": differences(*map(without_times, (read["local"], read[name]))),
         "accuracy": read[name]["rounds"][-1]["test_accuracy"],
         "seconds_training": rounds,
     }
@@ -257,7 +272,8 @@ def output_of(command: list[str], given: bytes = b"") -> str:
 def prepared() -> Iterator[Machines]:
     """Machines with running workers."""
     with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = pathlib.Path(tempfile.mkdtemp())
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         machines = Machines(folder, stack)
         for number in range(3):
             machines.start(number)
@@ -287,11 +303,13 @@ def main(target: str) -> int:
             status = run_with_faults(machines, faults)
         found["faults"] = {"status": status, **describe(machines, "faults")}
         text = (to / "faults.log").read_text()
-        (to / "faults.log").write_text(text.replace(str(folder), "FOLDER"))
+        lines = text.replace(str(folder), "FOLDER").replace("\r", "\n").splitlines()
+        kept = [line for line in lines if line.strip() and "batch/s]" not in line]
+        (to / "faults.log").write_text("\n".join(kept) + "\n")
         time.sleep(2)
     found["left_behind"] = socket_files_left()
     (to / "machines.json").write_text(json.dumps(found, indent=1) + "\n")
-    same = found["remote"]["same_result"] and found["faults"]["same_result"]
+    same = not (found["remote"]["differences"] or found["faults"]["differences"])
     print(json.dumps({**found, "local": None}, indent=1))
     return 0 if same else 1
 

@@ -96,6 +96,11 @@ def serve(options: argparse.Namespace) -> int:
         while not stop.is_set():
             arguments = None, 60.0, options.threads, options.data_dir
             with _owned_worker(*arguments) as worker:
+                if worker.is_shared and not options.insecure:
+                    raise ValueError(
+                        "Without a network namespace, everyone on this network reaches "
+                        "TFF's worker past TLS. Allow user namespaces, or --insecure."
+                    )
                 front.target, front.was_used = worker.address, False
                 print(f"Serving {options.address}: {options.slots} clients at a time, "
                       f"data in {options.data_dir}", flush=True)  # fmt: skip

@@ -161,7 +161,8 @@ class _Worker:
         # end, and would keep the worker alive after Python.
         os.register_at_fork(after_in_child=self._pipe.close)
         with cast(IO[bytes], self._process.stdout) as output:
-            if output.readline() == b"shared\n":
+            self.is_shared = output.readline() == b"shared\n"
+            if self.is_shared:
                 logging.warning(_SHARED_NETWORK)
 
     def wait_until_ready(self, deadline: float) -> bool:
