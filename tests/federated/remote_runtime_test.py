@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tff_fedmpq import build_fedmpq
 from tff_fedmpq import worker as worker_program
 from tff_fedmpq.federated import remote_runtime, wire
 from tff_fedmpq.federated.runtime import _owned_worker, local_runtime
@@ -228,6 +229,17 @@ def test_a_worker_with_other_examples_is_named(machines, process, local):
         with pytest.raises(remote_runtime.NoWorkersError, match="other examples") as e:
             process.next(local[0].state, _IDS)
         assert machines[0].address in str(e.value)
+
+
+def test_a_client_that_fails_ends_the_round(machines, problem):
+    def fail(loss):
+        tf.debugging.Assert(loss < 0, ["on purpose"])
+
+    process = build_fedmpq(*problem.setting, problem.config(), on_step=fail)
+    with remote_runtime.remote_runtime(_addresses(machines)):
+        with pytest.raises(ValueError, match="A client failed") as error:
+            process.next(process.initialize(), _IDS)
+    assert "\n" not in str(error.value)
 
 
 def test_workers_come_and_go_with_a_file(machines, process, local, tmp_path):

@@ -45,8 +45,7 @@ from tff_fedmpq.version import __version__
 _POLL_SECONDS = 1.0
 _PATIENCE = 3.0  # A client is done twice when it takes so many times the usual.
 _PATIENCE_SECONDS = 5.0  # And so many seconds more.
-_LOST = (grpc.RpcError, tff.framework.RetryableError, OSError, ValueError)
-_CODES = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN"}
+_LOST = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
 
 
 class NoWorkersError(ConnectionError):
@@ -156,7 +155,6 @@ class RemoteContext(tff.framework.SyncContext):
         self.hosts: dict[str, _Host] = {}
         self.report: dict[str, Any] = {}
         self._events: list[str] = []
-        # One compilation serves all connections.
         self._compiled: dict[int, Any] = {}
         # What every worker shall find: by process, examples and digest by client.
         self.expected: dict[int, dict[str, tuple[int, ...]]] = {}
@@ -177,6 +175,8 @@ class RemoteContext(tff.framework.SyncContext):
             _Job(i, tff.structure.Struct.unnamed(*row), expected[client_ids[i]][0])
             for i, row in enumerate(selected)
         ]
+        for computation in (parts.inspect, parts.work):
+            self.compiled(computation)
         sent = time.monotonic()
         report, results = self._run(_Round(parts, client_ids, jobs))
         worked = time.monotonic()
@@ -188,6 +188,7 @@ class RemoteContext(tff.framework.SyncContext):
         return output
 
     def compiled(self, computation: Any) -> Any:
+        """Returns what is sent to workers; compiled once for all connections."""
         if id(computation) not in self._compiled:
             # The original is kept, so that its id is not given to another.
             self._compiled[id(computation)] = _compile(computation), computation
@@ -356,20 +357,17 @@ class _Host:
                 begun = time.monotonic()
                 result = _call(executor, embedded[1], job.argument)
                 self._give(current, job, result, time.monotonic() - begun)
-        except NoWorkersError as error:
+        except Exception as error:
+            if stub.is_closed or stub not in self.connections:
+                return  # It is known to be lost.
+            if _is_lost(error):
+                self.lose("was lost while it was in use")
+                return
+            # Of the computation itself: another worker would find the same.
+            if isinstance(error, grpc.RpcError):
+                error = ValueError(f"A client failed: {_first_line(error)}")
             self._context.fail(error)
             self.lose(None)
-        except _LOST as error:
-            if stub.is_closed or stub not in self.connections:
-                return  # Said already.
-            if isinstance(error, grpc.RpcError) and error.code().name not in _CODES:
-                # Of the computation itself: another worker would find the same.
-                first = str(error.details()).split("\n")[0]
-                self._context.fail(ValueError(f"A client failed: {first}"))
-            self.lose("was lost while it was in use")
-        except Exception as error:  # noqa: BLE001 - for the thread that waits
-            self._context.fail(error)
-            self.lose("failed")
 
     def _next_job(self, stub: _Stub) -> tuple[_Round, _Job] | None:
         """Returns a client as soon as there is one; None when the worker is lost."""
@@ -404,12 +402,11 @@ class _Host:
         try:
             rows = _call(executor, _send(executor, inspect), left)
         except grpc.RpcError as error:
-            if error.code().name in _CODES - {"UNKNOWN"}:
+            if _is_lost(error):
                 raise
-            first = str(error.details()).split("\n")[0]
             raise NoWorkersError(
-                f"The worker {self.address} lacks the examples of clients: {first}; "
-                "copy them to its --data_dir."
+                f"The worker {self.address} lacks the examples of clients: "
+                f"{_first_line(error)}; copy them to its --data_dir."
             ) from None
         wrong = [c for c, row in zip(left, rows) if tuple(map(int, row)) != expected[c]]
         if wrong:
@@ -434,6 +431,17 @@ def _call(executor: Any, computation: Any, argument: Any) -> Any:
         return await (await executor.create_call(computation, sent)).compute()
 
     return asyncio.run(call())
+
+
+def _is_lost(error: Exception) -> bool:
+    """Returns whether an error is of the connection, not of the computation."""
+    if isinstance(error, tff.framework.RetryableError):
+        return True
+    return isinstance(error, grpc.RpcError) and error.code().name in _LOST
+
+
+def _first_line(error: Any) -> str:
+    return str(error.details()).split("\n")[0]
 
 
 def _wait_for(path: pathlib.Path) -> None:
