@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -303,8 +304,10 @@ def main(target: str) -> int:
             status = run_with_faults(machines, faults)
         found["faults"] = {"status": status, **describe(machines, "faults")}
         text = (to / "faults.log").read_text()
-        lines = text.replace(str(folder), "FOLDER").replace("\r", "\n").splitlines()
-        kept = [line for line in lines if line.strip() and "batch/s]" not in line]
+        text = re.sub(
+            r"[^\r\n]*batch/s[^\]]*\]", "\n", text.replace(str(folder), "FOLDER")
+        )
+        kept = [line.strip() for line in re.split("[\r\n]", text) if line.strip()]
         (to / "faults.log").write_text("\n".join(kept) + "\n")
         time.sleep(2)
     found["left_behind"] = socket_files_left()

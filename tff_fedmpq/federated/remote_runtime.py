@@ -325,9 +325,10 @@ class _Host:
             stubs, self.connections = self.connections, []
             is_news, self._was_there = self._was_there, False
             current = self._context.round
-            for job in current.jobs if current else ():
-                if job.started.pop(self, None) and not job.started:
-                    current.waiting.append(job)
+            if current is not None:
+                for job in current.jobs:
+                    if job.started.pop(self, None) and not job.started:
+                        current.waiting.append(job)
             self._context.changed.notify_all()
         self.checked.clear()
         for stub in stubs:  # Ends calls that are under way.
