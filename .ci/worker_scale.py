@@ -6,7 +6,8 @@ links: 10 and 100 clients a round on 1 to 3 workers behind links of 20 ms round 
 and 50 Mbit/s (`worker_machines`); bytes are those of the links, with headers and TLS.
 cores: two workers of a core each against one of two, on Unix sockets, in turns.
 
-Writes scale.json. Needs what `worker_machines` needs, and two cores.
+Writes scale.json; `--table FILE` prints it as in docs/scale.md. Needs what
+`worker_machines` needs, and two cores.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -175,12 +177,52 @@ def main(target: str) -> None:
     }
     found["ratio"] = medians["2 of 1 core"] / medians["1 of 2 cores"]
     path = pathlib.Path(target, "scale.json")
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    text = re.sub(r"unix:[^\"]*/", "unix:FOLDER/", json.dumps(found, indent=1))
+    path.write_text(text + "\n")
     print(f"Two workers of a core over one of two: {found['ratio']:.3f}")
 
 
+def table(path: str) -> None:
+    """Prints the tables of docs/scale.md from scale.json."""
+    links = json.loads(pathlib.Path(path).read_text())["links"]
+    later = [r for r in links if not r["is_first"]]
+    print("| clients | workers | select s | clients s | finish s | MB on the links |")
+    print("|---|---|---|---|---|---|")
+    for clients in (10, 100):
+        for workers in (1, 2, 3):
+            rows = [r for r in later if r["clients"] == clients]
+            rows = [r for r in rows if r["fleet"] == f"{workers} workers"]
+            parts = [
+                statistics.median(r["parts"][part] for r in rows)
+                for part in ("select", "clients", "finish")
+            ]
+            size = statistics.median(r["link_bytes"] for r in rows) / 1e6
+            numbers = " | ".join(f"{part:.2f}" for part in parts)
+            print(f"| {clients} | {workers} | {numbers} | {size:.1f} |")
+    many = [r for r in later if r["clients"] == 100]
+    here = statistics.median(
+        (r["parts"]["select"] + r["parts"]["finish"]) / 100 for r in many
+    )
+    there = statistics.median(
+        r["parts"]["clients"] * len(r["workers"]) / 100 for r in many
+    )
+    size = statistics.median(r["link_bytes"] for r in many) / 100
+    print(
+        f"\nA client: {here:.3f} s here, {there:.3f} s on a worker, {size:,.0f} bytes"
+    )
+    counts = (1, 4, 16, 64)
+    print("\n| clients | MB | " + " | ".join(f"{n} workers" for n in counts) + " |")
+    print("|" + "---|" * (2 + len(counts)))
+    for clients in (10, 100, 1_000, 10_000):
+        times = [clients * (here + there / min(n, clients)) for n in counts]
+        cells = " | ".join(f"{seconds:,.0f} s" for seconds in times)
+        print(f"| {clients:,} | {clients * size / 1e6:,.0f} | {cells} |")
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--measure":
+    if sys.argv[1] == "--table":
+        table(sys.argv[2])
+    elif sys.argv[1] == "--measure":
         measure(json.loads(sys.argv[2]))
     else:
         main(sys.argv[1])
