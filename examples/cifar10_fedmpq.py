@@ -46,6 +46,7 @@ def main() -> None:
         output_dir,
         data_dir=run_flags.DATA_DIR.value,
         resume=_RESUME.value,
+        workers=run_flags.workers(),
     )
     print(report.describe_result(result))
     print(f"Results: {output_dir}")

@@ -40,6 +40,7 @@ def main() -> None:
         configs,
         _OUTPUT_DIR.value,
         data_dir=run_flags.DATA_DIR.value,
+        workers=run_flags.workers(),
         announce=lambda line: print(line, flush=True),
     )
     print(comparison.format_table(rows))

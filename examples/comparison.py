@@ -22,7 +22,7 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from tff_fedmpq.files import PathLike
-from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.config import ExperimentConfig, Workers
 from tff_fedmpq.simulation.experiment import DivergenceError, run_experiment
 from tff_fedmpq.simulation.ledger import BITS_PER_MEGABYTE
 from tff_fedmpq.simulation.run_files import check_output_dir
@@ -35,6 +35,7 @@ def run_comparison(
     output_dir: PathLike,
     *,
     data_dir: PathLike | None = None,
+    workers: Workers | None = None,
     announce: Callable[[str], None] = logging.info,
 ) -> list[dict[str, Any]]:
     """Runs all schemes with all seeds, one after the other, and writes the table.
@@ -59,11 +60,14 @@ def run_comparison(
     ]
     for _, config, directory in runs:
         check_output_dir(directory, config, resume=True)
+    elsewhere: dict[str, Any] = {"workers": workers} if workers else {}
     results: dict[str, list[Mapping[str, Any]]] = {}
     for scheme, config, directory in runs:
         announce(f"== {scheme}, seed {config.seed}")
         try:
-            result = run_experiment(config, directory, data_dir=data_dir, resume=True)
+            result = run_experiment(
+                config, directory, data_dir=data_dir, resume=True, **elsewhere
+            )
         except DivergenceError as error:
             announce(f"Left out of the table: {error}")
         else:

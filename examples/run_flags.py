@@ -19,7 +19,11 @@ from absl import flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 
 from tff_fedmpq.simulation import data  # noqa: E402
-from tff_fedmpq.simulation.config import PRESETS, ExperimentConfig  # noqa: E402
+from tff_fedmpq.simulation.config import (  # noqa: E402
+    PRESETS,
+    ExperimentConfig,
+    Workers,
+)
 
 PRESET = flags.DEFINE_enum(
     "preset",
@@ -33,6 +37,21 @@ DATA_DIR = flags.DEFINE_string(
     None,
     "Directory of the data set; default: $TFF_FEDMPQ_DATA_DIR, then ~/.keras/datasets, "
     "then a download.",
+)
+_WORKERS = flags.DEFINE_list(
+    "workers",
+    None,
+    "Addresses of workers (tff_fedmpq.worker) that train the clients: host:port, "
+    "unix:/path, @FILE of addresses, dns:host:port. Default: this machine.",
+)
+_TLS_DIR = flags.DEFINE_string(
+    "tls_dir", None, "Folder of this machine's certificate, to reach workers."
+)
+_INSECURE = flags.DEFINE_bool("insecure", False, "Reach workers without TLS.")
+_CLIENTS_DIR = flags.DEFINE_string(
+    "clients_dir",
+    None,
+    "Folder of the clients' files, which workers need in their --data_dir.",
 )
 _DATASET = flags.DEFINE_enum(
     "dataset",
@@ -49,6 +68,14 @@ _HELP = {"--help", "-help", "-h", "--helpshort"}
 def load_dataset() -> data.ImageDataset:
     """Returns the data set that the flags name."""
     return data.load(_DATASET.value, DATA_DIR.value)
+
+
+def workers() -> Workers | None:
+    """Returns the machines that the flags name; None for this one."""
+    if not _WORKERS.value:
+        return None
+    addresses = tuple(_WORKERS.value)
+    return Workers(addresses, _TLS_DIR.value, _INSECURE.value, _CLIENTS_DIR.value)
 
 
 def announce(config: ExperimentConfig, dataset: data.ImageDataset) -> None:

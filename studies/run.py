@@ -29,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from studies import results  # noqa: E402
 from studies.definitions import Cell, Study, build_config, load_study  # noqa: E402
 from studies.time_left import TimeLeft, count_rounds  # noqa: E402
+from tff_fedmpq.simulation.config import Workers  # noqa: E402
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Changes the rounding of a run, not what it is.
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list:
             print(format_list(runs))
             return 0
-        return run_all(study, runs, arguments.data_dir)
+        return run_all(study, runs, arguments.data_dir, _workers(arguments))
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -140,7 +141,9 @@ def find_difference(run: Run, record: dict[str, Any]) -> str:
     return f"{run.result_path} has other settings ({'; '.join(differing)})"
 
 
-def run_all(study: Study, runs: Sequence[Run], data_dir: str | None) -> int:
+def run_all(
+    study: Study, runs: Sequence[Run], data_dir: str | None, workers: Any = None
+) -> int:
     """Runs what is not finished; one failure does not keep the others from running.
 
     Returns:
@@ -154,7 +157,7 @@ def run_all(study: Study, runs: Sequence[Run], data_dir: str | None) -> int:
             print(f"== {run.name} ({index + 1} of {len(runs)})", flush=True)
             later = sum(not other.result_path.exists() for other in runs[index + 1 :])
             with TimeLeft(run.work_dir, run.settings()["rounds"], later):
-                record, problem = run_one(study, run, data_dir)
+                record, problem = run_one(study, run, data_dir, workers)
         if record and record["state"] == results.DIVERGED:
             problem = problem or record["error"]
         if problem:
@@ -166,7 +169,7 @@ def run_all(study: Study, runs: Sequence[Run], data_dir: str | None) -> int:
 
 
 def run_one(
-    study: Study, run: Run, data_dir: str | None
+    study: Study, run: Run, data_dir: str | None, workers: Any = None
 ) -> tuple[dict[str, Any] | None, str]:
     """Runs one run to its end and writes its result file.
 
@@ -183,13 +186,18 @@ def run_one(
     }
     try:
         result = experiment.run_experiment(
-            run.config, run.work_dir, data_dir=data_dir, resume=True
+            run.config,
+            run.work_dir,
+            data_dir=data_dir,
+            resume=True,
+            **({"workers": workers} if workers else {}),
         )
         record = results.finished_record(heading, result)
     except experiment.DivergenceError as error:
         provenance = experiment.provenance.describe()
         record = results.diverged_record(heading, error, provenance)
-    except ValueError as error:  # Missing data, a work directory of another run.
+    # Missing data, a work directory of another run, no worker left.
+    except (ValueError, ConnectionError) as error:
         return None, str(error)
     except RuntimeError as error:
         traceback.print_exc()
@@ -227,6 +235,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="write the page from the results",
     )
     parser.add_argument("--data_dir", help="directory of the data sets")
+    parser.add_argument("--workers", help="addresses of workers, see docs/workers.md")
+    parser.add_argument("--tls_dir", help="certificate of this machine, for workers")
+    parser.add_argument("--clients_dir", help="clients' files, which workers need")
     for name, default in (
         ("work_dir", _ROOT / "runs/studies"),
         ("results_dir", _ROOT / "studies/results"),
@@ -234,6 +245,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=pathlib.Path, default=default)
     return parser.parse_args(argv)
+
+
+def _workers(arguments: argparse.Namespace) -> Workers | None:
+    if not arguments.workers:
+        return None
+    addresses = tuple(arguments.workers.split(","))
+    return Workers(addresses, arguments.tls_dir, clients_dir=arguments.clients_dir)
 
 
 def _seeds(text: str) -> list[int]:

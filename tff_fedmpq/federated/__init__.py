@@ -14,6 +14,8 @@ messages.py          messages in both directions, and their size in bits
 config.py            settings of local training
 evaluation.py        evaluation of the global model and of devices' models
 runtime.py           TFF's worker process, owned and ended by this library
+remote_runtime.py    the clients of a round on other machines
+wire.py              addresses, health checks and TLS between machines
 checkpoints.py       states of a process on disk
 
 Its modules are imported when they are used: settings need no TensorFlow.

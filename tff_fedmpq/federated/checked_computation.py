@@ -23,6 +23,7 @@ class CheckedComputation(tff.framework.ConcreteComputation):
             context_stack=tff.framework.get_context_stack(),
             annotated_type=computation.type_signature,
         )
+        self.split = getattr(computation, "split", None)  # Of `remote_runtime`.
         self._names = tff.structure.name_list(computation.type_signature.parameter)
         self._function = function
 

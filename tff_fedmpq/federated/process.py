@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -38,7 +39,11 @@ from tff_fedmpq.federated.checked_computation import (
     is_reference,
     shapes_of,
 )
-from tff_fedmpq.federated.client_work import build_client_work
+from tff_fedmpq.federated.client_work import (
+    build_client_work,
+    dataset_reader,
+    read_all_examples,
+)
 from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.evaluation import assign_global_weights
 from tff_fedmpq.federated.local_training import Augment, OnStep
@@ -51,6 +56,22 @@ from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import ModelFn, ModelSpec, float_non_trainable_variables
 
 _MAX_EMBEDDED_MEGABYTES = 20
+
+
+class RoundParts(NamedTuple):
+    """`next`, cut where messages travel: for clients on other machines.
+
+    The same computations in the same order, hence the same numbers. MESSAGE is that of
+    `Server.message_for`.
+    """
+
+    # (<S@SERVER, {str}@CLIENTS> -> {<str, int32[1], MESSAGE>}@CLIENTS)
+    select: tff.Computation
+    work: tff.Computation  # (<str, int32[1], MESSAGE> -> ClientResult)
+    # (<S@SERVER, {<ClientResult, Ticket>}@CLIENTS> -> as `next`)
+    finish: tff.Computation
+    # ({str}@CLIENTS -> {int64[2]}@CLIENTS): number of examples, and their digest.
+    inspect: tff.Computation
 
 
 class FederatedProcess(tff.learning.templates.LearningProcess):
@@ -288,20 +309,30 @@ def build_process(
     def initialize():
         return tff.federated_eval(initial_state, tff.SERVER)
 
-    @tff.federated_computation(
-        initialize.type_signature.result, tff.FederatedType(np.str_, tff.CLIENTS)
-    )
-    def next_fn(state, client_ids):
+    def send(state, client_ids):
         keys = tff.federated_map(key_of, client_ids)
         last = tff.federated_eval(max_key, tff.SERVER)
-        received = tff.federated_select(keys, last, state, select)
-        results = tff.federated_map(work, (client_ids, keys, received))
-        tickets = tff.federated_map(ticket_of, received)
-        answers = tff.federated_zip((results, tickets))
+        return keys, tff.federated_select(keys, last, state, select)
+
+    def finish(state, answers):
         sums = tff.federated_aggregate(answers, zero(), accumulate, merge_sums, report)
         next_state, measured = tff.federated_map(update, (state, sums))
         return tff.learning.templates.LearningProcessOutput(next_state, measured)
 
+    @tff.federated_computation(
+        initialize.type_signature.result, tff.FederatedType(np.str_, tff.CLIENTS)
+    )
+    def next_fn(state, client_ids):
+        keys, received = send(state, client_ids)
+        results = tff.federated_map(work, (client_ids, keys, received))
+        tickets = tff.federated_map(ticket_of, received)
+        return finish(state, tff.federated_zip((results, tickets)))
+
+    # `remote_runtime` asks for them; building them takes a while.
+    parameter = next_fn.type_signature.parameter
+    next_fn.split = functools.cache(
+        lambda: _split(parameter, send, work, finish, answer_type, client_data)
+    )
     get_model_weights = compute(lambda state: state.global_model_weights, state_type)
 
     @tff.tensorflow.computation(state_type, get_model_weights.type_signature.result)
@@ -345,6 +376,55 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
         statistics=[rows.numpy() for rows in statistics],
     )
     return state._replace(distributor=distributor)
+
+
+def _split(
+    parameter: tff.Type,
+    send: Any,
+    work: tff.Computation,
+    finish: Any,
+    answer_type: tff.Type,
+    data: tff.simulation.datasets.ClientData,
+) -> RoundParts:
+    """Builds the parts of a round; `send` and `finish` are its halves in Python."""
+    state_type, ids_type = parameter
+    messages_type = work.type_signature.parameter[2]
+    compute = tff.tensorflow.computation
+    alone = compute(lambda messages: messages.get_single_element(), messages_type)
+    from_tensors = tf.data.Dataset.from_tensors
+    as_sequence = compute(lambda message: from_tensors(message), messages_type.element)
+
+    @tff.federated_computation(state_type, ids_type)
+    def select(state, client_ids):
+        keys, received = send(state, client_ids)
+        messages = tff.federated_map(alone, received)
+        return tff.federated_zip((client_ids, keys, messages))
+
+    key_type = work.type_signature.parameter[1]
+
+    @tff.federated_computation(np.str_, key_type, messages_type.element)
+    def work_alone(client_id, keys, message):
+        return work(client_id, keys, as_sequence(message))
+
+    answers_type = tff.FederatedType(answer_type, tff.CLIENTS)
+    read = dataset_reader(data)
+
+    @tff.tensorflow.computation(np.str_)
+    def inspect_one(client_id):
+        parts = tf.nest.flatten(read_all_examples(read(client_id)))
+        tensors = [part for part in parts if part is not None]
+        content = tf.strings.join([tf.io.serialize_tensor(t) for t in tensors])
+        digest = tf.strings.to_hash_bucket_strong(content, 2**62, [1, 2])
+        return tf.stack([tf.shape(tensors[0], tf.int64)[0], digest])
+
+    return RoundParts(
+        select,
+        work_alone,
+        tff.federated_computation(finish, state_type, answers_type),
+        tff.federated_computation(
+            lambda client_ids: tff.federated_map(inspect_one, client_ids), ids_type
+        ),
+    )
 
 
 def _check_arguments(

@@ -114,9 +114,9 @@ def local_async_runtime(
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
     """A stub that can be closed and lets values outlive their worker."""
 
-    def __init__(self, path: str):
+    def __init__(self, address: str):
         self.is_closed = False
-        self._own_channel = grpc.insecure_channel(f"unix:{path}", _CHANNEL_OPTIONS)
+        self._own_channel = grpc.insecure_channel(address, _CHANNEL_OPTIONS)
         super().__init__(self._own_channel)
 
     def close(self) -> None:
@@ -131,11 +131,14 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):
 class _Worker:
     """One worker process and the channel to it."""
 
-    def __init__(self, log: IO[bytes], intra_op_threads: int | None):
+    def __init__(
+        self, log: IO[bytes], intra_op_threads: int | None, cwd: PathLike | None
+    ):
         self._log, self._log_start = log, os.fstat(log.fileno()).st_size
         self._owner, self._stub = os.getpid(), None
         self._folder = tempfile.TemporaryDirectory(prefix="tff-")  # Of mode 0700.
         self._socket = os.path.join(self._folder.name, "worker")
+        self.address = f"unix:{self._socket}"
         # The C library gives every thread an arena, and the worker's many threads fill
         # them one by one: its memory grew for hundreds of rounds.
         settings = {"MALLOC_ARENA_MAX": "2", **onednn_environment()}
@@ -151,6 +154,7 @@ class _Worker:
             stderr=log,
             bufsize=0,
             env=settings,
+            cwd=cwd,
             # Ctrl-C is for Python, which then stops the worker in good order.
             start_new_session=True,
         )
@@ -160,7 +164,8 @@ class _Worker:
         os.register_at_fork(after_in_child=self._pipe.close)
         _running.add(self)
         with cast(IO[bytes], self._process.stdout) as output:
-            if output.readline() == b"shared\n":
+            self.is_shared = output.readline() == b"shared\n"
+            if self.is_shared:
                 logging.warning(_SHARED_NETWORK)
 
     def wait_until_ready(self, deadline: float) -> bool:
@@ -168,7 +173,7 @@ class _Worker:
         while self.exit_status() is None and time.monotonic() < deadline:
             # gRPC itself would try at once and then again only after a second.
             if self._stub is None and os.path.exists(self._socket):
-                self._stub = _Stub(self._socket)
+                self._stub = _Stub(self.address)
             if self._stub is not None and self._stub.is_ready:
                 return True
             time.sleep(0.02)
@@ -254,16 +259,19 @@ os.register_at_fork(after_in_child=_running.clear)
 
 @contextlib.contextmanager
 def _owned_worker(
-    log_path: PathLike | None, timeout: float, intra_op_threads: int | None
+    log_path: PathLike | None,
+    timeout: float,
+    intra_op_threads: int | None,
+    cwd: PathLike | None = None,
 ) -> Iterator[_Worker]:
-    """A worker that is ready inside the block and gone after it."""
+    """A worker with the folder `cwd`, ready inside the block and gone after it."""
     if not (isinstance(timeout, (int, float)) and timeout > 0):
         raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
     if intra_op_threads is not None and intra_op_threads < 1:
         raise ValueError(f"Expected intra_op_threads >= 1, got {intra_op_threads}")
     deadline = time.monotonic() + timeout
     with _open_log(log_path) as log:
-        worker = _Worker(log, intra_op_threads)
+        worker = _Worker(log, intra_op_threads, cwd)
         try:
             if not worker.wait_until_ready(deadline):
                 if worker.exit_status() is not None:

@@ -25,6 +25,24 @@ from tff_fedmpq.simulation.populations import tiered_budgets
 
 
 @dataclasses.dataclass(frozen=True)
+class Workers:
+    """Machines that train the clients of a run (`tff_fedmpq.worker`).
+
+    Attributes:
+      addresses: See `tff_fedmpq.remote_runtime`, also for the two below.
+      tls_dir: Folder with this machine's certificate.
+      insecure: Whether to use a network without TLS.
+      clients_dir: Folder for the clients' files, which is kept. Workers read theirs in
+        their `--data_dir`. None is one in the output directory.
+    """
+
+    addresses: tuple[str, ...]
+    tls_dir: Optional[str] = None
+    insecure: bool = False
+    clients_dir: Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
     """Settings of a run beside those of its scheme. Defaults are the paper's set-up.
 

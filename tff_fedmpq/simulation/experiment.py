@@ -28,10 +28,11 @@ from tff_fedmpq.federated.evaluation import (
     assign_global_weights,
 )
 from tff_fedmpq.federated.process import FederatedProcess, build_process
+from tff_fedmpq.federated.remote_runtime import RemoteContext, remote_runtime
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.files import PathLike
 from tff_fedmpq.simulation import data, ledger, provenance, report, run_files
-from tff_fedmpq.simulation.config import ExperimentConfig
+from tff_fedmpq.simulation.config import ExperimentConfig, Workers
 from tff_fedmpq.simulation.data import ImageDataset
 from tff_fedmpq.simulation.data.client_data import build_client_data
 from tff_fedmpq.simulation.data.partitions import dirichlet_partition
@@ -58,6 +59,7 @@ def run_experiment(
     *,
     data_dir: PathLike | None = None,
     resume: bool = False,
+    workers: Workers | None = None,
 ) -> Mapping[str, Any]:
     """Runs an experiment to its end and returns the content of `result.json`.
 
@@ -66,6 +68,7 @@ def run_experiment(
       output_dir: Directory of the results; made where it does not exist.
       data_dir: Directory of the data set; None looks in the usual places.
       resume: Whether to continue the run in `output_dir`; a finished one is kept.
+      workers: Machines that train the clients; None trains them here.
 
     Raises:
       OutputDirectoryError: if it holds another or a damaged run, or cannot be made.
@@ -73,6 +76,7 @@ def run_experiment(
       ValueError: for settings that the scheme refuses.
       DatasetError: if the data set is missing or damaged.
       DivergenceError: if a loss is not finite; earlier rounds are kept.
+      NoWorkersError: if no worker is left, or one has other data.
       RoundError: if a round raises a ValueError; other errors pass unchanged.
     """
     output_dir = run_files.check_output_dir(output_dir, config, resume)
@@ -86,9 +90,9 @@ def run_experiment(
         run_files.check_output_dir(output_dir, config, resume)  # Others may have run.
         run_files.write_json(output_dir / "config.json", config.as_dict())
         run_files.check_data(output_dir / "data.json", dataset)
-        result = _Run(config, dataset, output_dir).execute()
+        result = _Run(config, dataset, output_dir, workers).execute()
         report.plot_curves(result, output_dir / "curves.png")
-        shutil.rmtree(output_dir / _CLIENTS)
+        shutil.rmtree(output_dir / _CLIENTS, ignore_errors=True)
         # The result last: without it, the run continues from here.
         run_files.write_result(result_path, result)
     return result
@@ -105,9 +109,16 @@ class _Run:
     """One run in one output directory."""
 
     def __init__(
-        self, config: ExperimentConfig, dataset: ImageDataset, output_dir: pathlib.Path
+        self,
+        config: ExperimentConfig,
+        dataset: ImageDataset,
+        output_dir: pathlib.Path,
+        workers: Workers | None,
     ):
         self._config, self._dataset, self._output_dir = config, dataset, output_dir
+        self._workers, self._clients_dir = workers, output_dir / _CLIENTS
+        if workers and workers.clients_dir:
+            self._clients_dir = pathlib.Path(workers.clients_dir).expanduser()
         draw = config.num_clients, config.alpha, config.seed
         self._partition = dirichlet_partition(dataset.train_labels, *draw, dataset.name)
         run_files.save_partition(self._partition, output_dir / "partition.json")
@@ -118,9 +129,7 @@ class _Run:
         config, dataset = self._config, self._dataset
         steps = [self._count_steps(r) for r in range(1, config.rounds + 1)]
         progress = BatchProgress(self._output_dir / "progress.log", sum(steps))
-        threads = threads_per_client(config.clients_per_round)
-        log_path = self._output_dir / "worker.log"
-        with local_runtime(log_path=log_path, intra_op_threads=threads):
+        with self._runtime() as context:
             process = self._build_process(progress)
             checkpoints = Checkpoints(self._output_dir)
             state, records = checkpoints.load_latest(process.initialize())
@@ -143,8 +152,28 @@ class _Run:
                     releases.release(round_number, record)
                     checkpoints.save(round_number, state, record)
                     records.append(record)
+                    if isinstance(context, RemoteContext):
+                        run_files.append_workers(
+                            self._output_dir, round_number, context.report
+                        )
+                        progress.skip(sum(steps[: len(records)]))
                     progress.write(report.describe_round(record, config.rounds))
             return self._result(process, records)
+
+    def _runtime(self) -> Any:
+        """Returns the runtime: workers on other machines, or one here."""
+        log_path, workers = self._output_dir / "worker.log", self._workers
+        if workers is None:
+            threads = threads_per_client(self._config.clients_per_round)
+            return local_runtime(log_path=log_path, intra_op_threads=threads)
+        self._clients_dir.mkdir(parents=True, exist_ok=True)
+        return remote_runtime(
+            workers.addresses,
+            tls_dir=workers.tls_dir,
+            insecure=workers.insecure,
+            data_dir=self._clients_dir,
+            log_path=log_path,
+        )
 
     def _build_process(self, progress: BatchProgress) -> FederatedProcess:
         config, dataset = self._config, self._dataset
@@ -152,11 +181,17 @@ class _Run:
         return build_process(
             build_model_fn(config.model or dataset.model, dataset, config.seed),
             dict(zip(client_ids, config.budgets)),
-            build_client_data(self._output_dir / _CLIENTS, dataset, self._partition),
+            build_client_data(
+                self._clients_dir,
+                dataset,
+                self._partition,
+                relative=self._workers is not None,
+            ),
             config.scheme,
             augment=dataset.augment if config.augment else None,
             dtype_policy=config.dtype_policy,
-            on_step=progress.report,
+            # Other machines' files are not read here.
+            on_step=None if self._workers else progress.report,
             seed=config.seed,
         )
 

@@ -7,6 +7,7 @@ rounds/           record of each round
 checkpoints/      latest states
 metrics.csv, tensorboard/   numbers of each round, by TFF's release managers
 clients/          images of each client, until the end (`client_data`)
+workers.jsonl    with workers: who did how many clients of a round, seconds, failures
 worker.log, progress.log    while it runs, or when it fails
 result.json, curves.png     at the end
 """
@@ -111,6 +112,12 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all; ValueError for NaN and infinity."""
     text = json.dumps(content, indent=1, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
+
+
+def append_workers(output_dir: pathlib.Path, number: int, report: Any) -> None:
+    """Appends what workers did in a round to `workers.jsonl`."""
+    with open(output_dir / "workers.jsonl", "a") as file:
+        file.write(json.dumps({"round": number, **report}) + "\n")
 
 
 def read_result(path: pathlib.Path) -> dict[str, Any]:

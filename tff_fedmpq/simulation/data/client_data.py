@@ -5,7 +5,8 @@
 
 `dataset_computation` has the type `(str -> <uint8[h,w,c], int32>*)`: only client ids
 are sent to the process that runs it, and this process reads the files itself. Every
-machine that runs clients needs the directory under the same path.
+machine that runs clients needs the directory under the same path, or where paths are
+relative, in its `--data_dir`.
 
 Files are raw: images uint8[n, h, w, c] row by row, labels int32[n] little endian.
 Their folder is named by a digest of them, so that partitions can share a directory.
@@ -25,17 +26,25 @@ from tff_fedmpq.simulation.data.partitions import Partition
 
 
 def build_client_data(
-    directory: PathLike, dataset: ImageDataset, partition: Partition
+    directory: PathLike,
+    dataset: ImageDataset,
+    partition: Partition,
+    *,
+    relative: bool = False,
 ) -> tff.simulation.datasets.ClientData:
     """Builds a `ClientData` of the training examples, over files in `directory`.
 
     Client ids are in the partition's order. A client without examples has an empty
-    dataset. A partition that was made for other data is a ValueError.
+    dataset. A partition that was made for other data is a ValueError. With `relative`,
+    a worker reads them below its own folder (its `--data_dir`), not `directory`.
     """
-    prefix = f"{write_client_files(directory, dataset, partition)}{os.sep}"
+    folder = write_client_files(directory, dataset, partition)
     image_shape = dataset.image_shape
 
     def read_client(client_id: tf.Tensor) -> tf.data.Dataset:
+        # Eagerly it is read here, not on a worker.
+        is_elsewhere = relative and not tf.executing_eagerly()
+        prefix = f"{folder.name if is_elsewhere else folder}{os.sep}"
         images = tf.io.read_file(tf.strings.join([prefix, client_id, ".images"]))
         labels = tf.io.read_file(tf.strings.join([prefix, client_id, ".labels"]))
         images = tf.reshape(tf.io.decode_raw(images, tf.uint8), [-1, *image_shape])
