@@ -135,7 +135,8 @@ class _Worker:
         self, log: IO[bytes], intra_op_threads: int | None, cwd: PathLike | None
     ):
         self._log, self._log_start = log, os.fstat(log.fileno()).st_size
-        self._owner, self._stub = os.getpid(), None
+        self._owner = os.getpid()
+        self._stub: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="tff-")  # Of mode 0700.
         self._socket = os.path.join(self._folder.name, "worker")
         self.address = f"unix:{self._socket}"

@@ -31,6 +31,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any, Callable
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
@@ -166,7 +167,7 @@ def main(path: str, *command: str) -> int:
         stdout=sys.stderr,
         preexec_fn=die_with_parent,
     )
-    jobs = (
+    jobs: tuple[tuple[Callable[..., None], tuple[Any, ...]], ...] = (
         (kill_at_end_of_input, (worker,)),
         (kill_if_stopped, (worker,)),
         (relay, (path, port, worker)),
