@@ -303,7 +303,9 @@ def test_k9_ranges_are_given_or_calibrated_or_said():
     np.testing.assert_allclose(copy(x), 40, rtol=1e-6)
     limited = Sequential([Input([4]), layers.ReLU(6), layers.Activation("tanh")])
     with warnings_of_absl() as messages:  # Limits of their own stay.
-        quantize_model(Sequential([*limited.layers, layers.Flatten()]), 8, 8)
+        quantize_model(
+            Sequential([Input([4]), *limited.layers, layers.Flatten()]), 8, 8
+        )
     assert messages == []
     kept = quantize_model(limited, 8, 8, calibration_data=x)
     assert kept.layers[0].clip_value == 6
