@@ -79,6 +79,8 @@ REASONS = {
     Rejection.SYMBOLS: "its symbols are out of range",
     Rejection.EXAMPLES: "it has more examples than `max_examples`",
 }
+# Without these, other checks cannot be computed.
+_GATES = (Rejection.SHAPES, Rejection.LENGTH)
 # What training with too large a rate leads to.
 OF_DIVERGENCE = {REASONS[r] for r in (Rejection.NOT_FINITE, Rejection.MAGNITUDE)}
 
@@ -145,14 +147,18 @@ def usable_examples(
 def first_fault(checks: Sequence[Check]) -> tf.Tensor:
     """Returns the reason of the first check that fails, or 0; int32[].
 
-    A check may rely on those before it: it does not run after one has failed.
+    A check may rely on shapes and lengths that were checked before: it does not run
+    after one of these has failed. All others run together, in a graph that is small.
     """
-    if not checks:
-        return tf.constant(0)
-    holds, reason = checks[0]
-    return tf.cond(
-        holds(), lambda: first_fault(checks[1:]), lambda: tf.constant(int(reason))
-    )
+    gates = [i for i, (_, reason) in enumerate(checks, start=1) if reason in _GATES]
+    end = gates[0] if gates else len(checks)
+    fault = tf.constant(0)
+    for holds, reason in reversed(checks[:end]):
+        fault = tf.where(holds(), fault, int(reason))
+    rest = checks[end:]
+    if not rest:
+        return fault
+    return tf.cond(tf.equal(fault, 0), lambda: first_fault(rest), lambda: fault)
 
 
 def all_finite(tensors: Any) -> tf.Tensor:

@@ -354,7 +354,10 @@ class Server:
             return tf.equal(found, ticket.model)
 
         layers = (len(self.spec.kernel_shapes),)
+        symbols = uplink.symbols_shape(self.spec)
         own = [result.bit_widths, result.msb_densities, result.num_examples]
+        own += [result.weight, result.uplink_bits, result.symbols]
+        shapes = [layers, layers, (), (), (len(messages.BIT_ITEMS),), symbols]
         row = tf.clip_by_value(ticket.key, 0, len(self.budgets) - 1)
         budget = tf.gather(self.budgets.astype(np.float32), row)
 
@@ -379,7 +382,7 @@ class Server:
                 for fault in (Rejection.EXAMPLES, Rejection.LABELS, Rejection.IMAGES)
             ),
             (
-                lambda: acceptance.have_shapes(own, [layers, layers, ()]),
+                lambda: acceptance.have_shapes(own, shapes),
                 Rejection.SHAPES,
             ),
             (
