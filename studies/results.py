@@ -39,6 +39,9 @@ def finished_record(heading: Mapping[str, Any], result: Mapping[str, Any]) -> di
       result: Return value of `run_experiment`.
     """
     rounds = [{key: r[key] for key in _ROUND if key in r} for r in result["rounds"]]
+    # Without the directories of this machine.
+    if source := result.get("dataset_source"):
+        result = {**result, "dataset_source": pathlib.PurePath(source).name}
     return {
         **heading,
         "state": FINISHED,
