@@ -130,8 +130,9 @@ class _Machine:
         """Signals TFF's worker, below its guard."""
         pid = self.worker._process.pid
         for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in task.read_text().split():
-                os.kill(int(child), number)
+            with contextlib.suppress(FileNotFoundError):  # A thread that has ended.
+                for child in task.read_text().split():
+                    os.kill(int(child), number)
 
 
 @pytest.fixture
