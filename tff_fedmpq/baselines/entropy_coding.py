@@ -9,6 +9,8 @@ so that it can be decoded without anything else. Frequencies are the symbols' ow
 brought to 16 bits; a symbol that occurs keeps a frequency above zero.
 """
 
+from __future__ import annotations
+
 import math
 import struct
 import zlib
