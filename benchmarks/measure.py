@@ -21,11 +21,14 @@ from typing import Any, Callable
 import numpy as np
 import tensorflow as tf
 
+from tff_fedmpq import processor
 from tff_fedmpq.simulation import provenance
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results" / "performance"
 
 MIN_REPEATS = 5
+
+_VECTOR_INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +140,12 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 def environment() -> dict[str, Any]:
     """Returns what the figures depend on: code, machine, versions and threads."""
+    features = processor.processor_features()
     return {
         "commit": provenance.find_commit(),
-        "processor": _processor(),
-        "bfloat16_instructions": sorted(_flags() & {"avx512_bf16", "amx_bf16"}),
+        "processor": processor.processor_name(),
+        "vector_instructions": sorted(features & _VECTOR_INSTRUCTIONS),
+        "onednn": processor.onednn_setting(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average_before": round(os.getloadavg()[0], 2),
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
@@ -206,20 +211,3 @@ def _format(value: Any) -> str:
     if isinstance(value, list):
         return "-".join(_format(v) for v in value)
     return str(value)
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]
-    return found[0] if found else ""
-
-
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor() or "unknown"
-
-
-def _flags() -> set[str]:
-    return set(_cpuinfo("flags").split())

@@ -87,6 +87,8 @@ def machine(result: Mapping[str, Any]) -> str:
     threads = [environment[f"{k}_op_threads"] or "default" for k in ("intra", "inter")]
     return (
         f"commit {commit}, {environment['processor']}, {environment['cores']} cores, "
+        f"{' '.join(environment.get('vector_instructions', []))}, oneDNN "
+        f"{environment.get('onednn', 'as TensorFlow chooses')}, "
         f"intra-op threads {threads[0]}, inter-op threads {threads[1]}, TensorFlow "
         f"{environment['tensorflow']}, load before {environment['load_average_before']}"
     )

@@ -10,6 +10,14 @@ import pytest
 import tff_fedmpq  # noqa: F401  Before TensorFlow and TFF, which it prepares.
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Seeds Python, NumPy and TensorFlow, so that no test depends on those before it."""
+    import tensorflow as tf
+
+    tf.keras.utils.set_random_seed(1)
+
+
 @pytest.fixture(scope="session")
 def problem():
     """The small federated problem (`oracles.problem`)."""

@@ -55,7 +55,8 @@ def test_defaults_are_the_papers_but_for_how_codes_learn():
 
 def test_keras_pieces_have_the_defaults_of_fedmpqs_clients():
     scheme, alone = FedMPQConfig().compose(), IntegerSGD().get_config()
-    model = tf.keras.Sequential([tf.keras.Input([2]), tf.keras.layers.Dense(3)])
+    # Of many weights, or chance would choose their representation.
+    model = tf.keras.Sequential([tf.keras.Input([64]), tf.keras.layers.Dense(32)])
     quantized = quantize_model(model, 8)
     of_clients = optimizer_settings(scheme.training, quantized)
     for settings in (alone, of_clients):
