@@ -8,3 +8,5 @@ import os
 
 # TensorFlow's start-up notes say nothing about a benchmark.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tff_fedmpq  # noqa: F401  Before TensorFlow, which it prepares.

@@ -7,6 +7,7 @@ memory. The baseline is Keras as it comes: float32, its SGD with momentum and we
 decay, in a `tf.function`. Beside FedMPQ's step, in float32 and bfloat16, run
 
 * the same with the paper's Lasso, and with float activations;
+* the network's convolutions alone, the floor of any float32 step;
 * plain Keras in mixed bfloat16: what any bf16 step of this network costs at least;
 * quantization-aware training by `tensorflow-model-optimization` (8 bits);
 * QKeras (4-bit weights and activations), where it is installed;
@@ -54,6 +55,45 @@ def keras_step(model: tf.keras.Model, images: tf.Tensor, labels: tf.Tensor) -> S
         return loss
 
     return lambda: step().numpy()
+
+
+def convolutions(model: tf.keras.Model) -> Step:
+    """Returns what no float32 step of a network can do without: its convolutions.
+
+    Each computes its output, and the gradients of its input (but that of the images,
+    which has none) and of its kernel.
+    """
+    layers = [x for x in model.layers if isinstance(x, tf.keras.layers.Conv2D)]
+    inputs = [tf.random.normal([BATCH_SIZE, *x.input_shape[1:]]) for x in layers]
+    outputs = [tf.random.normal([BATCH_SIZE, *x.output_shape[1:]]) for x in layers]
+
+    @tf.function
+    def step():
+        found = []
+        for layer, x, upstream in zip(layers, inputs, outputs):
+            options = {"strides": [1, *layer.strides, 1], "padding": "SAME"}
+            kernel = layer.kernel.value()
+            found += [
+                tf.raw_ops.Conv2D(input=x, filter=kernel, **options),
+                tf.raw_ops.Conv2DBackpropFilter(
+                    input=x,
+                    filter_sizes=kernel.shape,
+                    out_backprop=upstream,
+                    **options,
+                ),
+            ]
+            if layer is not layers[0]:
+                found.append(
+                    tf.raw_ops.Conv2DBackpropInput(
+                        input_sizes=x.shape,
+                        filter=kernel,
+                        out_backprop=upstream,
+                        **options,
+                    )
+                )
+        return found
+
+    return lambda: step()[-1].numpy()
 
 
 def client_step(
@@ -120,6 +160,7 @@ def build_candidates(images: tf.Tensor, labels: tf.Tensor) -> dict[str, Step]:
         for name, variant in variants.items():
             step = client_step(variant, policy, images, labels)
             candidates[name + suffix] = step
+    candidates["convolutions alone, float32"] = convolutions(resnet20(seed=0))
     candidates["Keras bf16"] = keras_step(keras_bfloat16_model(), images, labels)
     candidates["tfmot QAT, 8 bits"] = keras_step(tfmot_model(), images, labels)
     qkeras = qkeras_model()

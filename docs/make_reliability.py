@@ -44,18 +44,19 @@ class _Collector:
 
 
 def collect() -> list[pytest.Item]:
-    """Returns all cases of tests that are marked, in the order of their files."""
+    """Returns all tests that are marked."""
     collector = _Collector()
     options = ["--collect-only", "-qq", "-n0", "-m", "faults", f"--rootdir={ROOT}"]
     code = pytest.main([*options, str(ROOT / "tests")], plugins=[collector])
     if code != pytest.ExitCode.OK:
         raise RuntimeError(f"pytest could not collect the tests: {code!r}.")
-    return sorted(collector.items, key=lambda item: item.location[:2])
+    return collector.items
 
 
 def page(items: Iterable[pytest.Item]) -> str:
-    """Returns the page in Markdown."""
-    items = list(items)
+    """Returns the page in Markdown, of the tests that are marked among `items`."""
+    items = [item for item in items if item.get_closest_marker("faults")]
+    items.sort(key=lambda item: item.location[:2])
     tests = {item.nodeid.split("[")[0] for item in items}
     lines = [_HEAD.format(cases=len(items), tests=len(tests))]
     area = ""

@@ -12,10 +12,25 @@ import tff_fedmpq  # noqa: F401  Before TensorFlow and TFF, which it prepares.
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Seeds Python, NumPy and TensorFlow, so that no test depends on those before it."""
+    """Seeds Python, NumPy and TensorFlow: no test depends on those before it."""
     import tensorflow as tf
 
     tf.keras.utils.set_random_seed(1)
+
+
+_ALL_TESTS = pytest.StashKey[list]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Keeps what was collected, before marks deselect some of it."""
+    config.stash[_ALL_TESTS] = list(items)
+
+
+@pytest.fixture
+def all_tests(request):
+    """The tests that were collected, also those that do not run."""
+    return request.config.stash[_ALL_TESTS]
 
 
 @pytest.fixture(scope="session")
