@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
-from tff_fedmpq.quantization.code_updates import integer_update, step_gain
+from tff_fedmpq.quantization.code_updates import step_gain, traced_integer_update
 
 LEARNING_RATE_UNITS = ("code", "weight")
 _Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
@@ -189,7 +189,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         uniform = self._draw_uniform(velocity.shape, index)
         rate = self._rate_of_codes(kernel)
         codes, bit_width = kernel.codes.value(), kernel.bit_width.value()
-        kernel.codes.assign(integer_update(codes, velocity, bit_width, rate, uniform))
+        kernel.codes.assign(
+            traced_integer_update(codes, velocity, bit_width, rate, uniform)
+        )
 
     def _draw_uniform(self, shape: tf.TensorShape, index: int) -> tf.Tensor:
         """Returns this step's random numbers for a variable, float32 in [0, 1)."""

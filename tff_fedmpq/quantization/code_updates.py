@@ -70,6 +70,10 @@ def integer_update(
     return move_codes(codes, tf.floor(uniform - units), bit_width)
 
 
+# Traced once for all kernels of a shape: a deep network's graph is built sooner.
+traced_integer_update = tf.function(integer_update, autograph=False)
+
+
 def move_codes(codes: tf.Tensor, change: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     """Returns codes moved by whole units, float32[...], and clipped to their range."""
     moved = tf.cast(codes, tf.float32) + change
