@@ -8,48 +8,24 @@ named in the report.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Callable, Union
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
+from tff_fedmpq.keras import inspection, layer_rules
 from tff_fedmpq.keras import layers as quant_layers
 from tff_fedmpq.keras.layers import QUANTIZED_FORMS, QuantizedLayer
-from tff_fedmpq.keras.optimizers import IntegerSGD
 from tff_fedmpq.keras.quantization_report import (
     LayerReport,
     QuantizationReport,
     warn_of_float_parts,
 )
 from tff_fedmpq.keras.quantized_kernel import check_weights
+from tff_fedmpq.keras.quantized_model import refusing_optimizers
 from tff_fedmpq.quantization import activations, representations, scales
 
-# A layer's name, in which * stands for anything, its type, or a function of the layer.
-Selector = Union[str, type, Callable[[Any], bool]]
-
-# Layers with few weights, which stay in float by design.
-_FLOAT_BY_DESIGN = (
-    tf.keras.layers.BatchNormalization,
-    tf.keras.layers.GroupNormalization,
-    tf.keras.layers.LayerNormalization,
-    tf.keras.layers.Normalization,
-)
-# Layers that save the layers that they wrap.
-_WRAPPERS = (
-    tf.keras.layers.Wrapper,
-    tf.keras.layers.StackedRNNCells,
-)
-_ACTIVATION_LAYERS = (
-    tf.keras.layers.ELU,
-    tf.keras.layers.LeakyReLU,
-    tf.keras.layers.PReLU,
-    tf.keras.layers.ThresholdedReLU,
-)
-_KERNELS = ("kernel", "recurrent", "depthwise", "pointwise", "embeddings")
-# Keras does not export the class of functional models, the base of Sequential.
-_FUNCTIONAL = tf.keras.Sequential.__bases__[0]
 # Offset binary has a zero level: it is chosen where it has less than this share of the
 # squared error, as for sparse weights or outliers.
 _LESS_ERROR = 0.8
@@ -60,7 +36,7 @@ def quantize_model(
     bit_width: Any = 8,
     activation_bits: int | None = None,
     *,
-    exclude: Selector | Iterable[Selector] = (),
+    exclude: layer_rules.Selector | Iterable[layer_rules.Selector] = (),
     representation: str | None = None,
     scale_rule: str = "least_squares",
     per_channel: bool | None = None,
@@ -98,7 +74,7 @@ def quantize_model(
         as "mixed_bfloat16"; None keeps each layer's policy. Variables stay float32.
       copy_weights: Whether to copy and quantize the weights; else all codes are 0.
     """
-    if not isinstance(model, _FUNCTIONAL):
+    if not isinstance(model, inspection.FUNCTIONAL):
         raise TypeError(
             f"model has to be Sequential or functional; found {type(model).__name__}. "
             "In a subclassed model, use QuantConv2D, QuantDense and QuantReLU directly."
@@ -121,11 +97,11 @@ def quantize_model(
         )
     if not model.built:
         raise ValueError(f"{model.name} has no weights: build it, or give it an Input.")
-    layers = _leaf_layers(model)
+    layers = inspection.leaf_layers(model)
     if isinstance(exclude, (str, type)) or callable(exclude):
         exclude = [exclude]
-    bits_by_layer = _bit_widths(layers, bit_width, tuple(exclude))
-    num_weights = sum(_num_kernel_weights(layer) for layer in layers)
+    bits_by_layer = layer_rules.bit_widths_of(layers, bit_width, tuple(exclude))
+    num_weights = sum(inspection.count_kernel_weights(layer) for layer in layers)
     convert = _Converter(
         options={
             "representation": representation or default,
@@ -134,12 +110,12 @@ def quantize_model(
             "lasso_per_weight": lasso / max(num_weights, 1),
         },
         bits_by_layer=bits_by_layer,
-        excluded=frozenset(id(x) for x in layers if _fits_any(x, exclude)),
+        excluded=frozenset(id(x) for x in layers if layer_rules.fits_any(x, exclude)),
         activation_bits=activation_bits,
         activation_range=activation_range,
         chooses_representation=representation is None and copy_weights,
         dtype_policy=dtype_policy,
-        output_ids=frozenset(_output_ids(model)),
+        output_ids=frozenset(inspection.output_ids(model)),
     )
     quantized = tf.keras.models.clone_model(model, clone_function=convert)
     if copy_weights:
@@ -156,13 +132,15 @@ def quantize_model(
     logging.info("quantize_model:\n%s", report)
     if calibration_data is not None:
         _calibrate(quantized, calibration_data, quantizers)
-    quantized.__class__ = _refusing_optimizers(type(quantized))
+    quantized.__class__ = refusing_optimizers(type(quantized))
     return quantized
 
 
 def load_float_weights(model: tf.keras.Model, source: tf.keras.Model) -> None:
     """Sets a quantized model to the weights of the float model it was made from."""
-    for layer, target in zip(_leaf_layers(source), _leaf_layers(model)):
+    for layer, target in zip(
+        inspection.leaf_layers(source), inspection.leaf_layers(model)
+    ):
         _copy_weights(layer, target)
 
 
@@ -211,7 +189,7 @@ class _Converter:
         return found
 
     def _convert(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
-        if isinstance(layer, _FUNCTIONAL):
+        if isinstance(layer, inspection.FUNCTIONAL):
             return tf.keras.models.clone_model(layer, clone_function=self)
         config = layer.get_config()
         if isinstance(layer, tf.keras.layers.Normalization):
@@ -238,7 +216,7 @@ class _Converter:
         if activation is not None:
             return activation
         copy = type(layer).from_config(config)
-        if _is_wrapper(layer) and _num_kernel_weights(layer):
+        if inspection.is_wrapper(layer) and inspection.count_kernel_weights(layer):
             options = self._options_of(layer, bits)
             quant_layers.quantize_parts(copy, options, self.activation_bits)
             for part in copy.submodules:
@@ -252,9 +230,11 @@ class _Converter:
         """Returns the arguments of a layer's quantized form."""
         options = {**self.options, "bit_width": bits, "lasso_strength": 0.0}
         own = getattr(QUANTIZED_FORMS.get(type(layer)), "_kernel_names", ())
-        if len(own) == len(_kernels(layer)):  # Else it is made of layers.
+        if len(own) == len(inspection.kernels_of(layer)):  # Else it is made of layers.
             per_weight, options["lasso_per_weight"] = options["lasso_per_weight"], 0.0
-            options["lasso_strength"] = per_weight * _num_kernel_weights(layer)
+            options["lasso_strength"] = per_weight * inspection.count_kernel_weights(
+                layer
+            )
         if self.chooses_representation and bits is not None:
             options["representation"] = _representation_of(layer, bits, options)
         return options
@@ -284,7 +264,7 @@ class _Converter:
         options = {"name": layer.name, "dtype": dtype}
         if getattr(layer, "max_value", None) is not None:
             self.limited.add(id(layer))
-        if _is_relu_layer(layer):
+        if inspection.is_relu_layer(layer):
             limit = self.activation_range if id(layer) not in self.limited else None
             limit = limit or activations.CLIP_VALUE
             return quant_layers.QuantReLU(bits, limit, **options)
@@ -295,7 +275,7 @@ class _Converter:
                 layer.activation, bits, limits, **options
             )
         is_relu = isinstance(layer, tf.keras.layers.ReLU)
-        if not is_relu and not isinstance(layer, _ACTIVATION_LAYERS):
+        if not is_relu and not isinstance(layer, inspection.ACTIVATION_LAYERS):
             return None
         high = getattr(layer, "max_value", None)
         high = float(high or self.activation_range or activations.CLIP_VALUE)
@@ -316,17 +296,21 @@ class _Converter:
         remarks = []
         if id(layer) in self.excluded:
             remarks.append("excluded")
-        elif _has_constraint(layer):
+        elif inspection.has_constraint(layer):
             remarks.append("a kernel constraint acts on float weights")
-        elif isinstance(layer, _FLOAT_BY_DESIGN):
+        elif isinstance(layer, inspection.FLOAT_BY_DESIGN):
             remarks.append("few weights")
-        elif layer.weights and not kernels and not _is_activation(converted):
-            known = _num_kernel_weights(layer)
+        elif (
+            layer.weights
+            and not kernels
+            and not inspection.is_activation_layer(converted)
+        ):
+            known = inspection.count_kernel_weights(layer)
             remarks.append("bit_width=None" if known else "no quantized form")
         activation = getattr(converted, "activation", None)
         activation_bits = getattr(activation, "bits", None)
         if self.activation_bits is not None and activation_bits is None:
-            name = _float_activation(layer)
+            name = inspection.float_activation(layer)
             if name:
                 remarks.append(f"activation {name} in float")
         return LayerReport(
@@ -340,88 +324,13 @@ class _Converter:
         )
 
 
-def _bit_widths(
-    layers: list[tf.keras.layers.Layer], rule: Any, exclude: tuple[Selector, ...]
-) -> dict[int, int | None]:
-    """Returns each layer's bit-width by a rule of `quantize_model`; None is float."""
-    mapping = rule if isinstance(rule, Mapping) else {}
-    for selector in (*mapping, *exclude):
-        if isinstance(selector, str) and not any(_fits(x, selector) for x in layers):
-            names = ", ".join(layer.name for layer in layers[:10])
-            raise ValueError(f"No layer is called {selector!r}; layers are {names}.")
-
-    def bits_of(layer: tf.keras.layers.Layer) -> int | None:
-        # A float layer of ours was left so on purpose: only its own rule changes it.
-        is_kept = isinstance(layer, QuantizedLayer) and layer.bit_width is None
-        default = None if is_kept else representations.MAX_BIT_WIDTH
-        bits = None if is_kept else rule
-        if isinstance(rule, Mapping):
-            bits = next((b for s, b in rule.items() if _fits(layer, s)), default)
-        elif callable(rule):
-            bits = rule(layer) if _num_kernel_weights(layer) else None
-        if bits is None or _has_constraint(layer) or _fits_any(layer, exclude):
-            return None
-        return representations.check_bit_width(bits, f"bit_width of {layer.name}")
-
-    return {id(layer): bits_of(layer) for layer in layers}
-
-
-def _fits(layer: tf.keras.layers.Layer, selector: Selector) -> bool:
-    """Returns whether a selector means a layer."""
-    if isinstance(selector, str):
-        return fnmatch.fnmatchcase(layer.name, selector)
-    if isinstance(selector, type):
-        return isinstance(layer, selector)
-    return bool(selector(layer))
-
-
-def _fits_any(layer: tf.keras.layers.Layer, selectors: Iterable[Selector]) -> bool:
-    return any(_fits(layer, selector) for selector in selectors)
-
-
-def _is_wrapper(layer: tf.keras.layers.Layer) -> bool:
-    return isinstance(layer, _WRAPPERS) or type(layer) is tf.keras.layers.RNN
-
-
-def _is_activation(layer: tf.keras.layers.Layer) -> bool:
-    return isinstance(layer, (quant_layers.QuantActivation, *_ACTIVATION_LAYERS))
-
-
-def _has_constraint(layer: tf.keras.layers.Layer) -> bool:
-    """Returns whether a kernel of a layer with a quantized form has a constraint."""
-    names = (f"{prefix}{kind}_constraint" for kind in _KERNELS for prefix in ("", "_"))
-    is_constrained = any(vars(layer).get(name) is not None for name in names)
-    parts = (
-        part for part in layer.submodules if isinstance(part, tf.keras.layers.Layer)
-    )
-    return is_constrained or any(_has_constraint(part) for part in parts)
-
-
-def _kernels(layer: tf.keras.layers.Layer) -> list[Any]:
-    """Returns the weights that can be quantized, or are codes, of a layer's parts."""
-    is_known = type(layer) in QUANTIZED_FORMS or isinstance(layer, QuantizedLayer)
-    found = []
-    for part in (layer, *layer.submodules) if is_known or _is_wrapper(layer) else ():
-        form: Any = QUANTIZED_FORMS.get(type(part), type(part))
-        if (
-            issubclass(form, QuantizedLayer) and part.built
-        ):  # A wrapper's pattern isn't.
-            quantized = vars(part).get("quantized_kernels", {})
-            for name in form._kernel_names:
-                kernel = quantized.get(name)
-                found.append(kernel.codes if kernel else getattr(part, name))
-    return list({id(kernel): kernel for kernel in found}.values())
-
-
-def _num_kernel_weights(layer: tf.keras.layers.Layer) -> int:
-    return sum(kernel.shape.num_elements() for kernel in _kernels(layer))
-
-
 def _representation_of(
     layer: tf.keras.layers.Layer, bits: int, options: dict[str, Any]
 ) -> str:
     """Returns the name of the representation with a layer's least squared error."""
-    kernels = [kernel for kernel in _kernels(layer) if kernel.dtype.is_floating]
+    kernels = [
+        kernel for kernel in inspection.kernels_of(layer) if kernel.dtype.is_floating
+    ]
     rule, bit_width = scales.get_scale_rule(options["scale_rule"]), tf.constant(bits)
 
     def error_of(representation: representations.Representation) -> float:
@@ -448,74 +357,6 @@ def _is_open(activation: Any) -> bool:
     return high != 1.0 and activation.function is not tf.nn.relu6
 
 
-def _float_activation(layer: tf.keras.layers.Layer) -> str:
-    """Returns the name of an activation that has no quantized form here, or ""."""
-    if isinstance(layer, (tf.keras.layers.ReLU, tf.keras.layers.Softmax)):
-        return type(layer).__name__.lower()
-    if isinstance(layer, _ACTIVATION_LAYERS):
-        return type(layer).__name__
-    function = getattr(layer, "function", None)  # Lambda layers and operations.
-    name = getattr(function, "__name__", "")
-    if name in activations.RANGES:
-        return name
-    activation: Any = getattr(layer, "activation", None)
-    if activation in (None, tf.keras.activations.linear):
-        return ""
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
-def _refusing_optimizers(base: Any) -> type:
-    """Returns the class of a quantized model, which refuses Keras's own optimizers."""
-    if hasattr(base, "refuses_optimizers"):
-        return base
-
-    def compile(self, optimizer="rmsprop", *args, **kwargs):  # noqa: A001
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        has_codes = any(hasattr(v, "quantized_kernel") for v in self.weights)
-        if has_codes and not isinstance(inner, IntegerSGD):
-            name = inner if isinstance(inner, str) else type(inner).__name__
-            raise ValueError(
-                f"{name} cannot train integer codes: compile quantized models with "
-                "tff_fedmpq.IntegerSGD, for its float weights too."
-            )
-        if has_codes:
-            quant_layers.check_strategy(self.name)
-        return base.compile(self, optimizer, *args, **kwargs)
-
-    def set_weights(self, weights):
-        quant_layers.check_codes(self.weights, weights)
-        base.set_weights(self, weights)
-
-    attributes = {
-        "compile": compile,
-        "set_weights": set_weights,
-        "refuses_optimizers": True,
-        "__doc__": base.__doc__,
-        "__module__": base.__module__,  # Keras saves it as its own class.
-    }
-    return type(base.__name__, (base,), attributes)
-
-
-def _output_ids(model: tf.keras.Model) -> Iterator[int]:
-    """Yields the ids of layers that give a model's output, also in inner models."""
-    outputs = {id(tensor) for tensor in model.outputs}
-    for layer in model.layers:
-        # Any call of a layer may give an output.
-        calls = map(layer.get_output_at, range(len(layer.inbound_nodes)))
-        if not outputs.isdisjoint(map(id, tf.nest.flatten(list(calls)))):
-            is_model = isinstance(layer, _FUNCTIONAL)
-            yield from _output_ids(layer) if is_model else [id(layer)]
-
-
-def _is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
-    """Returns whether the layer is a ReLU or, like QuantReLU, a clipped one."""
-    if isinstance(layer, tf.keras.layers.ReLU):
-        is_plain = not layer.negative_slope and not layer.threshold
-        return bool(is_plain and layer.max_value in (None, activations.CLIP_VALUE))
-    is_activation = isinstance(layer, tf.keras.layers.Activation)
-    return is_activation and layer.activation in quant_layers.RELU_FUNCTIONS
-
-
 def _adapted_statistics(layer: tf.keras.layers.Normalization) -> dict[str, Any]:
     """Returns a layer's adapted statistics as arguments; as weights they do nothing."""
     is_known = layer.built and hasattr(layer.mean, "numpy")  # Else built in a graph.
@@ -528,20 +369,12 @@ def _adapted_statistics(layer: tf.keras.layers.Normalization) -> dict[str, Any]:
     return {"mean": mean.reshape(shape), "variance": variance.reshape(shape)}
 
 
-def _leaf_layers(model: tf.keras.Model) -> list[Any]:
-    """Returns the layers of a model and of its inner models, each once."""
-    leaves: list[Any] = []
-    for layer in model.layers:
-        leaves += _leaf_layers(layer) if isinstance(layer, _FUNCTIONAL) else [layer]
-    return list({id(layer): layer for layer in leaves}.values())
-
-
 def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
     """Copies or quantizes the weights of a layer into its converted form."""
-    targets = _logical_weights(target)
+    targets = inspection.logical_weights(target)
     if not targets:  # Adapted statistics have become arguments.
         return
-    for one, other in zip(_logical_weights(source), targets):
+    for one, other in zip(inspection.logical_weights(source), targets):
         ours = getattr(one, "quantized_kernel", None)
         kernel = getattr(other, "quantized_kernel", None)
         if kernel is None:
@@ -551,10 +384,3 @@ def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) 
                 getattr(kernel, name).assign(getattr(ours, name))
         else:
             kernel.quantize(one if ours is None else ours.value())
-
-
-def _logical_weights(layer: tf.keras.layers.Layer) -> list[tf.Variable]:
-    """Returns the weights of a layer, without scales and bit-widths of its codes."""
-    kernels = [getattr(v, "quantized_kernel", None) for v in layer.weights]
-    extra = {id(v) for k in kernels if k for v in (k.scale, k.bit_width)}
-    return [v for v in layer.weights if id(v) not in extra]

@@ -1,0 +1,125 @@
+"""Questions about the layers of any Keras model, which its conversion asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tff_fedmpq.keras.layers import (
+    QUANTIZED_FORMS,
+    RELU_FUNCTIONS,
+    QuantActivation,
+    QuantizedLayer,
+)
+from tff_fedmpq.quantization import activations
+
+# Layers with few weights, which stay in float by design.
+FLOAT_BY_DESIGN = (
+    tf.keras.layers.BatchNormalization,
+    tf.keras.layers.GroupNormalization,
+    tf.keras.layers.LayerNormalization,
+    tf.keras.layers.Normalization,
+)
+_WRAPPERS = (tf.keras.layers.Wrapper, tf.keras.layers.StackedRNNCells)
+ACTIVATION_LAYERS = (
+    tf.keras.layers.ELU,
+    tf.keras.layers.LeakyReLU,
+    tf.keras.layers.PReLU,
+    tf.keras.layers.ThresholdedReLU,
+)
+_KERNELS = ("kernel", "recurrent", "depthwise", "pointwise", "embeddings")
+# Keras does not export the class of functional models, the base of Sequential.
+FUNCTIONAL = tf.keras.Sequential.__bases__[0]
+
+
+def leaf_layers(model: tf.keras.Model) -> list[Any]:
+    """Returns the layers of a model and of its inner models, each once."""
+    leaves: list[Any] = []
+    for layer in model.layers:
+        leaves += leaf_layers(layer) if isinstance(layer, FUNCTIONAL) else [layer]
+    return list({id(layer): layer for layer in leaves}.values())
+
+
+def output_ids(model: tf.keras.Model) -> Iterator[int]:
+    """Yields the ids of layers that give a model's output, also in inner models."""
+    outputs = {id(tensor) for tensor in model.outputs}
+    for layer in model.layers:
+        # Any call of a layer may give an output.
+        calls = map(layer.get_output_at, range(len(layer.inbound_nodes)))
+        if not outputs.isdisjoint(map(id, tf.nest.flatten(list(calls)))):
+            is_model = isinstance(layer, FUNCTIONAL)
+            yield from output_ids(layer) if is_model else [id(layer)]
+
+
+def kernels_of(layer: tf.keras.layers.Layer) -> list[Any]:
+    """Returns the weights that can be quantized, or are codes, of a layer's parts."""
+    is_known = type(layer) in QUANTIZED_FORMS or isinstance(layer, QuantizedLayer)
+    found = []
+    for part in (layer, *layer.submodules) if is_known or is_wrapper(layer) else ():
+        form: Any = QUANTIZED_FORMS.get(type(part), type(part))
+        # The pattern that a wrapper holds is not built.
+        if issubclass(form, QuantizedLayer) and part.built:
+            quantized = vars(part).get("quantized_kernels", {})
+            for name in form._kernel_names:
+                kernel = quantized.get(name)
+                found.append(kernel.codes if kernel else getattr(part, name))
+    return list({id(kernel): kernel for kernel in found}.values())
+
+
+def count_kernel_weights(layer: tf.keras.layers.Layer) -> int:
+    """Returns the number of weights in `kernels_of`."""
+    return sum(kernel.shape.num_elements() for kernel in kernels_of(layer))
+
+
+def logical_weights(layer: tf.keras.layers.Layer) -> list[tf.Variable]:
+    """Returns the weights of a layer, without scales and bit-widths of its codes."""
+    kernels = [getattr(v, "quantized_kernel", None) for v in layer.weights]
+    extra = {id(v) for k in kernels if k for v in (k.scale, k.bit_width)}
+    return [v for v in layer.weights if id(v) not in extra]
+
+
+def has_constraint(layer: tf.keras.layers.Layer) -> bool:
+    """Returns whether a kernel of a layer with a quantized form has a constraint."""
+    names = (f"{prefix}{kind}_constraint" for kind in _KERNELS for prefix in ("", "_"))
+    is_constrained = any(vars(layer).get(name) is not None for name in names)
+    parts = (
+        part for part in layer.submodules if isinstance(part, tf.keras.layers.Layer)
+    )
+    return is_constrained or any(has_constraint(part) for part in parts)
+
+
+def is_wrapper(layer: tf.keras.layers.Layer) -> bool:
+    """Returns whether a layer saves the layers that it wraps."""
+    return isinstance(layer, _WRAPPERS) or type(layer) is tf.keras.layers.RNN
+
+
+def is_activation_layer(layer: tf.keras.layers.Layer) -> bool:
+    """Returns whether a layer is an activation with arguments or weights of its own."""
+    return isinstance(layer, (QuantActivation, *ACTIVATION_LAYERS))
+
+
+def is_relu_layer(layer: tf.keras.layers.Layer) -> bool:
+    """Returns whether the layer is a ReLU or, like QuantReLU, a clipped one."""
+    if isinstance(layer, tf.keras.layers.ReLU):
+        is_plain = not layer.negative_slope and not layer.threshold
+        return bool(is_plain and layer.max_value in (None, activations.CLIP_VALUE))
+    is_activation = isinstance(layer, tf.keras.layers.Activation)
+    return is_activation and layer.activation in RELU_FUNCTIONS
+
+
+def float_activation(layer: tf.keras.layers.Layer) -> str:
+    """Returns the name of an activation that has no quantized form here, or ""."""
+    if isinstance(layer, (tf.keras.layers.ReLU, tf.keras.layers.Softmax)):
+        return type(layer).__name__.lower()
+    if isinstance(layer, ACTIVATION_LAYERS):
+        return type(layer).__name__
+    function = getattr(layer, "function", None)  # Lambda layers and operations.
+    name = getattr(function, "__name__", "")
+    if name in activations.RANGES:
+        return name
+    activation: Any = getattr(layer, "activation", None)
+    if activation in (None, tf.keras.activations.linear):
+        return ""
+    return getattr(activation, "__name__", type(activation).__name__)
