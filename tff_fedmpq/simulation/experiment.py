@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from tff_fedmpq import plots
 from tff_fedmpq.federated import acceptance
 from tff_fedmpq.federated.checkpoints import Checkpoints
 from tff_fedmpq.federated.evaluation import (
@@ -91,7 +92,7 @@ def run_experiment(
         run_files.write_json(output_dir / "config.json", config.as_dict())
         run_files.check_data(output_dir / "data.json", dataset)
         result = _Run(config, dataset, output_dir, workers).execute()
-        report.plot_curves(result, output_dir / "curves.png")
+        plots.curves(result).savefig(output_dir / "curves.png")
         shutil.rmtree(output_dir / _CLIENTS, ignore_errors=True)
         # The result last: without it, the run continues from here.
         run_files.write_result(result_path, result)
