@@ -40,6 +40,7 @@ from tff_fedmpq.simulation.data.partitions import dirichlet_partition
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases
+from tff_fedmpq.simulation.samplers import ClientSampler
 
 _CLIENTS = "clients"
 # Files may change before the process's next run; the imported code does not.
@@ -101,9 +102,8 @@ def run_experiment(
 
 def sample_participants(config: ExperimentConfig, round_number: int) -> list[str]:
     """Returns the ids of a round's clients, ascending; a function of seed and round."""
-    rng = np.random.default_rng([config.seed, round_number])
-    chosen = rng.choice(config.num_clients, config.clients_per_round, replace=False)
-    return [str(client) for client in sorted(chosen)]
+    sampler = ClientSampler(range(config.num_clients), config.seed)
+    return sampler.draw(round_number, config.clients_per_round)
 
 
 class _Run:
