@@ -50,7 +50,7 @@ def split_equally(data: datasets.ImageDataset, per_client: int) -> Partition:
     """Returns a partition that gives each client the same number of random images."""
     order = np.random.default_rng(0).permutation(len(data.train_labels))
     indices = [order[i * per_client : (i + 1) * per_client] for i in range(NUM_CLIENTS)]
-    return Partition(tuple(indices), alpha=1.0, seed=0, dataset=data.name)
+    return Partition(tuple(indices), dataset=data.name, method="equal shares")
 
 
 def bare_round(data: datasets.ImageDataset, partition: Partition, model_fn):

@@ -153,8 +153,7 @@ def _build(
 ) -> tuple[Any, list[str]]:
     """Returns FedMPQ's process over equal shares of the images, and the clients."""
     shares = np.array_split(np.arange(len(dataset.train_labels)), num_clients)
-    # Not drawn from a Dirichlet distribution; alpha says nothing here.
-    partition = Partition(tuple(shares), alpha=100.0, seed=0, dataset=dataset.name)
+    partition = Partition(tuple(shares), dataset=dataset.name, method="equal shares")
     client_data = build_client_data(directory, dataset, partition)
     budgets = dict(zip(client_data.client_ids, tiered_budgets(num_clients)))
     config = FedMPQConfig(epochs=1, batch_size=batch_size)

@@ -27,6 +27,9 @@ _RESUME = flags.DEFINE_bool(
     False,
     "Continue the run in --output_dir; a finished run is not redone.",
 )
+_TRACK = flags.DEFINE_multi_enum(
+    "track", [], ["mlflow", "wandb"], "Tool that gets the rounds' numbers too, offline."
+)
 
 
 def main() -> None:
@@ -47,6 +50,7 @@ def main() -> None:
         data_dir=run_flags.DATA_DIR.value,
         resume=_RESUME.value,
         workers=run_flags.workers(),
+        track=_TRACK.value,
     )
     print(report.describe_result(result))
     print(f"Results: {output_dir}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import pathlib
 import re
 import sys
@@ -81,6 +82,54 @@ def test_an_unsupported_tensorflow_is_told_what_is_supported(without, capsys):
     assert doctor.main() == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Expected Python 3.9 to 3.11 with TensorFlow 2.14, or")
+
+
+def test_jupyter_is_looked_at_where_it_is_installed(without, capsys):
+    without(ipykernel=None)
+    doctor.main()
+    assert "Notebooks:" not in capsys.readouterr().out
+    without(ipykernel="6.29.0")
+    doctor.main()
+    assert "Notebooks:" in capsys.readouterr().out
+
+
+def _of_extra(extra: str) -> list[Requirement]:
+    """Returns what setup.cfg asks for, which may be newer than what is installed."""
+    config = configparser.ConfigParser()
+    config.read(_ROOT / "setup.cfg")
+    lines = config["options.extras_require"][extra].split("\n")
+    found = [Requirement(line) for line in lines if line and line[0] != "#"]
+    return [each for each in found if not each.marker or each.marker.evaluate()]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="any fits there")
+@pytest.mark.parametrize("extra", ["federated", "notebook"])
+def test_typing_extensions_are_those_of_tensorflow_federated(extra):
+    """With newer ones, as Jupyter asks for, runs ended after their first round."""
+    (wanted,) = (
+        Requirement(line)
+        for line in metadata.requires("tensorflow-federated") or ()
+        if line.startswith("typing-extensions")
+    )
+    (ours,) = (each for each in _of_extra(extra) if each.name == "typing-extensions")
+    for version in ("4.4.0", "4.5.0", "4.6.0", "4.16.0"):
+        assert ours.specifier.contains(version) == wanted.specifier.contains(version)
+
+
+@pytest.mark.parametrize("name", ["ipykernel", "ipython", "jupyter-client"])
+def test_what_is_installed_of_jupyter_may_be_this_typing_extensions(name):
+    """As the extra says; an environment that has no Jupyter has nothing to check."""
+    if doctor.installed_version(name) is None:
+        pytest.skip("not installed")
+    for each in _of_extra("notebook"):
+        if each.name == name and not each.specifier.contains(metadata.version(name)):
+            pytest.skip("another version than the extra's")
+    for line in metadata.requires(name) or ():
+        needed = Requirement(line)
+        if needed.name.replace("_", "-") == "typing-extensions":
+            applies = not needed.marker or needed.marker.evaluate({"extra": ""})
+            found = metadata.version("typing-extensions")
+            assert not applies or needed.specifier.contains(found)
 
 
 def test_the_documentation_has_the_line_for_this_python():

@@ -6,6 +6,7 @@
     tff_fedmpq.summary(model)                         bits and bytes per layer
     tff_fedmpq.prune_and_grow(...)                    bit-widths for a budget (Alg. 2)
     tff_fedmpq.build_fedmpq(model_fn, budgets, data)  the federated process
+    tff_fedmpq.plots                                  figures of runs and partitions
 
 Subpackages, each using only those before it: `quantization`, `keras`, `allocation`,
 `federated`, `baselines`, `simulation`. The last three need TensorFlow Federated.
@@ -85,6 +86,8 @@ __all__ = ["__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return importlib.import_module("tff_fedmpq.plots")
     if name not in _MODULES:
         raise AttributeError(f"module 'tff_fedmpq' has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

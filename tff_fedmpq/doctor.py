@@ -60,7 +60,10 @@ def main() -> int:
     """Prints the report; returns the exit status."""
     print(f"Python {platform.python_version()}, {platform.platform()}")
     problems = []
-    for title, extra in (("Core", ""), ("Federated training", "federated")):
+    groups = [("Core", ""), ("Federated training", "federated")]
+    if installed_version("ipykernel"):  # No need of programs.
+        groups.append(("Notebooks", "notebook"))
+    for title, extra in groups:
         print(f"\n{title}:")
         unmet = []
         for requirement in sorted(requirements(extra), key=lambda r: r.name):

@@ -22,6 +22,7 @@ from tff_fedmpq.keras.variables import (
     float_non_trainable_variables,
     float_parameter_variables,
 )
+from tff_fedmpq.simulation.samplers import ClientSampler
 
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -578,8 +579,8 @@ def test_tffs_training_program_runs_it(process, problem, tmp_path):
     states = tff.program.FileProgramStateManager(str(tmp_path / "states"))
     arguments = {
         "train_process": process,
-        "train_data_source": tff.program.ClientIdDataSource(problem.client_ids),
-        "train_per_round_clients": len(problem.client_ids),
+        "train_data_source": ClientSampler(problem.client_ids, seed=4),
+        "train_per_round_clients": 2,
         "program_state_manager": states,
         "model_output_manager": models,
         "train_metrics_manager": released,
@@ -597,12 +598,12 @@ def test_tffs_training_program_runs_it(process, problem, tmp_path):
     assert asyncio.run(states.get_versions()) == [0, 1, 2]
     values = released.values()
     assert list(values) == [1, 2]
-    for metrics in values.values():
+    for number, metrics in values.items():
         # `train_model` puts the metrics of `client_work.train` here.
         train = metrics["model_metrics"]
-        assert train["num_examples"] == 2 * sum(
-            len(labels) for _, labels in problem.examples.values()
-        )
+        clients = ClientSampler(problem.client_ids, seed=4).draw(number, 2)
+        images = sum(len(problem.examples[client][1]) for client in clients)
+        assert train["num_examples"] == 2 * images
         assert train["loss"] > 0 and 0 <= train["accuracy"] <= 1
     last = models.values()["training_checkpoint_round_2"]
     assert last.distributor["round"] == 2

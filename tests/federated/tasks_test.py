@@ -230,6 +230,52 @@ def test_metrics_are_sums_over_clients_and_not_means_of_means(runtime):
         np.testing.assert_allclose(value, expected[name], rtol=1e-5)
 
 
+def test_metrics_per_client_are_those_of_keras_and_add_up(runtime):
+    """Of clients with 1, 24 and no examples, and of one that does not take part."""
+    x, y = draw(25, 4), classes(2, 25)
+    parts = {"a": slice(0, 1), "b": slice(1, 25), "c": slice(0, 0), "d": slice(0, 25)}
+    data = ClientData({name: (x[part], y[part]) for name, part in parts.items()})
+    make_metrics = lambda: [  # noqa: E731
+        tf.keras.metrics.AUC(50, name="auc", from_logits=True),
+        tf.keras.metrics.BinaryAccuracy(threshold=0.0),
+    ]
+    options = {"loss": losses.BinaryCrossentropy(from_logits=True)}
+    config = FedAvgConfig(epochs=2, batch_size=4, learning_rate=0.0, weight_decay=0.0)
+    arguments = dense(1), dict.fromkeys("abcd", 4), data, config
+    process = build_fedavg(
+        *arguments, metrics=make_metrics(), metrics_per_client=True, **options
+    )
+    _, metrics = process.next(process.initialize(), ["c", "b", "a"])
+    rows, train = (metrics["client_work"][name] for name in ("clients", "train"))
+    assert list(rows) == list(train)
+    assert rows["num_examples"].tolist() == [2, 48, 0, 0]
+    model = dense(1)()
+    model.compile(loss=options["loss"], metrics=make_metrics())
+    for row, name in enumerate("ab"):
+        part = parts[name]
+        expected = model.evaluate(x[part], y[part], verbose=0, return_dict=True)
+        for key, value in expected.items():
+            np.testing.assert_allclose(rows[key][row], value, rtol=1e-5)
+    for key in rows:
+        assert rows[key].shape == (4,) and (rows[key][2:] == 0).all()
+    mean = rows["loss"] @ rows["num_examples"] / train["num_examples"]
+    np.testing.assert_allclose(mean, train["loss"], rtol=1e-6)
+
+
+def test_metrics_per_client_of_a_task_without_metrics(runtime):
+    data = ClientData({"a": (draw(9, 4), draw(9, 1)), "b": (draw(3, 4), draw(3, 1))})
+    process = build_fedavg(
+        dense(1), {"a": 4, "b": 4}, data, ONE_STEP, loss="mse", metrics_per_client=True
+    )
+    _, metrics = process.next(process.initialize(), ["b"])
+    rows = metrics["client_work"]["clients"]
+    assert list(rows) == ["loss", "num_examples"]
+    assert rows["num_examples"].tolist() == [0, 3]
+    np.testing.assert_allclose(
+        rows["loss"], [0, metrics["client_work"]["train"]["loss"]], rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize("metrics", [None, []])
 def test_an_accuracy_is_the_default_of_classes_only(problem, metrics):
     process = build_fedavg(*problem.setting, ONE_STEP, metrics=metrics)
@@ -291,6 +337,8 @@ WRONG = {
     "a loss that is none": ({"loss": 3}, TypeError, "loss is a Keras name"),
     "a metric that Keras lacks": (
         {"metrics": ["acuracy"]}, ValueError, "Keras has no metric 'acuracy'"),
+    "a word for metrics per client": (
+        {"metrics_per_client": "no"}, ValueError, "true or false"),
     "a metric that is none": ({"metrics": [3]}, TypeError, "metric is a Keras name"),
     "no seed": ({"seed": None}, TypeError, "seed has to be a whole number"),
     "half a seed": ({"seed": 1.5}, TypeError, "seed has to be a whole number"),

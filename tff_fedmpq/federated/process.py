@@ -54,6 +54,7 @@ from tff_fedmpq.federated.server import Server, State, merge
 from tff_fedmpq.federated.tasks import Task, check_loss, check_metrics, split_example
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import ModelFn, ModelSpec, float_non_trainable_variables
+from tff_fedmpq.lookup import check_bool
 
 _MAX_EMBEDDED_MEGABYTES = 20
 
@@ -207,6 +208,7 @@ def build_process(
     *,
     loss: Any = None,
     metrics: Any = None,
+    metrics_per_client: bool = False,
     augment: Augment | None = None,
     dtype_policy: str | None = None,
     on_step: OnStep | None = None,
@@ -229,6 +231,8 @@ def build_process(
       metrics: Metrics as in `tf.keras.Model.compile`, computed while clients train and
         added up exactly over them. By default the accuracy for a cross-entropy of
         classes, else none.
+      metrics_per_client: Whether the measurements also have each client's loss and
+        metrics.
       augment: Augmentation of every training batch: (x, seed int32[2]) -> x.
       dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
@@ -243,6 +247,7 @@ def build_process(
     """
     _check_arguments(model_fn, client_data, config, server_optimizer_fn, seed)
     loss, metrics = check_loss(loss), check_metrics(metrics)
+    check_bool(metrics_per_client, "metrics_per_client")
     scheme = config.compose()
     population = Population.of(budgets, client_data, scheme)
     element = client_data.element_type_structure
@@ -266,6 +271,7 @@ def build_process(
         task.build_metrics,
         server_optimizer_fn,
         ["variance" in variable.name for variable in statistics],
+        per_client=metrics_per_client,
     )
     trainable = [v.numpy() for v in model.trainable_variables]
     non_trainable = [v.numpy() for v in statistics]

@@ -62,6 +62,7 @@ class RoundSums(NamedTuple):
     rejected: Any  # `Rejection` of each client that was left out, or 0; int32[N].
     num_rejected: Any  # Also of those that cannot be named, int32[].
     round: Any  # Of all contributions, -1 if there is none; int32[].
+    client_training: Any = ()  # `TrainingSums` [N, ...], if wanted.
 
     @property
     def is_empty(self) -> tf.Tensor:
@@ -126,6 +127,7 @@ class Server:
     build_metrics: Callable[[], Metrics] = Metrics  # Of clients' training.
     optimizer: Any = None  # A `tff.learning.optimizers.Optimizer`; None takes averages.
     is_variance: Sequence[bool] = ()  # Of each tensor of statistics.
+    per_client: bool = False  # Whether training is measured of each client too.
     secret: tuple[int, int] = dataclasses.field(
         default_factory=_draw_secret, repr=False
     )
@@ -268,11 +270,18 @@ class Server:
         spec, num_clients = self.spec, len(self.budgets)
         num_layers, num_items = len(spec.kernel_shapes), len(messages.BIT_ITEMS)
         float_parameters = tuple(map(tf.zeros, spec.float_parameter_shapes))
+        training = TrainingSums.zero(self.build_metrics().zeros())
+        client_training: Any = ()
+        if self.per_client:
+            client_training = tf.nest.map_structure(
+                lambda value: tf.zeros([num_clients, *value.shape], value.dtype),
+                training,
+            )
         return RoundSums(
             FloatWeights(tuple(map(tf.zeros, spec.kernel_shapes)), float_parameters),
             tf.zeros([num_layers]),
             tf.zeros([]),
-            TrainingSums.zero(self.build_metrics().zeros()),
+            training,
             tf.zeros([num_layers]),
             tf.zeros([num_clients], tf.int32),
             tf.zeros([num_clients, num_layers], tf.int32),
@@ -285,6 +294,7 @@ class Server:
             tf.zeros([num_clients], tf.int32),
             tf.constant(0),
             tf.constant(-1),
+            client_training,
         )
 
     def accumulate(
@@ -444,6 +454,11 @@ class Server:
             ),
             total_weight=sums.total_weight + result.weight,
             training=tf.nest.map_structure(tf.add, sums.training, result.training),
+            client_training=tf.nest.map_structure(
+                add_row, sums.client_training, result.training
+            )
+            if self.per_client
+            else (),
             msb_densities=sums.msb_densities + result.msb_densities,
             participations=add_row(sums.participations, tf.constant(1)),
             bit_widths=add_row(sums.bit_widths, result.bit_widths),
@@ -529,6 +544,8 @@ class Server:
 
         client_work.train: loss, metrics of the task by their names, and num_examples,
           of all steps, float32[] each; accuracy is that of classification.
+        client_work.clients: where it is wanted, the same of each client, [N] each; 0
+          examples for those that did not take part.
         participations: 1 for the clients whose contributions count, int32[N].
         rejected: `acceptance.Rejection` of clients that were left out, or 0; int32[N].
         num_rejected: their number, with those that no row can be given, int32[].
@@ -543,15 +560,23 @@ class Server:
           L].
         training_rates: learning rates of kernels and of float parameters, float32[2].
         """
-        count = sums.training.count
+        metrics = self.build_metrics()
+
+        def measured(training: TrainingSums, results: Any) -> Mapping[str, Any]:
+            loss = tf.math.divide_no_nan(training.loss, training.count)
+            return collections.OrderedDict(
+                loss=loss, **results, num_examples=training.count
+            )
+
         num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
-        train = collections.OrderedDict(
-            loss=tf.math.divide_no_nan(sums.training.loss, count)
+        work = collections.OrderedDict(
+            train=measured(sums.training, metrics.results(sums.training.metrics))
         )
-        train.update(self.build_metrics().results(sums.training.metrics))
-        train["num_examples"] = count
+        if self.per_client:
+            rows = sums.client_training
+            work["clients"] = measured(rows, metrics.results_of_rows(rows.metrics))
         return collections.OrderedDict(
-            client_work=collections.OrderedDict(train=train),
+            client_work=work,
             participations=sums.participations,
             rejected=sums.rejected,
             num_rejected=sums.num_rejected,

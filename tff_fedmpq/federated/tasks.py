@@ -108,6 +108,22 @@ class Metrics:
 
         return compute()
 
+    def results_of_rows(
+        self, values: Sequence[Sequence[tf.Tensor]]
+    ) -> Mapping[str, tf.Tensor]:
+        """Returns the results by name, [N, ...], of N rows of `values`."""
+        if not tf.nest.flatten(values):
+            return {}
+        like = self.results(self.values())
+
+        # A function and one row at a time, as the rows share variables.
+        @tf.function(autograph=False)
+        def compute() -> Mapping[str, tf.Tensor]:
+            specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, like)
+            return tf.map_fn(self.results, values, 1, fn_output_signature=specs)
+
+        return compute()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:

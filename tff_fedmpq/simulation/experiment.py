@@ -14,12 +14,13 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from tff_fedmpq import plots
 from tff_fedmpq.federated import acceptance
 from tff_fedmpq.federated.checkpoints import Checkpoints
 from tff_fedmpq.federated.evaluation import (
@@ -38,7 +39,8 @@ from tff_fedmpq.simulation.data.client_data import build_client_data
 from tff_fedmpq.simulation.data.partitions import dirichlet_partition
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.progress import BatchProgress
-from tff_fedmpq.simulation.releases import Releases
+from tff_fedmpq.simulation.releases import Releases, check_track
+from tff_fedmpq.simulation.samplers import ClientSampler
 
 _CLIENTS = "clients"
 # Files may change before the process's next run; the imported code does not.
@@ -60,6 +62,7 @@ def run_experiment(
     data_dir: PathLike | None = None,
     resume: bool = False,
     workers: Workers | None = None,
+    track: Sequence[str] = (),
 ) -> Mapping[str, Any]:
     """Runs an experiment to its end and returns the content of `result.json`.
 
@@ -69,8 +72,10 @@ def run_experiment(
       data_dir: Directory of the data set; None looks in the usual places.
       resume: Whether to continue the run in `output_dir`; a finished one is kept.
       workers: Machines that train the clients; None trains them here.
+      track: Names in `releases.TRACKERS` of tools that get the rounds' numbers too.
 
     Raises:
+      ImportError: for a tracker that is not installed.
       OutputDirectoryError: if it holds another or a damaged run, or cannot be made.
       CheckpointError: if the run's checkpoints cannot be read.
       ValueError: for settings that the scheme refuses.
@@ -79,6 +84,7 @@ def run_experiment(
       NoWorkersError: if no worker is left, or one has other data.
       RoundError: if a round raises a ValueError; other errors pass unchanged.
     """
+    check_track(track)
     output_dir = run_files.check_output_dir(output_dir, config, resume)
     result_path = output_dir / "result.json"
     if resume and result_path.exists():
@@ -90,8 +96,8 @@ def run_experiment(
         run_files.check_output_dir(output_dir, config, resume)  # Others may have run.
         run_files.write_json(output_dir / "config.json", config.as_dict())
         run_files.check_data(output_dir / "data.json", dataset)
-        result = _Run(config, dataset, output_dir, workers).execute()
-        report.plot_curves(result, output_dir / "curves.png")
+        result = _Run(config, dataset, output_dir, workers, track).execute()
+        plots.curves(result).savefig(output_dir / "curves.png")
         shutil.rmtree(output_dir / _CLIENTS, ignore_errors=True)
         # The result last: without it, the run continues from here.
         run_files.write_result(result_path, result)
@@ -100,9 +106,8 @@ def run_experiment(
 
 def sample_participants(config: ExperimentConfig, round_number: int) -> list[str]:
     """Returns the ids of a round's clients, ascending; a function of seed and round."""
-    rng = np.random.default_rng([config.seed, round_number])
-    chosen = rng.choice(config.num_clients, config.clients_per_round, replace=False)
-    return [str(client) for client in sorted(chosen)]
+    sampler = ClientSampler(range(config.num_clients), config.seed)
+    return sampler.draw(round_number, config.clients_per_round)
 
 
 class _Run:
@@ -114,8 +119,10 @@ class _Run:
         dataset: ImageDataset,
         output_dir: pathlib.Path,
         workers: Workers | None,
+        track: Sequence[str],
     ):
         self._config, self._dataset, self._output_dir = config, dataset, output_dir
+        self._track = track
         self._workers, self._clients_dir = workers, output_dir / _CLIENTS
         if workers and workers.clients_dir:
             self._clients_dir = pathlib.Path(workers.clients_dir).expanduser()
@@ -133,11 +140,17 @@ class _Run:
             process = self._build_process(progress)
             checkpoints = Checkpoints(self._output_dir)
             state, records = checkpoints.load_latest(process.initialize())
-            releases = Releases(self._output_dir, records)
+            releases = Releases(
+                self._output_dir,
+                records,
+                layers=process.spec.kernel_names,
+                track=self._track,
+                settings=config.as_dict(),
+            )
             test = dataset.test_images, dataset.test_labels
             self._evaluator = Evaluator(process.global_model(state), *test)
             self._device_evaluator = DeviceEvaluator(process, *test)
-            with progress:
+            with progress, releases:
                 progress.skip(sum(steps[: len(records)]))
                 for round_number in range(len(records) + 1, config.rounds + 1):
                     progress.set_round(round_number, config.rounds)

@@ -153,4 +153,7 @@ def test_a_partition_of_other_data_is_refused(tmp_path, dataset):
     longer = Partition(([20],), alpha=1.0, seed=0)
     with pytest.raises(ValueError, match="expected positions below 20"):
         client_data_lib.build_client_data(tmp_path, dataset, longer)
+    other = Partition(([0], [1]), client_ids=("a", "b"))
+    with pytest.raises(ValueError, match="client_data_from_arrays"):
+        client_data_lib.build_client_data(tmp_path, dataset, other)
     assert not list(tmp_path.iterdir())

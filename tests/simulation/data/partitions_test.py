@@ -1,4 +1,4 @@
-"""Tests of the Dirichlet partition and its manifest."""
+"""Tests of partitions and their manifest."""
 
 import json
 import os
@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tff_fedmpq.simulation.data import partitions
-from tff_fedmpq.simulation.data.partitions import Partition, dirichlet_partition
+from tff_fedmpq.simulation.data.partitions import (
+    Partition,
+    column_partition,
+    dirichlet_partition,
+    iid_partition,
+    quantity_partition,
+    shard_partition,
+)
 
 LABELS = np.random.default_rng(0).integers(0, 10, 5_000)
 
@@ -123,7 +130,7 @@ def test_alpha_has_to_be_positive_and_finite(alpha):
 
 
 def test_other_wrong_arguments():
-    with pytest.raises(ValueError, match="num_clients: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="num_clients has to be a whole number"):
         dirichlet_partition(LABELS, 0, 1.0, seed=0)
     with pytest.raises(ValueError, match="seed: expected 0 or more, found -1"):
         dirichlet_partition(LABELS, 1, 1.0, seed=-1)
@@ -131,6 +138,114 @@ def test_other_wrong_arguments():
         dirichlet_partition(LABELS[:, np.newaxis], 1, 1.0, seed=0)
     with pytest.raises(TypeError, match="expected integers, found float"):
         dirichlet_partition(LABELS * 0.5, 1, 1.0, seed=0)
+
+
+# --- other partitions -------------------------------------------------------
+
+PARTITIONS = {
+    "shards": lambda seed: shard_partition(LABELS, 10, 2, seed),
+    "quantity": lambda seed: quantity_partition(5_000, 10, 0.5, seed),
+    "iid": lambda seed: iid_partition(5_000, 10, seed),
+}
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_other_partitions_are_whole_and_a_function_of_the_seed(name):
+    make = PARTITIONS[name]
+    everything = np.concatenate(make(3).client_indices)
+    np.testing.assert_array_equal(np.sort(everything), np.arange(5_000))
+    assert make(3) == make(3) != make(4)
+
+
+def test_two_shards_of_equal_size_are_few_classes():
+    partition = shard_partition(LABELS, 10, 2, seed=0)
+    np.testing.assert_array_equal(partition.sizes, 500)
+    # A shard of 250 out of sorted classes of about 500 lies in at most two of them.
+    classes = (count_classes(partition) > 0).sum(axis=1)
+    assert classes.max() <= 4 and classes.mean() < 4
+    (everything,) = shard_partition(LABELS, 1, 7, seed=0).client_indices
+    assert np.count_nonzero(np.diff(LABELS[everything])) > 4_000  # And mixed.
+    sizes = shard_partition(LABELS[:23], 4, 3, seed=0).sizes
+    assert sizes.sum() == 23 and sizes.max() - sizes.min() <= 3
+
+
+def test_a_skew_of_quantity_leaves_classes_alike():
+    partition = quantity_partition(5_000, 10, 0.5, seed=0)
+    sizes = partition.sizes
+    assert sizes.max() > 10 * sizes.min()
+    largest = count_classes(partition)[sizes.argmax()]
+    expected = np.bincount(LABELS) / 5_000
+    np.testing.assert_allclose(largest / largest.sum(), expected, atol=0.04)
+    even = quantity_partition(5_000, 10, 1e9, seed=0).sizes
+    np.testing.assert_allclose(even, 500, atol=1)
+
+
+def test_iid_sizes_are_equal_and_classes_alike():
+    partition = iid_partition(5_003, 10, seed=0)
+    assert sorted(set(partition.sizes)) == [500, 501]
+    counts = count_classes(iid_partition(5_000, 5, seed=0))
+    assert (np.abs(counts - counts.mean(axis=0)) < 60).all()
+
+
+def test_a_column_names_the_clients():
+    column = np.array(["zoe", "ann", "zoe", "bob", "ann"])
+    partition = column_partition(column, "letters")
+    assert partition.client_ids == ("ann", "bob", "zoe")
+    assert [i.tolist() for i in partition.client_indices] == [[1, 4], [3], [0, 2]]
+    assert (partition.alpha, partition.seed) == (None, None)
+    assert column_partition(column.astype(object)) == column_partition(column.tolist())
+    numbers = column_partition(np.array([7, 10, 7]))
+    assert dict(zip(numbers.client_ids, numbers.sizes)) == {"7": 2, "10": 1}
+    for wrong in ([0.5, 1.0], [["a"]], [b"a"], np.array(["a", None], object)):
+        with pytest.raises(TypeError, match="column: expected one dimension of"):
+            column_partition(wrong)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: shard_partition(LABELS, 10, 0, seed=0),
+        lambda: shard_partition(LABELS, 0, 2, seed=0),
+        lambda: shard_partition(LABELS[:, np.newaxis], 10, 2, seed=0),
+        lambda: quantity_partition(100, 10, 0.0, seed=0),
+        lambda: quantity_partition(-1, 10, 1.0, seed=0),
+        lambda: iid_partition(LABELS, 10, seed=0),
+        lambda: iid_partition(100, 10, seed=-1),
+        lambda: iid_partition(100, 2.5, seed=0),
+        lambda: column_partition([]),
+    ],
+)
+def test_wrong_arguments_of_other_partitions(make):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: iid_partition(100, 2, seed=None),
+        lambda: dirichlet_partition(LABELS, 2, None, seed=0),
+        lambda: quantity_partition(100, 2, 1.0, seed=0.5),
+    ],
+)
+def test_what_is_drawn_needs_a_seed_and_alpha(make):
+    with pytest.raises(TypeError):
+        make()
+
+
+def test_arrays_are_split_over_the_clients():
+    x, y = np.arange(8).reshape(4, 2), np.arange(4)
+    arrays = Partition(([3, 0], [], [2]), client_ids=("c", "a", "b")).split(x, y)
+    assert list(arrays) == ["c", "a", "b"]
+    np.testing.assert_array_equal(arrays["c"][0], x[[3, 0]])
+    np.testing.assert_array_equal(arrays["b"][1], [2])
+    assert arrays["a"][0].shape == (0, 2)
+    with pytest.raises(ValueError, match="expected more than 3 examples, found 3"):
+        Partition(([3, 0],)).split(x, y[:3])
+
+
+# --- what holds of all ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,6 +261,12 @@ def test_other_wrong_arguments():
 def test_a_partition_checks_its_indices(client_indices, message):
     with pytest.raises(ValueError, match=message):
         Partition(client_indices, alpha=1.0, seed=0)
+
+
+@pytest.mark.parametrize("ids", [("a",), ("a", "a"), ("a", "b", "c")])
+def test_each_client_has_an_id_of_its_own(ids):
+    with pytest.raises(ValueError, match="client_ids: expected 2 different ids"):
+        Partition(([0], [1]), client_ids=ids)
 
 
 def test_indices_cannot_be_changed_later():
@@ -173,6 +294,41 @@ def test_manifest_round_trip_keeps_order_and_empty_clients(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["partition.json"]
 
 
+@pytest.mark.parametrize(
+    "partition",
+    [*(make(0) for make in PARTITIONS.values()), column_partition(["b", "a", "b"])],
+    ids=lambda partition: partition.method,
+)
+def test_every_partition_is_saved_and_loaded(tmp_path, partition):
+    partition.save(tmp_path / "partition.json")
+    loaded = Partition.load(tmp_path / "partition.json")
+    assert loaded == partition
+    assert loaded.client_ids == partition.client_ids
+    assert loaded.method == partition.method
+
+
+def test_a_manifest_is_as_documented(tmp_path):
+    """Also one that another program wrote."""
+    manifest = {
+        "format": "tff_fedmpq.partition/2",
+        "dataset": "mine",
+        "method": "by hand",
+        "alpha": None,
+        "seed": None,
+        "num_clients": 2,
+        "num_examples": 3,
+        "client_ids": ["x", "y"],
+        "client_indices": [[4, 0], [2]],
+    }
+    path = tmp_path / "partition.json"
+    path.write_text(json.dumps(manifest))
+    loaded = Partition.load(path)
+    assert loaded.split(np.arange(5))["x"][0].tolist() == [4, 0]
+    loaded.save(path)
+    assert json.loads(path.read_text()) == manifest
+    assert all(name in partitions.__doc__ for name in manifest)
+
+
 def test_a_failed_save_leaves_the_old_manifest(tmp_path, monkeypatch):
     path = tmp_path / "partition.json"
     old = Partition(([0],), alpha=1.0, seed=0)
@@ -193,6 +349,8 @@ def test_a_failed_save_leaves_the_old_manifest(tmp_path, monkeypatch):
     [
         lambda m: m.pop("client_indices"),
         lambda m: m.update(client_indices=[[0, 0]]),
+        lambda m: m.update(client_ids=[]),
+        lambda m: m.pop("client_ids"),
         lambda m: m.update(client_indices="none"),
         lambda m: m["client_indices"].pop(),
         lambda m: m["client_indices"][0].pop(),

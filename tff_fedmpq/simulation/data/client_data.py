@@ -69,6 +69,11 @@ def write_client_files(
             f"partition: expected one of {dataset.name}, found one of "
             f"{partition.dataset}; partition the labels of {dataset.name}."
         )
+    if partition.client_ids != tuple(map(str, range(partition.num_clients))):
+        raise ValueError(
+            f"partition: expected clients 0, 1, ..., found {partition.client_ids[:3]}; "
+            "use client_data_from_arrays(partition.split(images, labels), directory)."
+        )
     highest = max(indices.max(initial=-1) for indices in partition.client_indices)
     if highest >= len(dataset.train_labels):
         raise ValueError(
