@@ -450,8 +450,8 @@ def test_pipe_reaches_its_end_and_no_worker_is_left(scripts, ending):
 
 _NEVER_LEFT = """
 import contextlib
+from tff_fedmpq.federated import runtime  # Before TensorFlow Federated.
 import numpy as np, tensorflow_federated as tff
-from tff_fedmpq.federated import runtime
 
 @tff.tensorflow.computation(np.int32)
 def plus_one(x):
