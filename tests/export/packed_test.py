@@ -60,9 +60,9 @@ def assert_equal(model, loaded, x):
     np.testing.assert_array_equal(model(x), loaded(x))
 
 
-@pytest.mark.parametrize("representation", ["sign_magnitude", "offset_binary"])
 @pytest.mark.parametrize("bit_width", range(1, 9))
-def test_loads_bit_for_bit(tmp_path, bit_width, representation):
+def test_loads_bit_for_bit(tmp_path, bit_width):
+    representation = ("sign_magnitude", "offset_binary")[bit_width % 2]
     model = quantize_model(
         small_model(None), bit_width, 4, representation=representation
     )
@@ -83,9 +83,9 @@ def test_loads_models_of_all_kinds_and_trains_them(tmp_path):
     assert report.num_bytes == path.stat().st_size
 
 
-@pytest.mark.parametrize("bit_width", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("bit_width", [1, 3, 8])
 def test_size_is_that_of_bits_and_floats(tmp_path, bit_width):
-    model = quantize_model(resnet20(), bit_width, 4)
+    model = quantize_model(resnet20(), bit_width, 4, copy_weights=False)
     path, report = write(tmp_path, model)
     codes = scales = floats = 0
     for variable in model.weights:
