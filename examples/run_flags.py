@@ -83,12 +83,16 @@ def announce(config: ExperimentConfig, dataset: data.ImageDataset) -> None:
     height, width = dataset.image_shape[:2]
     available = len(dataset.train_labels)
     used = min(config.train_examples or available, available)
-    budgets = sorted(set(config.budgets))
+    bits = sorted({budget for budget in config.budgets if not isinstance(budget, str)})
+    budgets = [f"{bits[0]:g} to {bits[-1]:g} bits per weight"] if bits else []
+    sizes = dict.fromkeys(
+        budget for budget in config.budgets if isinstance(budget, str)
+    )
     print(
         f"{config.scheme.name}: {config.model or dataset.model} on {dataset.name}, "
         f"{used:,} training images of {height}x{width} ({dataset.source})\n"
         f"{config.num_clients} clients, Dirichlet({config.alpha:g}), budgets of "
-        f"{budgets[0]:g} to {budgets[-1]:g} bits per weight; {config.rounds} rounds of "
+        f"{', '.join([*budgets, *sizes])}; {config.rounds} rounds of "
         f"{config.clients_per_round} clients, {config.scheme.epochs} local epochs\n"
         "Building the federated process ...",
         flush=True,

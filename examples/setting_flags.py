@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, cast, get_args, get_type_hints
+from typing import Any, Callable, Union, cast, get_args, get_type_hints
 
 from absl import flags
 
@@ -49,8 +49,9 @@ def _bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part.strip())
+def _budgets(text: str) -> tuple[Union[float, str], ...]:
+    parts = (part.strip() for part in text.split(",") if part.strip())
+    return tuple(part if part.endswith("kB") else float(part) for part in parts)
 
 
 _NONE = object()  # Stands for None, which is absl's value of a flag not given.
@@ -58,7 +59,7 @@ _PARSERS: dict[Any, Callable[[str], Any]] = {
     bool: _bool,
     int: int,
     float: float,
-    Sequence[float]: _numbers,
+    Sequence[Union[float, str]]: _budgets,
 }
 
 

@@ -33,7 +33,7 @@ use_legacy_keras()
 _tff_shim.install()
 
 _NAMES = {
-    "tff_fedmpq.allocation": ("prune_and_grow",),
+    "tff_fedmpq.allocation": ("budget_for", "prune_and_grow"),
     "tff_fedmpq.baselines.aqfl": ("AQFLConfig", "build_aqfl"),
     "tff_fedmpq.baselines.fedavg": ("FedAvgConfig", "build_fedavg"),
     "tff_fedmpq.baselines.fedpaq": ("FedPAQConfig", "build_fedpaq"),

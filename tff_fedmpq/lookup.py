@@ -1,8 +1,9 @@
-"""Checks of arguments: names of known objects, counts, and true or false."""
+"""Checks of arguments: names of known objects, counts, kilobytes, true or false."""
 
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -37,3 +38,11 @@ def check_bool(value: bool, what: str) -> None:
     """Raises ValueError unless the argument `what` is a bool, not a word like "no"."""
     if not isinstance(value, bool):
         raise ValueError(f"{what} has to be true or false, found {value!r}.")
+
+
+def kilobytes_of(text: str) -> float:
+    """Returns the kilobytes of a budget like "40 kB"; ValueError for another text."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*kB\s*", text)
+    if match is None:
+        raise ValueError(f'A budget is a number of bits or "40 kB"; found {text!r}.')
+    return float(match[1])

@@ -69,6 +69,7 @@ def test_only_given_flags_are_settings(parse):
         ("error_feedback", "FALSE", False),
         ("budgets", "2,4,6.5", (2.0, 4.0, 6.5)),
         ("budgets", "", ()),
+        ("budgets", "2, 40kB,8", (2.0, "40kB", 8.0)),
         ("allocation", "uniform", "uniform"),
         ("aggregation_weight", "examples", "examples"),
         # A name, though it also is the word for None.
@@ -148,7 +149,7 @@ def test_help_lists_names_and_types(parse):
         "alpha": "float",
         "rounds": "int",
         "augment": "bool",
-        "budgets": "numbers",
+        "budgets": "budgets",
         "model": "str",
     }
 

@@ -1,5 +1,6 @@
 """Bit-widths of clients within their budgets."""
 
+from tff_fedmpq.allocation.device_budget import DeviceBudget, budget_for
 from tff_fedmpq.allocation.pruning_growing import (
     ORDERS,
     AllocationPolicy,
@@ -13,7 +14,9 @@ from tff_fedmpq.allocation.pruning_growing import (
 __all__ = [
     "ORDERS",
     "AllocationPolicy",
+    "DeviceBudget",
     "Order",
+    "budget_for",
     "check_budgets",
     "prune_and_grow",
     "prune_and_grow_graph",

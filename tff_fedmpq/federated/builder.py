@@ -22,7 +22,7 @@ def builder(config_type: type[Config]) -> Callable[..., FederatedProcess]:
 
     def build(
         model_fn: Callable[[], tf.keras.Model],
-        budgets: Mapping[Any, float],
+        budgets: Mapping[Any, float | str],
         client_data: tff.simulation.datasets.ClientData,
         config: Config = default,
         *,

@@ -34,6 +34,7 @@ import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq._tff import tff
+from tff_fedmpq.allocation.device_budget import budgets_in_bits
 from tff_fedmpq.federated.checked_computation import (
     CheckedComputation,
     is_reference,
@@ -202,7 +203,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
 
 def build_process(
     model_fn: ModelFn,
-    budgets: Mapping[Any, float],
+    budgets: Mapping[Any, float | str],
     client_data: tff.simulation.datasets.ClientData,
     config: LocalTrainingConfig,
     *,
@@ -220,8 +221,9 @@ def build_process(
     Args:
       model_fn: Function that returns a Sequential or functional float Keras model. Its
         initial weights are the process's.
-      budgets: Average bits per weight, 1 to 8, of each client id: all clients. Ids are
-        strings or whole numbers.
+      budgets: Average bits per weight, 1 to 8, of each client id: all clients; or the
+        size of the client's model, such as "40 kB" (`budget_for`). Ids are strings or
+        whole numbers.
       client_data: Clients' examples, pairs (x, y) or triples (x, y, sample_weight) of
         any structures of tensors, or mappings of these names.
       config: Configuration of the scheme, such as `FedMPQConfig`.
@@ -246,6 +248,7 @@ def build_process(
         then for a quantized model, and for examples, loss or metrics that do not fit.
     """
     _check_arguments(model_fn, client_data, config, server_optimizer_fn, seed)
+    budgets, model_fn = _budgets_in_bits(budgets, model_fn)
     loss, metrics = check_loss(loss), check_metrics(metrics)
     check_bool(metrics_per_client, "metrics_per_client")
     scheme = config.compose()
@@ -465,6 +468,15 @@ def _check_arguments(
         raise kind(
             f"seed has to be a whole number from 0 to 2**31 - 1; found {seed!r}."
         )
+
+
+def _budgets_in_bits(budgets: Any, model_fn: ModelFn) -> tuple[Any, ModelFn]:
+    """Returns budgets in bits, and a function of the model built for kilobytes."""
+    values = budgets.values() if isinstance(budgets, Mapping) else ()
+    if not any(isinstance(value, str) for value in values):
+        return budgets, model_fn
+    model = model_fn()
+    return budgets_in_bits(budgets, model), lambda: model
 
 
 def _forbid_cached_reads(model: tf.keras.Model) -> None:

@@ -9,7 +9,7 @@ declared once: as a documented field of a dataclass.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional, cast
+from typing import Any, Optional, Union, cast
 
 from tff_fedmpq.baselines.registry import SCHEMES
 from tff_fedmpq.federated.config import (
@@ -18,7 +18,7 @@ from tff_fedmpq.federated.config import (
     LocalTrainingConfig,
 )
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
-from tff_fedmpq.lookup import check_bool, check_count, check_name
+from tff_fedmpq.lookup import check_bool, check_count, check_name, kilobytes_of
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
 from tff_fedmpq.simulation.populations import tiered_budgets
@@ -58,8 +58,9 @@ class ExperimentConfig:
       model: Name of the network; None is the data set's own.
       alpha: Concentration of the Dirichlet partition; smaller is more heterogeneous.
       num_clients: Number of clients.
-      budgets: Bits per weight of each client, 1 to 8, fractions allowed; () gives 20,
-        30, 30 and 20 % of the clients 2, 4, 6 and 8 bits, as in the paper.
+      budgets: Bits per weight of each client, 1 to 8, fractions allowed, or the size of
+        its model, such as 40kB; () gives 20, 30, 30 and 20 % of the clients 2, 4, 6 and
+        8 bits, as in the paper.
       clients_per_round: Number of clients that train in a round.
       device_rounds: Number of last rounds after which the models that devices get are
         evaluated, beside the global model.
@@ -76,7 +77,7 @@ class ExperimentConfig:
     model: Optional[str] = None
     alpha: float = 0.5
     num_clients: int = 10
-    budgets: Sequence[float] = ()
+    budgets: Sequence[Union[float, str]] = ()
     clients_per_round: int = 5
     device_rounds: int = 1
     augment: bool = True
@@ -97,7 +98,8 @@ class ExperimentConfig:
         compute = resolve_compute(self.compute, is_quantized)
         object.__setattr__(self, "compute", compute)
         clients = self.num_clients
-        budgets = tuple(map(float, self.budgets)) or tiered_budgets(clients)
+        given = (b if isinstance(b, str) else float(b) for b in self.budgets)
+        budgets = tuple(given) or tiered_budgets(clients)
         object.__setattr__(self, "budgets", budgets)
         self._require("alpha", 0 < self.alpha < math.inf, "above 0 and finite")
         at_most = f"at most the number of clients, {clients}"
@@ -105,7 +107,9 @@ class ExperimentConfig:
         self._require("seed", 0 <= self.seed < 2**31, "from 0 to 2**31 - 1")
         per_client = f"one number per client, {clients} in all"
         self._require("budgets", len(budgets) == clients, per_client)
-        is_valid = all(1 <= budget <= 8 for budget in budgets)
+        is_valid = all(
+            kilobytes_of(b) > 0 if isinstance(b, str) else 1 <= b <= 8 for b in budgets
+        )
         self._require("budgets", is_valid, "1 to 8 bits per weight")
 
     def _require(self, name: str, is_valid: bool, expected: str) -> None:
