@@ -349,6 +349,7 @@ def main(folder: pathlib.Path, to: pathlib.Path, *parts: str) -> int:
     path = to / "machines.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     found |= {"run": _RUN, "cores": len(os.sched_getaffinity(0))}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Tidies up.
     if "remote" in parts:
         for host in _HOSTS:
             shutil.rmtree(folder / host, ignore_errors=True)
@@ -359,7 +360,7 @@ def main(folder: pathlib.Path, to: pathlib.Path, *parts: str) -> int:
         machines = Machines(folder, stack)
         if "local" in parts:
             assert start_run(machines, "local", None, log).wait() == 0
-            found["local"] = describe(machines, "local")
+        found["local"] = describe(machines, "local")
         if set(parts) - {"local"}:
             for number in range(3):
                 machines.start(number)

@@ -258,7 +258,7 @@ def model(records: list[dict[str, Any]]) -> None:
         print("|" + "---|" * (2 + len(counts)))
         for clients in (10, 100, 1_000, 10_000):
             times = [
-                max(clients * here / 2, -(-clients // n) * (work + _WAIT_SECONDS))
+                max(clients * here, -(-clients // n) * (work + _WAIT_SECONDS))
                 for n in counts
             ]
             cells = " | ".join(f"{seconds:,.0f} s" for seconds in times)

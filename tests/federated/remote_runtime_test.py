@@ -172,12 +172,15 @@ class _Machine:
         self._stack.close()
 
     def signal(self, number):
-        """Signals TFF's worker, below its guard."""
-        pid = self.worker._process.pid
-        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(FileNotFoundError):  # A thread that has ended.
-                for child in task.read_text().split():
-                    os.kill(int(child), number)
+        _signal(self.worker, number)
+
+
+def _signal(worker, number):
+    """Signals TFF's worker, below its guard."""
+    for task in pathlib.Path(f"/proc/{worker._process.pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):  # A thread that has ended.
+            for child in task.read_text().split():
+                os.kill(int(child), number)
 
 
 @pytest.fixture
@@ -266,6 +269,14 @@ def test_no_worker_left_is_one_line(machines, process, local):
         assert "\n" not in str(error.value)
         machines[0].start()
         _assert_equal(process.next(local[0].state, _IDS), local[1])
+
+
+def test_the_end_of_the_coordinators_own_worker_is_said(machines, process, local):
+    with remote_runtime.remote_runtime(_addresses(machines)) as context:
+        process.next(local[0].state, _IDS)
+        _signal(context._worker, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="ended while it was in use"):
+            process.next(local[0].state, _IDS)
 
 
 def test_a_worker_with_other_examples_is_named(machines, process, local):

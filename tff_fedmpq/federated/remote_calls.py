@@ -41,7 +41,8 @@ class Calls:
     ):
         self._executor = tff.framework.RemoteExecutor(stub)
         self._executor.set_cardinalities({tff.CLIENTS: 0, **(cardinalities or {})})
-        self._compiled, self._sent = compiled, {}  # type: ignore[var-annotated]
+        self._compiled = compiled
+        self._sent: dict[int, tuple[Any, Any]] = {}
 
     def send(self, value: Any, type_signature: tff.Type) -> OnWorker:
         """Sends a value that several calls take."""
@@ -59,10 +60,10 @@ class Calls:
         create = self._executor.create_value
         if id(computation) not in self._sent:
             compiled = self._compiled(computation)
-            self._sent[id(computation)] = await create(
-                compiled, compiled.type_signature
-            )
-        function = self._sent[id(computation)]
+            sent = await create(compiled, compiled.type_signature)
+            # The original is kept, so that its id is not given to another.
+            self._sent[id(computation)] = sent, computation
+        function = self._sent[id(computation)][0]
         parameter, argument = function.type_signature.parameter, None
         if any(isinstance(part, OnWorker) for part in arguments):
             parts = [
