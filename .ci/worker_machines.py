@@ -46,7 +46,7 @@ _RUN = (
 )
 _ADDRESSES = ",".join(f"{host}:8470" for host in _HOSTS)
 _REPLACED_SECONDS = 10  # Until a worker notices that its coordinator is gone.
-_TIMES = {"seconds", "seconds_training", "checksum"}
+_LEFT_OUT = {"seconds", "seconds_training", "checksum", "commit"}
 
 
 def inside(namespace: str | None, *command: str) -> list[str]:
@@ -167,9 +167,9 @@ def start_run(
 
 
 def without_times(value: Any) -> Any:
-    """Returns a result without what times it took."""
+    """Returns a result without times, and commits, which differ between parts."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in _TIMES}
+        return {k: without_times(v) for k, v in value.items() if k not in _LEFT_OUT}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -153,10 +154,13 @@ class RemoteContext(tff.framework.SyncContext):
         takes_answers = len(parts.finish.type_signature.parameter) > 2
         present = own.send(state, parts.select.type_signature.parameter[0])
         sums, num_added = own.start(parts.zero), 0
-        order, asked = iter(current.order), collections.deque[Any]()
+        asking = (
+            (job, own.start(parts.select, present, job.client_id))
+            for job in current.order
+        )
+        asked: collections.deque[Any] = collections.deque()
         while num_added < len(current.jobs):
-            while len(asked) < _MESSAGES and (job := next(order, None)) is not None:
-                asked.append((job, own.start(parts.select, present, job.client_id)))
+            asked.extend(itertools.islice(asking, _MESSAGES - len(asked)))
             self._wait(current, num_added, bool(asked))
             if num_added in current.results:
                 answer = current.release(num_added)
