@@ -318,11 +318,6 @@ def build_process(
     def initialize():
         return tff.federated_eval(initial_state, tff.SERVER)
 
-    def send(state, client_ids):
-        keys = tff.federated_map(key_of, client_ids)
-        last = tff.federated_eval(max_key, tff.SERVER)
-        return keys, tff.federated_select(keys, last, state, select)
-
     def finish(state, sums):
         next_state, measured = tff.federated_map(update, (state, sums))
         return tff.learning.templates.LearningProcessOutput(next_state, measured)
@@ -331,7 +326,9 @@ def build_process(
         initialize.type_signature.result, tff.FederatedType(np.str_, tff.CLIENTS)
     )
     def next_fn(state, client_ids):
-        keys, received = send(state, client_ids)
+        keys = tff.federated_map(key_of, client_ids)
+        last = tff.federated_eval(max_key, tff.SERVER)
+        received = tff.federated_select(keys, last, state, select)
         results = tff.federated_map(work, (client_ids, keys, received))
         tickets = tff.federated_map(ticket_of, received)
         answers = tff.federated_zip((results, tickets))
