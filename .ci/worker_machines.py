@@ -1,11 +1,19 @@
 """Tries `remote_runtime` on three machines: network namespaces with slow links and TLS.
 
-    sudo python .ci/worker_machines.py docs/results/workers
+    sudo python .ci/worker_machines.py FOLDER docs/results/workers [PART ...]
 
 Each worker has a namespace of its own, a copy of the clients' files and a link of
-20 ms round trip and 50 Mbit/s (`worker_links`). Runs 5 rounds of FedMPQ on digits here,
-on the workers, and on workers that are killed, stopped and cut off, and compares the
-results; then those try who have no right to. Writes machines.json and faults.log.
+20 ms round trip and 50 Mbit/s (`worker_links`). All runs are 5 rounds of FedMPQ on
+digits, whose results are compared with that of the first. Parts, all by default:
+
+    local      the run without workers
+    remote     with workers; first without the clients' files on them
+    intruders  those try who have no right to
+    faults     workers are killed, stopped and cut off
+    changes    workers are added and removed, the coordinator is killed and resumed
+
+FOLDER keeps the runs, so that parts can be run one by one. Writes machines.json,
+faults.log and changes.log.
 
 Needs root, /dev/net/tun, iproute2, openssl and stunnel4; leaves nothing behind.
 """
@@ -21,9 +29,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,7 +44,9 @@ _RUN = (
     "--dataset=digits --preset=quick --rounds=5 --clients_per_round=6 --num_clients=10 "
     "--epochs=15 --seed=3"
 )
-_TIMES = {"seconds", "seconds_training", "checksum"}
+_ADDRESSES = ",".join(f"{host}:8470" for host in _HOSTS)
+_REPLACED_SECONDS = 10  # Until a worker notices that its coordinator is gone.
+_LEFT_OUT = {"seconds", "seconds_training", "checksum", "commit"}
 
 
 def inside(namespace: str | None, *command: str) -> list[str]:
@@ -68,7 +76,7 @@ class Machines:
         for name in ("certificates", "other"):
             subprocess.run([make, str(folder / name), *_HOSTS], check=True)
         for host in _HOSTS:
-            (folder / host).mkdir()
+            (folder / host).mkdir(exist_ok=True)
         self.runs: list[subprocess.Popen[bytes]] = []
         stack.callback(self.stop)
 
@@ -101,12 +109,32 @@ class Machines:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, what)
 
+    def copy_clients(self) -> None:
+        """Gives each machine a copy of the clients' files."""
+        for host in _HOSTS:
+            source, to = self.folder / "clients", self.folder / host
+            shutil.copytree(source, to, dirs_exist_ok=True)
+
+    def tff_workers(self) -> list[int]:
+        """Returns the processes of TFF's workers on all machines."""
+        running = [process.pid for process in self.workers if process is not None]
+        below = [pid for worker in running for pid in descendants(worker)]
+        return [pid for pid in below if is_tff_worker(pid)]
+
     def stop(self) -> None:
         """Ends all workers, and what is still running, in good order."""
         for process in [*self.runs, *self.workers]:
             if process is not None and process.poll() is None:
                 process.terminate()
                 process.wait(timeout=30)
+
+
+def is_tff_worker(pid: int) -> bool:
+    """Returns whether a process is TFF's worker."""
+    with contextlib.suppress(OSError):
+        program = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        return program.endswith(b"worker_binary")
+    return False
 
 
 def descendants(pid: int) -> list[int]:
@@ -120,16 +148,15 @@ def descendants(pid: int) -> list[int]:
 
 
 def start_run(
-    machines: Machines, name: str, remote: bool, log: Any, more: str = ""
+    machines: Machines, name: str, workers: str | None, log: Any, more: str = ""
 ) -> subprocess.Popen[bytes]:
-    """Starts a run, in the coordinator's namespace if it is `remote`."""
+    """Starts a run, in the coordinator's namespace if it has workers."""
     command = f"examples/cifar10_fedmpq.py {_RUN} --output_dir={machines.folder}/{name}"
-    if remote:
-        addresses = ",".join(f"{host}:8470" for host in _HOSTS)
-        command += f" --workers={addresses} --clients_dir={machines.folder}/clients"
+    if workers:
+        command += f" --workers={workers} --clients_dir={machines.folder}/clients"
         command += f" --tls_dir={machines.folder}/certificates/coordinator {more}"
     process = subprocess.Popen(
-        inside(_SPACES[0] if remote else None, sys.executable, *command.split()),
+        inside(_SPACES[0] if workers else None, sys.executable, *command.split()),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -140,9 +167,9 @@ def start_run(
 
 
 def without_times(value: Any) -> Any:
-    """Returns a result without what times it took."""
+    """Returns a result without times, and commits, which differ between parts."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in _TIMES}
+        return {k: without_times(v) for k, v in value.items() if k not in _LEFT_OUT}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
@@ -172,7 +199,14 @@ def describe(machines: Machines, name: str) -> dict[str, Any]:
     path = folder / name / "workers.jsonl"
     if path.exists():
         described["rounds"] = [json.loads(line) for line in path.open()]
+        described["coordinator_share"] = [share(r) for r in described["rounds"]]
     return described
+
+
+def share(record: dict[str, Any]) -> float:
+    """Returns the part of a round before the first client and after the last."""
+    seconds = record["seconds"]
+    return 1 - seconds["clients"] / sum(seconds.values())
 
 
 def wait_for_round(machines: Machines, name: str, number: int) -> None:
@@ -187,32 +221,56 @@ def wait_for_round(machines: Machines, name: str, number: int) -> None:
     raise RuntimeError(f"Round {number} did not begin.")
 
 
-def run_with_faults(machines: Machines, log: Any) -> int:
+def say(log: Any, text: str) -> None:
+    """Writes what is done to the machines among what the run prints."""
+    log.write(f"--- {text}\n")
+    log.flush()
+
+
+def run_with_faults(machines: Machines, log: Any) -> dict[str, Any]:
     """Disturbs a run: a worker killed, one stopped, one cut off, all back again."""
-
-    def say(text: str) -> None:
-        log.write(f"--- {text}\n")
-        log.flush()
-
-    run = start_run(machines, "faults", True, log)
+    run = start_run(machines, "faults", _ADDRESSES, log)
     link = "ip link set link3"
     wait_for_round(machines, "faults", 2)
-    say(f"kill -9 of the worker {_HOSTS[0]} in round 2")
+    say(log, f"kill -9 of the worker {_HOSTS[0]} in round 2")
     machines.signal(0, signal.SIGKILL)
     machines.workers[0].wait()
     wait_for_round(machines, "faults", 3)
-    say(f"SIGSTOP of the worker {_HOSTS[1]} in round 3")
+    say(log, f"SIGSTOP of the worker {_HOSTS[1]} in round 3")
     machines.signal(1, signal.SIGSTOP)
-    say(f"the worker {_HOSTS[0]} is started again")
+    say(log, f"the worker {_HOSTS[0]} is started again")
     machines.start(0)
     wait_for_round(machines, "faults", 4)
-    say(f"link to {_HOSTS[2]} down in round 4")
+    say(log, f"link to {_HOSTS[2]} down in round 4")
     subprocess.run(inside(_SPACES[0], *f"{link} down".split()), check=True)
     wait_for_round(machines, "faults", 5)
-    say("SIGCONT and link up in round 5")
+    say(log, "SIGCONT and link up in round 5")
     machines.signal(1, signal.SIGCONT)
     subprocess.run(inside(_SPACES[0], *f"{link} up".split()), check=True)
-    return run.wait(timeout=600)
+    return {"status": run.wait(timeout=600)}
+
+
+def run_with_changes(machines: Machines, log: Any) -> dict[str, Any]:
+    """Adds and removes workers of a run, and kills and resumes its coordinator."""
+    listed = machines.folder / "workers"
+    listed.write_text(f"{_HOSTS[0]}:8470\n")
+    run = start_run(machines, "changes", f"@{listed}", log)
+    wait_for_round(machines, "changes", 2)
+    say(log, f"{_HOSTS[1]} and {_HOSTS[2]} are added to the file in round 2")
+    listed.write_text("".join(f"{host}:8470\n" for host in _HOSTS))
+    wait_for_round(machines, "changes", 3)
+    before, here = machines.tff_workers(), descendants(run.pid)
+    say(log, f"kill -9 of the coordinator in round 3, with {len(before)} TFF workers")
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    time.sleep(_REPLACED_SECONDS)
+    left = [pid for pid in [*before, *here] if pathlib.Path(f"/proc/{pid}").exists()]
+    say(log, f"{_REPLACED_SECONDS} s later: of its {len(here)} processes and these TFF "
+        f"workers {len(left)} are left")  # fmt: skip
+    listed.write_text("".join(f"{host}:8470\n" for host in _HOSTS[1:]))
+    say(log, f"{_HOSTS[0]} is removed from the file; --resume")
+    run = start_run(machines, "changes", f"@{listed}", log, "--resume")
+    return {"status": run.wait(timeout=600), "left_after_kill": left}
 
 
 def intruders(machines: Machines) -> dict[str, str]:
@@ -269,64 +327,68 @@ def output_of(command: list[str], given: bytes = b"") -> str:
     return process.stdout.read().decode(errors="replace").strip()
 
 
-@contextlib.contextmanager
-def prepared() -> Iterator[Machines]:
-    """Machines with running workers."""
-    with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(tempfile.mkdtemp())
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        machines = Machines(folder, stack)
-        for number in range(3):
-            machines.start(number)
-        yield machines
+def run_without_data(machines: Machines, log: Any) -> list[Any]:
+    """Returns status and last line of a run whose workers lack the clients' files."""
+    status = start_run(machines, "lacks", _ADDRESSES, log).wait()
+    return [status, pathlib.Path(log.name).read_text().splitlines()[-1]]
 
 
-def main(target: str) -> int:
-    """Runs everything and writes the results."""
-    to = pathlib.Path(target)
+def tidy(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Removes progress bars and the folder's name from a log."""
+    text = path.read_text().replace(str(folder), "FOLDER")
+    text = re.sub(r"[^\r\n]*batch/s[^\]]*\]", "\n", text)
+    kept = [line.strip() for line in re.split("[\r\n]", text) if line.strip()]
+    path.write_text("\n".join(kept) + "\n")
+
+
+def main(folder: pathlib.Path, to: pathlib.Path, *parts: str) -> int:
+    """Runs parts and writes the results; returns whether a result differs."""
+    parts = parts or ("local", "remote", "intruders", "faults", "changes")
+    folder.mkdir(parents=True, exist_ok=True)
     to.mkdir(parents=True, exist_ok=True)
-    with prepared() as machines:
-        folder = machines.folder
-        log = open(folder / "log", "a+")
-        found: dict[str, Any] = {"run": _RUN, "cores": len(os.sched_getaffinity(0))}
-        assert start_run(machines, "local", False, log).wait() == 0, log_of(folder)
-        found["local"] = describe(machines, "local")
-        # Two machines have the clients' files, the third has not.
-        first = start_run(machines, "lacks", True, log)
-        found["without_data"] = [first.wait(), log_of(folder).splitlines()[-1]]
+    path = to / "machines.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found |= {"run": _RUN, "cores": len(os.sched_getaffinity(0))}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Tidies up.
+    if "remote" in parts:
         for host in _HOSTS:
-            for part in (folder / "clients").iterdir():
-                shutil.copytree(part, folder / host / part.name)
-        assert start_run(machines, "remote", True, log).wait() == 0, log_of(folder)
-        found["remote"] = describe(machines, "remote")
-        found["intruders"] = intruders(machines)
-        with open(to / "faults.log", "w") as faults:
-            status = run_with_faults(machines, faults)
-        found["faults"] = {"status": status, **describe(machines, "faults")}
-        text = (to / "faults.log").read_text()
-        text = re.sub(
-            r"[^\r\n]*batch/s[^\]]*\]", "\n", text.replace(str(folder), "FOLDER")
-        )
-        kept = [line.strip() for line in re.split("[\r\n]", text) if line.strip()]
-        (to / "faults.log").write_text("\n".join(kept) + "\n")
-        time.sleep(2)
-    found["left_behind"] = socket_files_left()
-    (to / "machines.json").write_text(json.dumps(found, indent=1) + "\n")
-    same = not (found["remote"]["differences"] or found["faults"]["differences"])
-    print(json.dumps({**found, "local": None}, indent=1))
-    return 0 if same else 1
+            shutil.rmtree(folder / host, ignore_errors=True)
+    for part in (*parts, "lacks"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(folder / "log", "w"))
+        machines = Machines(folder, stack)
+        if "local" in parts:
+            assert start_run(machines, "local", None, log).wait() == 0
+        found["local"] = describe(machines, "local")
+        if set(parts) - {"local"}:
+            for number in range(3):
+                machines.start(number)
+        if "remote" in parts:
+            found["without_data"] = run_without_data(machines, log)
+            machines.copy_clients()
+            assert start_run(machines, "remote", _ADDRESSES, log).wait() == 0
+            found["remote"] = describe(machines, "remote")
+        if "intruders" in parts:
+            found["intruders"] = intruders(machines)
+        for part, run in (("faults", run_with_faults), ("changes", run_with_changes)):
+            if part in parts:
+                with open(to / f"{part}.log", "w") as file:
+                    seen = run(machines, file)
+                found[part] = {**seen, **describe(machines, part)}
+                tidy(to / f"{part}.log", folder)
+    time.sleep(2)
+    found["left_behind"] = namespaces_left()
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({part: found[part] for part in parts}, indent=1))
+    return int(any(found[part].get("differences") for part in parts))
 
 
-def log_of(folder: pathlib.Path) -> str:
-    """Returns what the runs so far have printed."""
-    return (folder / "log").read_text()
-
-
-def socket_files_left() -> list[str]:
+def namespaces_left() -> list[str]:
     """Returns namespaces of this program that are still there."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
     return [line for line in listed.stdout.splitlines() if line.startswith(_PREFIX)]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*map(pathlib.Path, sys.argv[1:3]), *sys.argv[3:]))

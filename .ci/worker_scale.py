@@ -1,12 +1,13 @@
-"""Measures rounds on workers: seconds, bytes, and the coordinator's share.
+"""Measures rounds on workers: seconds, bytes, processor time on both sides.
 
-    sudo python .ci/worker_scale.py docs/results/workers
+    sudo python .ci/worker_scale.py scale.json cores
+    sudo python .ci/worker_scale.py scale.json links CLIENTS REPEATS WORKERS ...
 
-links: 10 and 100 clients a round on 1 to 3 workers behind links of 20 ms round trip
-and 50 Mbit/s (`worker_machines`); bytes are those of the links, with headers and TLS.
 cores: two workers of a core each against one of two, on Unix sockets, in turns.
+links: rounds of so many clients on so many workers, behind links of 20 ms round trip
+and 50 Mbit/s (`worker_machines`); bytes are those of the links, with headers and TLS.
 
-Writes scale.json; `--table FILE` prints it as in docs/scale.md. Needs what
+Adds to the file; `--table FILE` prints it as in docs/scale.md. Needs what
 `worker_machines` needs, and two cores.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -21,13 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import worker_machines  # noqa: E402
 
 from tff_fedmpq.federated import wire  # noqa: E402
+
+_WAIT_SECONDS = 0.06  # A client takes three round trips.
 
 
 def link_bytes() -> int:
@@ -40,8 +44,21 @@ def link_bytes() -> int:
     return total
 
 
-def measure(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs the rounds of a plan: all numbers of clients on all fleets, in turns."""
+def processor_seconds(pids: list[int]) -> float:
+    """Returns the processor time of processes and all below them."""
+    total = 0
+    for pid in {pid for top in pids for pid in worker_machines.descendants(top)}:
+        with contextlib.suppress(OSError):
+            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+            total += sum(map(int, fields.split()[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def measure(plan: dict[str, Any]) -> None:
+    """Runs the rounds of a plan on all its fleets, in turns, and prints a record each.
+
+    A first round of a few clients on each, which sends the computation, is left out.
+    """
     import tensorflow_federated as tff
 
     from tff_fedmpq import build_process, remote_runtime
@@ -51,57 +68,58 @@ def measure(plan: dict[str, Any]) -> list[dict[str, Any]]:
     from tff_fedmpq.simulation.data.partitions import dirichlet_partition
     from tff_fedmpq.simulation.models import build_model_fn
 
-    dataset, records = data.load("digits", None), []
-    for clients, repeats in plan["clients"]:
-        config = make_config(
-            "quick",
-            "fedmpq",
-            dataset="digits",
-            num_clients=clients,
-            clients_per_round=clients,
-            epochs=plan["epochs"],
-            alpha=100.0,
-        )
-        partition = dirichlet_partition(
-            dataset.train_labels, clients, config.alpha, 0, dataset.name
-        )
-        ids = [str(client) for client in range(clients)]
-        examples = build_client_data(plan["folder"], dataset, partition, relative=True)
-        model_fn = build_model_fn("resnet8", dataset, 0)
-        budgets = dict(zip(ids, config.budgets))
-        process = build_process(model_fn, budgets, examples, config.scheme)
-        install = tff.framework.get_context_stack().install
-        with contextlib.ExitStack() as stack:
-            contexts = {
-                name: stack.enter_context(
-                    remote_runtime(
-                        addresses, tls_dir=plan["tls_dir"], data_dir=plan["folder"]
-                    )
-                )
-                for name, addresses in plan["fleets"].items()
-            }
-            state = process.initialize()
-            for repeat in range(repeats + 1):
-                for name, context in contexts.items():
-                    before, started = link_bytes(), time.monotonic()
-                    with install(context):
-                        output = process.next(state, ids)
-                    seconds = time.monotonic() - started
-                    sent = output.metrics["uplink_bits"].sum()
-                    sent += output.metrics["downlink_bits"].sum()
-                    record = {
-                        "clients": clients,
-                        "fleet": name,
-                        "is_first": repeat == 0,
-                        "seconds": seconds,
-                        "parts": context.report["seconds"],
-                        "workers": context.report["workers"],
-                        "link_bytes": link_bytes() - before,
-                        "message_bytes": int(sent) // 8,
-                    }
-                    records.append(record)
+    dataset, clients = data.load("digits", None), plan["clients"]
+    config = make_config(
+        "quick",
+        "fedmpq",
+        dataset="digits",
+        num_clients=clients,
+        clients_per_round=clients,
+        epochs=plan["epochs"],
+        alpha=100.0,
+    )
+    partition = dirichlet_partition(
+        dataset.train_labels, clients, config.alpha, 0, dataset.name
+    )
+    ids = [str(client) for client in range(clients)]
+    examples = build_client_data(plan["folder"], dataset, partition, relative=True)
+    model_fn = build_model_fn("resnet8", dataset, 0)
+    budgets = dict(zip(ids, config.budgets))
+    process = build_process(model_fn, budgets, examples, config.scheme)
+    install = tff.framework.get_context_stack().install
+    folders = {"tls_dir": plan["tls_dir"], "data_dir": plan["folder"]}
+    with contextlib.ExitStack() as stack:
+        contexts = {
+            name: stack.enter_context(remote_runtime(addresses, **folders))
+            for name, addresses in plan["fleets"].items()
+        }
+        state = process.initialize()
+        for repeat in range(plan["repeats"] + 1):
+            for name, context in contexts.items():
+                chosen = ids if repeat else ids[: 2 * len(plan["workers"])]
+                here, there = [os.getpid()], plan["workers"]
+                before = processor_seconds(here), processor_seconds(there)
+                bytes_before, started = link_bytes(), time.monotonic()
+                with install(context):
+                    output = process.next(state, chosen)
+                record = {
+                    "clients": clients,
+                    "fleet": name,
+                    "seconds": time.monotonic() - started,
+                    "parts": context.report["seconds"],
+                    "workers": context.report["workers"],
+                    "busy_seconds": context.report["busy_seconds"],
+                    "processor_seconds_here": processor_seconds(here) - before[0],
+                    "processor_seconds_there": processor_seconds(there) - before[1],
+                    "link_bytes": link_bytes() - bytes_before,
+                    "message_bytes": _message_bytes(output.metrics),
+                }
+                if repeat:
                     print(json.dumps(record), flush=True)
-    return records
+
+
+def _message_bytes(metrics: Any) -> int:
+    return int(metrics["uplink_bits"].sum() + metrics["downlink_bits"].sum()) // 8
 
 
 def run_plan(namespace: str | None, plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -116,10 +134,10 @@ def run_plan(namespace: str | None, plan: dict[str, Any]) -> list[dict[str, Any]
     return [json.loads(line) for line in lines]
 
 
-def measure_links() -> list[dict[str, Any]]:
-    """Returns the records of workers behind links."""
+def measure_links(clients: int, repeats: int, *workers: int) -> list[dict[str, Any]]:
+    """Returns the records of rounds on so many workers behind links."""
     with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(tempfile.mkdtemp())
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         machines = worker_machines.Machines(folder, stack)
         (folder / "clients").mkdir()
         for number, host in enumerate(worker_machines._HOSTS):
@@ -128,11 +146,13 @@ def measure_links() -> list[dict[str, Any]]:
             machines.start(number)
         addresses = [f"{host}:8470" for host in worker_machines._HOSTS]
         plan = {
-            "clients": [[10, 3], [100, 1]],
+            "clients": clients,
+            "repeats": repeats,
             "epochs": 1,
             "folder": str(folder / "clients"),
             "tls_dir": str(folder / "certificates/coordinator"),
-            "fleets": {f"{n} workers": addresses[:n] for n in (1, 2, 3)},
+            "fleets": {f"{n} workers": addresses[:n] for n in workers},
+            "workers": [worker.pid for worker in machines.workers],
         }
         return run_plan(worker_machines._SPACES[0], plan)
 
@@ -157,66 +177,93 @@ def measure_cores() -> list[dict[str, Any]]:
                     if wire.ask(f"unix:{path}", 5)["ready"]:
                         break
                 time.sleep(0.2)
-        plan = {"clients": [[8, 7]], "epochs": 10, "folder": str(folder)}
-        return run_plan(None, {**plan, "tls_dir": None, "fleets": fleets})
+        plan = {"clients": 8, "repeats": 5, "epochs": 10, "folder": str(folder)}
+        pids = [process.pid for process in processes]
+        more = {"tls_dir": None, "fleets": fleets, "workers": pids}
+        return run_plan(None, {**plan, **more})
     finally:
         for process in processes:
             process.terminate()
             process.wait()
 
 
-def main(target: str) -> None:
-    """Measures everything and writes scale.json."""
-    cores = measure_cores()
-    found = {"cores": cores, "links": measure_links()}
-    medians = {
-        name: statistics.median(
-            r["seconds"] for r in cores if r["fleet"] == name and not r["is_first"]
+def main(target: str, kind: str, *numbers: str) -> None:
+    """Measures and adds to a file."""
+    path = pathlib.Path(target)
+    found = json.loads(path.read_text()) if path.exists() else {"links": []}
+    if kind == "cores":
+        found["cores"] = measure_cores()
+        one, two = (
+            statistics.median(
+                r["seconds"] for r in found["cores"] if r["fleet"] == name
+            )
+            for name in ("2 of 1 core", "1 of 2 cores")
         )
-        for name in ("2 of 1 core", "1 of 2 cores")
-    }
-    found["ratio"] = medians["2 of 1 core"] / medians["1 of 2 cores"]
-    path = pathlib.Path(target, "scale.json")
+        found["ratio"] = one / two
+    else:
+        records = measure_links(*map(int, numbers))
+        known = {(r["clients"], r["fleet"]) for r in records}
+        kept = [r for r in found["links"] if (r["clients"], r["fleet"]) not in known]
+        found["links"] = sorted(
+            kept + records, key=lambda r: (r["clients"], r["fleet"])
+        )
     text = re.sub(r"unix:[^\"]*/", "unix:FOLDER/", json.dumps(found, indent=1))
     path.write_text(text + "\n")
-    print(f"Two workers of a core over one of two: {found['ratio']:.3f}")
 
 
 def table(path: str) -> None:
     """Prints the tables of docs/scale.md from scale.json."""
     links = json.loads(pathlib.Path(path).read_text())["links"]
-    later = [r for r in links if not r["is_first"]]
-    print("| clients | workers | select s | clients s | finish s | MB on the links |")
-    print("|---|---|---|---|---|---|")
-    for clients in (10, 100):
-        for workers in (1, 2, 3):
-            rows = [r for r in later if r["clients"] == clients]
-            rows = [r for r in rows if r["fleet"] == f"{workers} workers"]
-            parts = [
-                statistics.median(r["parts"][part] for r in rows)
-                for part in ("select", "clients", "finish")
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for record in links:
+        groups.setdefault((record["clients"], int(record["fleet"][0])), []).append(
+            record
+        )
+    print("| clients | workers | round s | first s | last s "
+          "| CPU s a client, here | there | kB a client |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
+    for (clients, workers), rows in sorted(groups.items()):
+
+        def middle(value: Callable[[Any], float], rows: Any = rows) -> float:
+            return statistics.median(map(value, rows))
+
+        cells = [
+            f"{clients:,} | {workers} | {middle(lambda r: r['seconds']):.2f}",
+            f"{middle(lambda r: r['parts']['first_message']):.2f}",
+            f"{middle(lambda r: r['parts']['finish']):.2f}",
+            f"{middle(lambda r: r['processor_seconds_here'] / r['clients']):.3f}",
+            f"{middle(lambda r: r['processor_seconds_there'] / r['clients']):.3f}",
+            f"{middle(lambda r: r['link_bytes'] / r['clients']) / 1000:.0f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+    model(max(groups.items())[1])
+
+
+def model(records: list[dict[str, Any]]) -> None:
+    """Prints what rounds would take, fitted to the largest ones measured."""
+    here, there, size = (
+        statistics.median(value(r) / r["clients"] for r in records)
+        for value in (
+            lambda r: r["processor_seconds_here"],
+            lambda r: r["processor_seconds_there"],
+            lambda r: r["link_bytes"],
+        )
+    )
+    print(f"\nA client: {here:.3f} s here, {there:.3f} s there, {size:,.0f} bytes\n")
+    counts = 1, 4, 16, 64
+    for work, what in ((there, "as measured"), (30.0, "30 s of training")):
+        print(
+            f"| clients, {what} | MB | {' | '.join(f'{n} workers' for n in counts)} |"
+        )
+        print("|" + "---|" * (2 + len(counts)))
+        for clients in (10, 100, 1_000, 10_000):
+            times = [
+                max(clients * here, -(-clients // n) * (work + _WAIT_SECONDS))
+                for n in counts
             ]
-            size = statistics.median(r["link_bytes"] for r in rows) / 1e6
-            numbers = " | ".join(f"{part:.2f}" for part in parts)
-            print(f"| {clients} | {workers} | {numbers} | {size:.1f} |")
-    many = [r for r in later if r["clients"] == 100]
-    here = statistics.median(
-        (r["parts"]["select"] + r["parts"]["finish"]) / 100 for r in many
-    )
-    there = statistics.median(
-        r["parts"]["clients"] * len(r["workers"]) / 100 for r in many
-    )
-    size = statistics.median(r["link_bytes"] for r in many) / 100
-    print(
-        f"\nA client: {here:.3f} s here, {there:.3f} s on a worker, {size:,.0f} bytes"
-    )
-    counts = (1, 4, 16, 64)
-    print("\n| clients | MB | " + " | ".join(f"{n} workers" for n in counts) + " |")
-    print("|" + "---|" * (2 + len(counts)))
-    for clients in (10, 100, 1_000, 10_000):
-        times = [clients * (here + there / min(n, clients)) for n in counts]
-        cells = " | ".join(f"{seconds:,.0f} s" for seconds in times)
-        print(f"| {clients:,} | {clients * size / 1e6:,.0f} | {cells} |")
+            cells = " | ".join(f"{seconds:,.0f} s" for seconds in times)
+            print(f"| {clients:,} | {clients * size / 1e6:,.0f} | {cells} |")
+        print()
 
 
 if __name__ == "__main__":
@@ -225,4 +272,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--measure":
         measure(json.loads(sys.argv[2]))
     else:
-        main(sys.argv[1])
+        main(*sys.argv[1:])

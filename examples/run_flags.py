@@ -123,7 +123,8 @@ def run(main: Callable[[], None]) -> int:
         if extra:
             raise ValueError(f"unexpected arguments {extra}")
         main()
-    except (flags.Error, ImportError, ValueError) as error:
+    # A ConnectionError is of workers, not of files.
+    except (flags.Error, ConnectionError, ImportError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

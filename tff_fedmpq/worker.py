@@ -86,7 +86,7 @@ def serve(options: argparse.Namespace) -> int:
     """Serves until a signal ends it (status 0) or the worker ends (status 1)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow Federated takes seconds to import; health checks do without.
-    from tff_fedmpq.federated.runtime import _owned_worker
+    from tff_fedmpq.federated.runtime import owned_worker
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -95,7 +95,7 @@ def serve(options: argparse.Namespace) -> int:
         front = Front(_open(options, stack), options.slots)
         while not stop.is_set():
             arguments = None, 60.0, options.threads, options.data_dir
-            with _owned_worker(*arguments) as worker:
+            with owned_worker(*arguments) as worker:
                 if worker.is_shared and not options.insecure:
                     raise ValueError(
                         "Without a network namespace, everyone on this network reaches "

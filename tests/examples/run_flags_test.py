@@ -69,6 +69,14 @@ def test_a_program_ends_in_one_line(run, capsys, ending, status, words):
     assert all(word in line for word in words)
 
 
+def test_lost_workers_are_no_matter_of_files(run, capsys):
+    def main():
+        raise ConnectionError("No worker answers.")
+
+    assert run(main) == 2
+    assert capsys.readouterr().err == "Error: No worker answers.\n"
+
+
 def test_an_error_of_ours_keeps_its_traceback(run):
     def main():
         raise RuntimeError("a bug")

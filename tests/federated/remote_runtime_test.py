@@ -24,8 +24,8 @@ import tensorflow as tf
 
 from tff_fedmpq import build_fedmpq
 from tff_fedmpq import worker as worker_program
-from tff_fedmpq.federated import remote_runtime, wire
-from tff_fedmpq.federated.runtime import _owned_worker, local_runtime
+from tff_fedmpq.federated import remote_round, remote_runtime, wire
+from tff_fedmpq.federated.runtime import local_runtime, owned_worker
 from tff_fedmpq.federated.worker_guard import listen
 
 _ROOT = pathlib.Path(wire.__file__).parents[2]
@@ -82,27 +82,72 @@ def test_the_program_refuses_a_network_without_tls(capsys):
 # --- the order of clients ---------------------------------------------------
 
 
-def _make_round(*sizes):
-    jobs = [remote_runtime._Job(i, None, size) for i, size in enumerate(sizes)]
-    return remote_runtime._Round(None, [], jobs)
+class _Anyone:
+    """Stands for a worker in a round."""
+
+    address = "anyone"
 
 
-def test_the_biggest_client_is_first():
-    current = _make_round(3, 9, 5)
-    assert [current.take("host").size for _ in range(3)] == [9, 5, 3]
-    assert current.take("host") is None
+def _make_round(*sizes, slots=1):
+    current = remote_round.Round(None, [str(n) for n in sizes], sizes, slots)
+    for job in current.order:
+        current.offer(job, argument=job.size, ticket=None)
+    return current
+
+
+def _end(sizes, slots):
+    """Returns when the last client is done, if each takes as long as its size."""
+    free = [0] * slots
+    for index in remote_round.in_order(sizes, slots):
+        free[free.index(min(free))] += sizes[index]
+    return max(free)
+
+
+def test_clients_of_one_size_keep_their_order():
+    assert remote_round.in_order([5] * 40, 3) == list(range(40))
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1, 1, 1, 9], [3, 9, 5, 1], [1] * 80 + [40], [2] * 30 + [1, 20, 20]]
+)
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_a_big_client_does_not_end_late(sizes, slots):
+    assert sorted(remote_round.in_order(sizes, slots)) == list(range(len(sizes)))
+    # No schedule ends earlier than this; one that begins with small clients does not.
+    assert _end(sizes, slots) == max(max(sizes), -(-sum(sizes) // slots))
+
+
+def test_no_more_messages_than_workers_need():
+    current = remote_round.Round(None, list("abcdefgh"), [1] * 8, slots=2)
+    while current.wants_messages:
+        current.offer(current.order[len(current.waiting)], "message", None)
+    assert len(current.waiting) == 4
+    current.take(_Anyone())
+    assert current.wants_messages
+
+
+def test_clients_of_a_lost_worker_are_next():
+    current, lost = _make_round(5, 5, 5), _Anyone()
+    first = current.take(lost)
+    current.put_back(lost)
+    assert current.take(_Anyone()) is first
 
 
 def test_a_slow_client_is_done_twice_but_not_by_the_same_worker():
-    current = _make_round(9)
-    job = current.take("slow")
-    job.started["slow"] = time.monotonic() - 60
-    assert current.take("quick") is None  # Nothing is known of the usual time.
-    current.pace = 0.1
-    assert current.take("slow") is None
-    assert current.take("quick") is job
-    job.started["quick"] = time.monotonic()
-    assert current.take("third") is None
+    current = _make_round(9, 9)
+    slow, quick, third = _Anyone(), _Anyone(), _Anyone()
+    job = current.take(slow)
+    current.take(quick).started.clear()
+    job.started[slow] = time.monotonic() - 60
+    assert current.take(quick) is None  # Nothing is known of the usual time.
+    current.give(quick, current.jobs[1], "result", seconds=1)
+    assert current.take(slow) is None
+    assert current.take(quick) is job
+    assert current.take(third) is None
+    current.give(quick, job, "first", seconds=1)
+    current.give(slow, job, "second", seconds=60)
+    assert current.results[job.index] == "first"
+    assert current.report["workers"] == {"anyone": 2}
 
 
 # --- with workers -----------------------------------------------------------
@@ -120,19 +165,22 @@ class _Machine:
         self.start()
 
     def start(self):
-        self.worker = self._stack.enter_context(_owned_worker(None, 60.0, 1))
+        self.worker = self._stack.enter_context(owned_worker(None, 60.0, 1))
         self._front.target = self.worker.address
 
     def stop(self):
         self._stack.close()
 
     def signal(self, number):
-        """Signals TFF's worker, below its guard."""
-        pid = self.worker._process.pid
-        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(FileNotFoundError):  # A thread that has ended.
-                for child in task.read_text().split():
-                    os.kill(int(child), number)
+        _signal(self.worker, number)
+
+
+def _signal(worker, number):
+    """Signals TFF's worker, below its guard."""
+    for task in pathlib.Path(f"/proc/{worker._process.pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):  # A thread that has ended.
+            for child in task.read_text().split():
+                os.kill(int(child), number)
 
 
 @pytest.fixture
@@ -221,6 +269,14 @@ def test_no_worker_left_is_one_line(machines, process, local):
         assert "\n" not in str(error.value)
         machines[0].start()
         _assert_equal(process.next(local[0].state, _IDS), local[1])
+
+
+def test_the_end_of_the_coordinators_own_worker_is_said(machines, process, local):
+    with remote_runtime.remote_runtime(_addresses(machines)) as context:
+        process.next(local[0].state, _IDS)
+        _signal(context._worker, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="ended while it was in use"):
+            process.next(local[0].state, _IDS)
 
 
 def test_a_worker_with_other_examples_is_named(machines, process, local):

@@ -175,7 +175,7 @@ def test_worker_outlives_the_thread_that_started_it():
         thread = threading.Thread(
             # Installed in that thread alone, as TFF's contexts are.
             target=lambda: contexts.append(
-                stack.enter_context(runtime._owned_worker(None, 60.0, None))
+                stack.enter_context(runtime.owned_worker(None, 60.0, None))
             )
         )
         thread.start()

@@ -15,6 +15,9 @@ config.py            settings of local training
 evaluation.py        evaluation of the global model and of devices' models
 runtime.py           TFF's worker process, owned and ended by this library
 remote_runtime.py    the clients of a round on other machines
+remote_round.py      which client is next, and what is back
+remote_host.py       a worker on another machine
+remote_calls.py      calls of computations on a worker
 wire.py              addresses, health checks and TLS between machines
 checkpoints.py       states of a process on disk
 

@@ -63,14 +63,17 @@ _MAX_EMBEDDED_MEGABYTES = 20
 class RoundParts(NamedTuple):
     """`next`, cut where messages travel: for clients on other machines.
 
-    The same computations in the same order, hence the same numbers. MESSAGE is that of
+    The same computations in the same order, hence the same numbers: one client after
+    another is selected, and added in the order of ids. MESSAGE is that of
     `Server.message_for`.
     """
 
-    # (<S@SERVER, {str}@CLIENTS> -> {<str, int32[1], MESSAGE>}@CLIENTS)
-    select: tff.Computation
+    select: tff.Computation  # (<S, str> -> <int32[1], MESSAGE, Ticket>)
     work: tff.Computation  # (<str, int32[1], MESSAGE> -> ClientResult)
-    # (<S@SERVER, {<ClientResult, Ticket>}@CLIENTS> -> as `next`)
+    zero: tff.Computation  # ( -> RoundSums)
+    accumulate: tff.Computation  # (<RoundSums, <ClientResult, Ticket>> -> RoundSums)
+    # (<S@SERVER, RoundSums@SERVER> -> as `next`); also {<ClientResult, Ticket>}@CLIENTS
+    # where sums are not all that is needed of answers.
     finish: tff.Computation
     # ({str}@CLIENTS -> {int64[2]}@CLIENTS): number of examples, and their digest.
     inspect: tff.Computation
@@ -318,13 +321,7 @@ def build_process(
     def initialize():
         return tff.federated_eval(initial_state, tff.SERVER)
 
-    def send(state, client_ids):
-        keys = tff.federated_map(key_of, client_ids)
-        last = tff.federated_eval(max_key, tff.SERVER)
-        return keys, tff.federated_select(keys, last, state, select)
-
-    def finish(state, answers):
-        sums = tff.federated_aggregate(answers, zero(), accumulate, merge_sums, report)
+    def finish(state, sums):
         next_state, measured = tff.federated_map(update, (state, sums))
         return tff.learning.templates.LearningProcessOutput(next_state, measured)
 
@@ -332,15 +329,34 @@ def build_process(
         initialize.type_signature.result, tff.FederatedType(np.str_, tff.CLIENTS)
     )
     def next_fn(state, client_ids):
-        keys, received = send(state, client_ids)
+        keys = tff.federated_map(key_of, client_ids)
+        last = tff.federated_eval(max_key, tff.SERVER)
+        received = tff.federated_select(keys, last, state, select)
         results = tff.federated_map(work, (client_ids, keys, received))
         tickets = tff.federated_map(ticket_of, received)
-        return finish(state, tff.federated_zip((results, tickets)))
+        answers = tff.federated_zip((results, tickets))
+        sums = tff.federated_aggregate(answers, zero(), accumulate, merge_sums, report)
+        return finish(state, sums)
+
+    def select_one(state, client_id):
+        key = key_of(client_id)
+        message = server.message_for(state, key[0])
+        return key, message, message["ticket"]
 
     # `remote_runtime` asks for them; building them takes a while.
-    parameter = next_fn.type_signature.parameter
     next_fn.split = functools.cache(
-        lambda: _split(parameter, send, work, finish, answer_type, client_data)
+        lambda: RoundParts(
+            compute(select_one, state_type, np.str_),
+            _work_alone(work),
+            zero,
+            accumulate,
+            tff.federated_computation(
+                finish,
+                tff.FederatedType(state_type, tff.SERVER),
+                tff.FederatedType(sums_type, tff.SERVER),
+            ),
+            _inspection(client_data),
+        )
     )
     get_model_weights = compute(lambda state: state.global_model_weights, state_type)
 
@@ -387,35 +403,23 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
     return state._replace(distributor=distributor)
 
 
-def _split(
-    parameter: tff.Type,
-    send: Any,
-    work: tff.Computation,
-    finish: Any,
-    answer_type: tff.Type,
-    data: tff.simulation.datasets.ClientData,
-) -> RoundParts:
-    """Builds the parts of a round; `send` and `finish` are its halves in Python."""
-    state_type, ids_type = parameter
-    messages_type = work.type_signature.parameter[2]
-    compute = tff.tensorflow.computation
-    alone = compute(lambda messages: messages.get_single_element(), messages_type)
+def _work_alone(work: tff.Computation) -> tff.Computation:
+    """Builds a client's work on its message alone, not in a sequence."""
+    id_type, key_type, messages_type = work.type_signature.parameter
     from_tensors = tf.data.Dataset.from_tensors
-    as_sequence = compute(lambda message: from_tensors(message), messages_type.element)
+    as_sequence = tff.tensorflow.computation(
+        lambda message: from_tensors(message), messages_type.element
+    )
 
-    @tff.federated_computation(state_type, ids_type)
-    def select(state, client_ids):
-        keys, received = send(state, client_ids)
-        messages = tff.federated_map(alone, received)
-        return tff.federated_zip((client_ids, keys, messages))
-
-    key_type = work.type_signature.parameter[1]
-
-    @tff.federated_computation(np.str_, key_type, messages_type.element)
+    @tff.federated_computation(id_type, key_type, messages_type.element)
     def work_alone(client_id, keys, message):
         return work(client_id, keys, as_sequence(message))
 
-    answers_type = tff.FederatedType(answer_type, tff.CLIENTS)
+    return work_alone
+
+
+def _inspection(data: tff.simulation.datasets.ClientData) -> tff.Computation:
+    """Builds ({str}@CLIENTS -> {int64[2]}@CLIENTS) of `RoundParts`."""
     read = dataset_reader(data)
 
     @tff.tensorflow.computation(np.str_)
@@ -426,13 +430,9 @@ def _split(
         digest = tf.strings.to_hash_bucket_strong(content, 2**62, [1, 2])
         return tf.stack([tf.shape(tensors[0], tf.int64)[0], digest])
 
-    return RoundParts(
-        select,
-        work_alone,
-        tff.federated_computation(finish, state_type, answers_type),
-        tff.federated_computation(
-            lambda client_ids: tff.federated_map(inspect_one, client_ids), ids_type
-        ),
+    return tff.federated_computation(
+        lambda client_ids: tff.federated_map(inspect_one, client_ids),
+        tff.FederatedType(np.str_, tff.CLIENTS),
     )
 
 

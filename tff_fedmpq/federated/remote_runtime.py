@@ -1,14 +1,15 @@
 """The clients of a round on other machines, by workers that may fail.
 
     process.next(state, ids)
-       |  select: messages to clients                        here
+       |  select: a client's message                          here, one after another
        v
-    queue of clients, biggest first --> whichever connection is free:
-       |  work: read own examples, train, pack               `tff_fedmpq.worker`s
+    queue of clients (`remote_round`) --> whichever connection is free (`remote_host`):
+       |  work: read own examples, train, pack                `tff_fedmpq.worker`s
        v
     results in the order of the ids
-       |  finish: decode, add, next state                    here
+       |  accumulate: check, decode, add                      here, as they come
        v
+    finish: next state                                        here
 
 A client's result is a function of its message, which holds its seed, and of its
 examples: whoever computes it, and however often, it is the same. So a client is done
@@ -22,34 +23,27 @@ per operation are the same; TensorFlow's kernels round differently elsewhere.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
+import itertools
 import os
-import pathlib
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import grpc
 from absl import logging
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import wire
-from tff_fedmpq.federated.runtime import _compile, _owned_worker, _Stub
+from tff_fedmpq.federated.remote_calls import Calls, is_lost
+from tff_fedmpq.federated.remote_host import Host, NoWorkersError
+from tff_fedmpq.federated.remote_round import Round
+from tff_fedmpq.federated.runtime import Worker, compile_computation, owned_worker
 from tff_fedmpq.files import PathLike
-from tff_fedmpq.version import __version__
 
 _POLL_SECONDS = 1.0
-_PATIENCE = 3.0  # A client is done twice when it takes so many times the usual.
-_PATIENCE_SECONDS = 5.0  # And so many seconds more.
-_LOST = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
-
-
-class NoWorkersError(ConnectionError):
-    """No worker is left, or one cannot be used; a run continues from its checkpoint."""
+_MESSAGES = 2  # How many are made at the same time.
 
 
 @contextlib.contextmanager
@@ -85,49 +79,13 @@ def remote_runtime(
     for address in wire.read_addresses(addresses):
         if tls_dir is None:
             wire.check_plaintext(address, insecure)
-    with _owned_worker(log_path, wait_seconds, 1, data_dir) as worker:
-        local = tff.framework.SyncExecutionContext(**worker.context_arguments())
+    with owned_worker(log_path, wait_seconds, 1, data_dir) as worker:
         with contextlib.ExitStack() as stack:
             options = tls_dir, insecure, answer_seconds, wait_seconds, log_path
-            context = RemoteContext(local, addresses, *options)
+            context = RemoteContext(worker, addresses, *options)
             stack.callback(context.close)
             with tff.framework.get_context_stack().install(context):
                 yield context
-
-
-class _Job:
-    """A client in a round."""
-
-    def __init__(self, index: int, argument: Any, size: int):
-        self.index, self.argument, self.size = index, argument, size
-        self.started: dict[_Host, float] = {}  # Who is at it, since when.
-
-
-class _Round:
-    """What is left of a round; guarded by the context's lock."""
-
-    def __init__(self, parts: Any, client_ids: list[str], jobs: list[_Job]):
-        self.parts, self.client_ids, self.jobs = parts, client_ids, jobs
-        self.waiting = sorted(jobs, key=lambda job: job.size)  # The biggest at the end.
-        self.results: dict[int, Any] = {}
-        self.error: Exception | None = None
-        self.pace = 0.0  # Most seconds per example so far.
-        self.report: Any = {"workers": collections.Counter(), "events": []}
-
-    def take(self, host: _Host) -> _Job | None:
-        """Returns a client for a worker: one that waits, or one that takes too long."""
-        if self.error:
-            return None
-        while self.waiting:
-            if (job := self.waiting.pop()).index not in self.results:
-                return job
-        now = time.monotonic()
-        for job in self.jobs:
-            usual = _PATIENCE_SECONDS + _PATIENCE * self.pace * (job.size + 1)
-            if job.index not in self.results and self.pace and host not in job.started:
-                if all(now - start > usual for start in job.started.values()):
-                    return job
-        return None
 
 
 class RemoteContext(tff.framework.SyncContext):
@@ -139,7 +97,7 @@ class RemoteContext(tff.framework.SyncContext):
 
     def __init__(
         self,
-        local: Any,
+        worker: Worker,
         addresses: Iterable[str],
         tls_dir: PathLike | None,
         insecure: bool,
@@ -148,11 +106,13 @@ class RemoteContext(tff.framework.SyncContext):
         log_path: PathLike | None,
     ):
         self.wait_seconds, self.log_path = wait_seconds, log_path or os.devnull
-        self.local, self.tls_dir, self.answer_seconds = local, tls_dir, answer_seconds
+        self.tls_dir, self.answer_seconds = tls_dir, answer_seconds
+        self.local = tff.framework.SyncExecutionContext(**worker.context_arguments())
+        self._worker, self._own = worker, Calls(worker.stub, self.compiled)
         self._given, self._insecure = list(addresses), insecure
         self.changed, self.is_closed = threading.Condition(), False
-        self.round: _Round | None = None
-        self.hosts: dict[str, _Host] = {}
+        self.round: Round | None = None
+        self.hosts: dict[str, Host] = {}
         self.report: dict[str, Any] = {}
         self._events: list[str] = []
         self._compiled: dict[int, Any] = {}
@@ -165,35 +125,109 @@ class RemoteContext(tff.framework.SyncContext):
         """Runs a computation here, or the round of one of our processes on workers."""
         if (split := getattr(comp, "split", None)) is None:
             return self.local.invoke(comp, arg)
-        parts, (state, client_ids) = split(), arg
+        started, parts, (state, client_ids) = time.monotonic(), split(), arg
         client_ids = list(client_ids)
-        started = time.monotonic()
         expected = self._expect(parts.inspect, client_ids)
+        sizes = [expected[client_id][0] for client_id in client_ids]
+        slots = max(1, self._count_connections())
+        current = Round(parts, client_ids, sizes, slots)
         checked = time.monotonic()
-        selected = self.local.invoke(parts.select, arg)
-        jobs = [
-            _Job(i, tff.structure.Struct.unnamed(*row), expected[client_ids[i]][0])
-            for i, row in enumerate(selected)
-        ]
         for computation in (parts.inspect, parts.work):
             self.compiled(computation)
-        sent = time.monotonic()
-        report, results = self._run(_Round(parts, client_ids, jobs))
-        worked = time.monotonic()
-        # The server keeps the tickets: no worker can forge one.
-        answers = [(result, row[2]["ticket"]) for result, row in zip(results, selected)]
-        pair = tff.structure.Struct.unnamed(state, answers)
-        output = self.local.invoke(parts.finish, pair)
-        seconds = {"check": checked - started, "select": sent - checked}
-        seconds |= {"clients": worked - sent, "finish": time.monotonic() - worked}
-        self.report = {**report, "seconds": seconds}
+        with self._under_way(current):
+            added = self._add_up(current, state)
+        whole = tff.structure.Struct.unnamed(state, *added)
+        output = self.local.invoke(parts.finish, whole)
+        times = [started, checked, current.first_sent, current.last_back]
+        times = [time or checked for time in times] + [time.monotonic()]
+        names = "check", "first_message", "clients", "finish"
+        seconds = {n: b - a for n, a, b in zip(names, times, times[1:])}
+        self.report = {**current.report, "seconds": seconds}
         return output
+
+    def _add_up(self, current: Round, state: Any) -> list[Any]:
+        """Returns the sums over all clients; also their answers, if `finish` takes any.
+
+        Messages are made, and results added, while workers are busy.
+        """
+        parts, own, answers = current.parts, self._own, []
+        takes_answers = len(parts.finish.type_signature.parameter) > 2
+        present = own.send(state, parts.select.type_signature.parameter[0])
+        sums, num_added = own.start(parts.zero), 0
+        asking = (
+            (job, own.start(parts.select, present, job.client_id))
+            for job in current.order
+        )
+        asked: collections.deque[Any] = collections.deque()
+        while num_added < len(current.jobs):
+            asked.extend(itertools.islice(asking, _MESSAGES - len(asked)))
+            self._wait(current, num_added, bool(asked))
+            if num_added in current.results:
+                answer = current.release(num_added)
+                sums = own.start(parts.accumulate, sums, answer)
+                num_added += 1
+                if takes_answers:
+                    answers.append(answer)
+            elif current.wants_messages:
+                job, selected = asked.popleft()
+                key, message, ticket = own.get(selected)
+                with self.changed:
+                    current.offer(job, (job.client_id, key, message), ticket)
+                    self.changed.notify_all()
+        return [own.get(sums), answers][: 1 + takes_answers]
+
+    def _wait(self, current: Round, index: int, has_messages: bool) -> None:
+        """Waits for the result of a client, or until workers want a message.
+
+        Raises NoWorkersError if there is no worker for too long, and what ended the
+        round.
+        """
+
+        def is_busy() -> bool:
+            wants = has_messages and current.wants_messages
+            return index in current.results or wants or current.error is not None
+
+        with self.changed:
+            while not is_busy():
+                self.changed.wait(_POLL_SECONDS)
+                now = time.monotonic()
+                if self._count_connections():
+                    self._last_seen = now
+                elif now - self._last_seen > self.wait_seconds:
+                    raise NoWorkersError(
+                        f"None of the workers {sorted(self.hosts)} answers: "
+                        + "; ".join(current.report["events"][-3:])
+                    )
+            if current.error is not None:
+                raise current.error
+
+    @contextlib.contextmanager
+    def _under_way(self, current: Round) -> Iterator[None]:
+        """Lets workers take clients of a round inside the block."""
+        self._last_seen = time.monotonic()
+        with self.changed:
+            self.round = current
+            current.report["events"], self._events = self._events, []
+        try:
+            yield
+        except Exception as error:
+            if is_lost(error):
+                self._worker.check()
+            raise
+        finally:
+            with self.changed:
+                self.round = None
+        for name in ("workers", "busy_seconds"):
+            current.report[name] = dict(sorted(current.report[name].items()))
 
     def compiled(self, computation: Any) -> Any:
         """Returns what is sent to workers; compiled once for all connections."""
         if id(computation) not in self._compiled:
             # The original is kept, so that its id is not given to another.
-            self._compiled[id(computation)] = _compile(computation), computation
+            self._compiled[id(computation)] = (
+                compile_computation(computation),
+                computation,
+            )
         return self._compiled[id(computation)][0]
 
     def _expect(self, inspect: Any, client_ids: list[str]) -> dict[str, Any]:
@@ -204,29 +238,8 @@ class RemoteContext(tff.framework.SyncContext):
             known |= {client: tuple(map(int, row)) for client, row in zip(new, rows)}
         return known
 
-    def _run(self, current: _Round) -> tuple[Any, list[Any]]:
-        """Waits for all results of a round and returns its report and them."""
-        last_seen = time.monotonic()
-        with self.changed:
-            self.round = current
-            current.report["events"], self._events = self._events, []
-            self.changed.notify_all()
-            try:
-                while len(current.results) < len(current.jobs):
-                    if current.error is not None:
-                        raise current.error
-                    self.changed.wait(_POLL_SECONDS)
-                    if any(host.connections for host in self.hosts.values()):
-                        last_seen = time.monotonic()
-                    if time.monotonic() - last_seen > self.wait_seconds:
-                        raise NoWorkersError(
-                            f"None of the workers {sorted(self.hosts)} answers: "
-                            + "; ".join(current.report["events"][-3:])
-                        )
-            finally:
-                self.round = None
-        current.report["workers"] = dict(sorted(current.report["workers"].items()))
-        return current.report, [current.results[job.index] for job in current.jobs]
+    def _count_connections(self) -> int:
+        return sum(len(host.connections) for host in list(self.hosts.values()))
 
     def note(self, event: str) -> None:
         """Logs an event, which also goes into the report of the round."""
@@ -248,7 +261,7 @@ class RemoteContext(tff.framework.SyncContext):
             if self.tls_dir is None:
                 wire.check_plaintext(address, self._insecure)
             if address not in self.hosts:
-                self.hosts[address] = _Host(self, address)
+                self.hosts[address] = Host(self, address)
         for address in set(self.hosts) - set(wanted):
             self.hosts.pop(address).leave("is no longer listed")
 
@@ -268,186 +281,3 @@ class RemoteContext(tff.framework.SyncContext):
         for host in list(self.hosts.values()):
             host.leave(None)
             host.thread.join(timeout=self.answer_seconds + 2)
-
-
-class _Host:
-    """A worker: whether it is there, and a connection for each client at a time."""
-
-    def __init__(self, context: RemoteContext, address: str):
-        self._context, self.address = context, address
-        self.connections: list[_Stub] = []
-        self._gone, self._was_there = threading.Event(), True
-        self.checked: set[tuple[int, str]] = set()  # Clients whose data was compared.
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-
-    def _watch(self) -> None:
-        """Connects whenever the worker answers; disconnects when it does not."""
-        with contextlib.ExitStack() as stack:
-            target = self.address
-            if self._context.tls_dir is not None and not target.startswith("unix:"):
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tff-"))
-                path = f"{folder}/tls"
-                log = stack.enter_context(open(self._context.log_path, "ab"))
-                proxy = wire.tls_proxy(
-                    path, target, self._context.tls_dir, is_client=True, log=log
-                )
-                stack.enter_context(proxy)
-                target = f"unix:{path}"
-                _wait_for(pathlib.Path(path))
-            asked = False
-            while not self._gone.wait(_POLL_SECONDS if asked else 0):
-                asked = True
-                try:
-                    about = wire.ask(target, self._context.answer_seconds)
-                except OSError as error:
-                    self.lose(f"does not answer ({error or type(error).__name__})")
-                else:
-                    self._accept(target, about)
-
-    def _accept(self, target: str, about: dict[str, Any]) -> None:
-        """Opens connections to a worker that answered."""
-        if not about.get("ready"):
-            self.lose("has a TFF worker that does not answer")
-        elif about.get("version") != __version__:
-            self.lose(f"has tff_fedmpq {about.get('version')}, here is {__version__}")
-        elif not self.connections and not self._gone.is_set():
-            stubs = [_Stub(target) for _ in range(int(about["slots"]))]
-            with self._context.changed:
-                self.connections = list(stubs)
-            if not self._was_there:
-                self._context.note(f"{self.address} is back")
-            self._was_there = True
-            for stub in stubs:
-                threading.Thread(target=self._serve, args=(stub,), daemon=True).start()
-
-    def lose(self, why: str | None) -> None:
-        """Closes all connections; their clients go back to the others."""
-        with self._context.changed:
-            stubs, self.connections = self.connections, []
-            is_news, self._was_there = self._was_there, False
-            current = self._context.round
-            if current is not None:
-                for job in current.jobs:
-                    if job.started.pop(self, None) and not job.started:
-                        current.waiting.append(job)
-            self._context.changed.notify_all()
-        self.checked.clear()
-        for stub in stubs:  # Ends calls that are under way.
-            stub.close()
-        if is_news and why is not None:
-            self._context.note(f"{self.address} {why}")
-
-    def leave(self, why: str | None) -> None:
-        """Forgets the worker."""
-        self._gone.set()
-        self.lose(why)
-
-    def _serve(self, stub: _Stub) -> None:
-        """Does clients on one connection, until it is lost."""
-        try:
-            executor = tff.framework.RemoteExecutor(stub)
-            executor.set_cardinalities({tff.CLIENTS: 0})
-            embedded: Any = None, None
-            while stub in self.connections:
-                if (task := self._next_job(stub)) is None:
-                    return
-                current, job = task
-                self._compare(stub, current)
-                if embedded[0] is not current.parts:
-                    work = self._context.compiled(current.parts.work)
-                    embedded = current.parts, _send(executor, work)
-                begun = time.monotonic()
-                result = _call(executor, embedded[1], job.argument)
-                self._give(current, job, result, time.monotonic() - begun)
-        except Exception as error:
-            if stub.is_closed or stub not in self.connections:
-                return  # It is known to be lost.
-            if _is_lost(error):
-                self.lose("was lost while it was in use")
-                return
-            # Of the computation itself: another worker would find the same.
-            if isinstance(error, grpc.RpcError):
-                error = ValueError(f"A client failed: {_first_line(error)}")
-            self._context.fail(error)
-            self.lose(None)
-
-    def _next_job(self, stub: _Stub) -> tuple[_Round, _Job] | None:
-        """Returns a client as soon as there is one; None when the worker is lost."""
-        with self._context.changed:
-            while stub in self.connections:
-                current = self._context.round
-                if current and (job := current.take(self)):
-                    job.started[self] = time.monotonic()
-                    return current, job
-                self._context.changed.wait(_POLL_SECONDS)
-        return None
-
-    def _give(self, current: _Round, job: _Job, result: Any, seconds: float) -> None:
-        with self._context.changed:
-            job.started.pop(self, None)
-            if job.index not in current.results:
-                current.results[job.index] = result
-                current.report["workers"][self.address] += 1
-                current.pace = max(current.pace, seconds / (job.size + 1))
-            self._context.changed.notify_all()
-
-    def _compare(self, stub: _Stub, current: _Round) -> None:
-        """Raises NoWorkersError unless the worker has the examples of this machine."""
-        process = id(current.parts.inspect)
-        expected = self._context.expected[process]
-        left = [c for c in current.client_ids if (process, c) not in self.checked]
-        if not left:
-            return
-        inspect = self._context.compiled(current.parts.inspect)
-        executor = tff.framework.RemoteExecutor(stub)
-        executor.set_cardinalities({tff.CLIENTS: len(left)})
-        try:
-            rows = _call(executor, _send(executor, inspect), left)
-        except grpc.RpcError as error:
-            if _is_lost(error):
-                raise
-            raise NoWorkersError(
-                f"The worker {self.address} lacks the examples of clients: "
-                f"{_first_line(error)}; copy them to its --data_dir."
-            ) from None
-        wrong = [c for c, row in zip(left, rows) if tuple(map(int, row)) != expected[c]]
-        if wrong:
-            raise NoWorkersError(
-                f"The worker {self.address} has other examples of the clients "
-                f"{wrong[:5]} than this machine: another data set or partition."
-            )
-        self.checked |= {(process, client) for client in left}
-
-
-def _send(executor: Any, compiled: Any) -> Any:
-    """Sends a computation once for all calls."""
-    return asyncio.run(executor.create_value(compiled, compiled.type_signature))
-
-
-def _call(executor: Any, computation: Any, argument: Any) -> Any:
-    """Returns what a computation that was sent returns."""
-
-    async def call() -> Any:
-        parameter = computation.type_signature.parameter
-        sent = await executor.create_value(argument, parameter)
-        return await (await executor.create_call(computation, sent)).compute()
-
-    return asyncio.run(call())
-
-
-def _is_lost(error: Exception) -> bool:
-    """Returns whether an error is of the connection, not of the computation."""
-    if isinstance(error, tff.framework.RetryableError):
-        return True
-    return isinstance(error, grpc.RpcError) and error.code().name in _LOST
-
-
-def _first_line(error: Any) -> str:
-    return str(error.details()).split("\n")[0]
-
-
-def _wait_for(path: pathlib.Path) -> None:
-    deadline = time.monotonic() + 10
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)

@@ -50,7 +50,7 @@ _SHARED_NETWORK = (
     "run code in the TFF worker, as you. Allow user namespaces, or close its ports."
 )
 _ANSWER_SECONDS = 60.0  # How long a worker may take to answer between computations.
-_running: set[_Worker] = set()
+_running: set[Worker] = set()
 _LOG_TAIL_BYTES = 3000
 
 
@@ -77,7 +77,7 @@ def local_runtime(
         computation whose worker ended (TFF itself would retry it for ever).
       ValueError: If `startup_timeout_seconds` or `intra_op_threads` is not positive.
     """
-    with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
+    with owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
         context = tff.framework.SyncExecutionContext(**worker.context_arguments())
         with tff.framework.get_context_stack().install(context):
             yield context
@@ -104,14 +104,14 @@ def local_async_runtime(
     Computations return value references; `await tff.program.materialize_value(...)`
     gives their values. Arguments and errors are those of `local_runtime`.
     """
-    with _owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
+    with owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
         native = tff.framework.AsyncExecutionContext(**worker.context_arguments())
         context = tff.program.NativeFederatedContext(native)
         with tff.framework.get_context_stack().install(context):
             yield context
 
 
-class _Stub(tff.framework.RemoteExecutorGrpcStub):
+class Stub(tff.framework.RemoteExecutorGrpcStub):
     """A stub that can be closed and lets values outlive their worker."""
 
     def __init__(self, address: str):
@@ -128,7 +128,7 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):
         return None if self.is_closed else super().dispose(request)
 
 
-class _Worker:
+class Worker:
     """One worker process and the channel to it."""
 
     def __init__(
@@ -136,7 +136,7 @@ class _Worker:
     ):
         self._log, self._log_start = log, os.fstat(log.fileno()).st_size
         self._owner = os.getpid()
-        self._stub: Any = None
+        self.stub: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="tff-")  # Of mode 0700.
         self._socket = os.path.join(self._folder.name, "worker")
         self.address = f"unix:{self._socket}"
@@ -173,9 +173,9 @@ class _Worker:
         """Returns whether the worker answers before `time.monotonic() == deadline`."""
         while self.exit_status() is None and time.monotonic() < deadline:
             # gRPC itself would try at once and then again only after a second.
-            if self._stub is None and os.path.exists(self._socket):
-                self._stub = _Stub(self.address)
-            if self._stub is not None and self._stub.is_ready:
+            if self.stub is None and os.path.exists(self._socket):
+                self.stub = Stub(self.address)
+            if self.stub is not None and self.stub.is_ready:
                 return True
             time.sleep(0.02)
         return False
@@ -201,13 +201,14 @@ class _Worker:
         factory = tff.framework.ResourceManagingExecutorFactory(self._create_executor)
         return {
             "executor_fn": factory,
-            "compiler_fn": _compile,
+            "compiler_fn": compile_computation,
             "transform_args": tff.tensorflow.transform_args,
             "transform_result": tff.tensorflow.transform_result,
         }
 
-    def _create_executor(self, cardinalities: dict[Any, int]) -> Any:
-        if self._stub.is_closed:
+    def check(self) -> None:
+        """Raises RuntimeError if computations cannot run on the worker."""
+        if self.stub.is_closed:
             raise RuntimeError("The block of this TFF context's runtime has been left.")
         if os.getpid() != self._owner:
             raise RuntimeError(
@@ -220,7 +221,10 @@ class _Worker:
             raise self.error("The TFF worker ended while it was in use")
         if not self.wait_until_ready(time.monotonic() + _ANSWER_SECONDS):
             raise self.error("The TFF worker does not answer any more")
-        executor = tff.framework.RemoteExecutor(self._stub)
+
+    def _create_executor(self, cardinalities: dict[Any, int]) -> Any:
+        self.check()
+        executor = tff.framework.RemoteExecutor(self.stub)
         executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
         return executor
 
@@ -232,8 +236,8 @@ class _Worker:
         try:
             # First, for gRPC's watching thread often fails (harmlessly, but with a
             # traceback) when a channel is closed just after it lost its server.
-            if self._stub is not None:
-                self._stub.close()
+            if self.stub is not None:
+                self.stub.close()
         finally:
             self._pipe.close()
             try:
@@ -259,12 +263,12 @@ os.register_at_fork(after_in_child=_running.clear)
 
 
 @contextlib.contextmanager
-def _owned_worker(
+def owned_worker(
     log_path: PathLike | None,
     timeout: float,
     intra_op_threads: int | None,
     cwd: PathLike | None = None,
-) -> Iterator[_Worker]:
+) -> Iterator[Worker]:
     """A worker with the folder `cwd`, ready inside the block and gone after it."""
     if not (isinstance(timeout, (int, float)) and timeout > 0):
         raise ValueError(f"Expected startup_timeout_seconds > 0 (as 60), got {timeout}")
@@ -272,7 +276,7 @@ def _owned_worker(
         raise ValueError(f"Expected intra_op_threads >= 1, got {intra_op_threads}")
     deadline = time.monotonic() + timeout
     with _open_log(log_path) as log:
-        worker = _Worker(log, intra_op_threads, cwd)
+        worker = Worker(log, intra_op_threads, cwd)
         try:
             if not worker.wait_until_ready(deadline):
                 if worker.exit_status() is not None:
@@ -291,7 +295,7 @@ def _open_log(path: PathLike | None) -> IO[bytes]:
         raise ValueError(f"log_path: {error}; name a file in a folder.") from None
 
 
-def _compile(computation: tff.Computation) -> tff.Computation:
+def compile_computation(computation: tff.Computation) -> tff.Computation:
     """Compiles a computation as TFF does, without optimizing its graphs here.
 
     The worker's TensorFlow does so anyway; here it takes as long as building a process.
