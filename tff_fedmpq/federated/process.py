@@ -10,6 +10,7 @@
     CLIENTS  unpack, read own examples, train, prune, pack        (`client_work`)
        |
        |  federated_aggregate: unpack, dequantize, add            (`Server.accumulate`)
+       |  with an aggregator, also: unpack, dequantize, aggregate (`aggregation`)
        v
     SERVER   weighted mean -> next W, averaged bit-widths         (`Server.update`)
 
@@ -34,6 +35,7 @@ import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq._tff import tff
+from tff_fedmpq.federated.aggregation import Aggregation, find_factory
 from tff_fedmpq.federated.checked_computation import (
     CheckedComputation,
     is_reference,
@@ -210,6 +212,7 @@ def build_process(
     augment: Augment | None = None,
     dtype_policy: str | None = None,
     on_step: OnStep | None = None,
+    aggregator: Any = None,
     server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
     seed: int = 0,
 ) -> FederatedProcess:
@@ -232,6 +235,10 @@ def build_process(
       augment: Augmentation of every training batch: (x, seed int32[2]) -> x.
       dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
+      aggregator: How clients' changes become one (`aggregation`): a factory such as
+        `tff.learning.robust_aggregator()` or `tff.learning.dp_aggregator(...)`, or
+        "clipping", "zeroing", "median", "trimmed_mean"; statistics are then common to
+        all budgets. None is the weighted mean.
       server_optimizer_fn: Optimizer of the server, such as that of
         `tff.learning.optimizers.build_adam`, for which the gradient is the average
         change with its sign reversed; statistics are averaged. None adds the change.
@@ -243,7 +250,7 @@ def build_process(
     """
     _check_arguments(model_fn, client_data, config, server_optimizer_fn, seed)
     loss, metrics = check_loss(loss), check_metrics(metrics)
-    scheme = config.compose()
+    factory, scheme = find_factory(aggregator), config.compose()
     population = Population.of(budgets, client_data, scheme)
     element = client_data.element_type_structure
     split_example(element)
@@ -255,6 +262,11 @@ def build_process(
         raise ValueError("model_fn has to return a float model, not quantized layers.")
     _forbid_cached_reads(model)
     spec = ModelSpec.from_model(scheme.build_client_model(model))
+    aggregation = None
+    if factory is not None:
+        aggregation = Aggregation.of(factory, spec, scheme)
+        # Of a budget there may be a single client.
+        scheme = dataclasses.replace(scheme, statistics_per_budget=False)
     task = Task.of(model, element, loss, metrics)
     statistics = float_non_trainable_variables(model)
     server = Server(
@@ -266,13 +278,20 @@ def build_process(
         task.build_metrics,
         server_optimizer_fn,
         ["variance" in variable.name for variable in statistics],
+        aggregation,
     )
     trainable = [v.numpy() for v in model.trainable_variables]
     non_trainable = [v.numpy() for v in statistics]
 
     compute = tff.tensorflow.computation
     initial_state = compute(lambda: server.initial_state(trainable, non_trainable))
-    state_type = initial_state.type_signature.result
+
+    @tff.federated_computation
+    def initialize():
+        state = tff.federated_eval(initial_state, tff.SERVER)
+        return state if aggregation is None else aggregation.initialize(state)
+
+    state_type = initialize.type_signature.result.member
     key_of = population.key_lookup()
     max_key = compute(lambda: tf.constant(len(population.client_ids)))
     select = compute(server.message_for, state_type, np.int32)
@@ -303,11 +322,17 @@ def build_process(
     )
     merge_sums = compute(merge, sums_type, sums_type)
     report = compute(lambda sums: sums, sums_type)
-    update = compute(server.update, state_type, sums_type)
-
-    @tff.federated_computation
-    def initialize():
-        return tff.federated_eval(initial_state, tff.SERVER)
+    if aggregation is None:
+        update = compute(lambda s, sums: server.update(s, sums), state_type, sums_type)
+    else:
+        aggregate = _aggregation(server, state_type, answer_type)
+        aggregated_type = aggregate.type_signature.result.member
+        update = compute(
+            lambda s, sums, aggregated: server.update(s, sums, aggregated),
+            state_type,
+            sums_type,
+            aggregated_type,
+        )
 
     def send(state, client_ids):
         keys = tff.federated_map(key_of, client_ids)
@@ -316,7 +341,8 @@ def build_process(
 
     def finish(state, answers):
         sums = tff.federated_aggregate(answers, zero(), accumulate, merge_sums, report)
-        next_state, measured = tff.federated_map(update, (state, sums))
+        aggregated = () if aggregation is None else (aggregate(state, answers),)
+        next_state, measured = tff.federated_map(update, (state, sums, *aggregated))
         return tff.learning.templates.LearningProcessOutput(next_state, measured)
 
     @tff.federated_computation(
@@ -425,6 +451,32 @@ def _split(
             lambda client_ids: tff.federated_map(inspect_one, client_ids), ids_type
         ),
     )
+
+
+def _aggregation(
+    server: Server, state_type: tff.Type, answer_type: tff.Type
+) -> tff.Computation:
+    """Builds (<S@SERVER, {<ClientResult, Ticket>}@CLIENTS> -> `Aggregated`@SERVER)."""
+    compute = tff.tensorflow.computation
+
+    @compute(state_type)
+    def present_of(state):
+        return state.global_model_weights, state.distributor["round"]
+
+    @compute(answer_type, present_of.type_signature.result)
+    def change(answer, present):
+        return server.change(*answer, *present)
+
+    @tff.federated_computation(
+        tff.FederatedType(state_type, tff.SERVER),
+        tff.FederatedType(answer_type, tff.CLIENTS),
+    )
+    def aggregate(state, answers):
+        present = tff.federated_broadcast(tff.federated_map(present_of, state))
+        changes, weights = tff.federated_map(change, (answers, present))
+        return server.aggregation.next(state.aggregator, changes, weights)
+
+    return aggregate
 
 
 def _check_arguments(
