@@ -124,6 +124,37 @@ class _Page:
         pairs += [(c, b) for i, b in enumerate(baselines) for c in baselines[i + 1 :]]
         return self._differences(pairs, measure, lambda cell: cell.title)
 
+    def along(self, axis: str, measure: str, baseline: str = "") -> str:
+        """Returns the table of the runs along an axis, a column per value.
+
+        With a `baseline`, a cell's id, it has the differences from this cell.
+        """
+        rows: dict[str, dict[str, str]] = {}
+        for cell in (c for c in self._study.cells if axis in c.coordinates):
+            found, row = self._results[cell.id], rows.setdefault(cell.run, {})
+            row["run"] = cell.title
+            value = format_value(axis, cell.coordinates[axis]).replace("_", " ")
+            row[value] = _mean(found, measure)
+            if baseline:
+                theirs = self._results[baseline]
+                difference = analysis.paired_difference(found, theirs, measure)
+                row[value] = _format(difference, measure, sign="+")
+        return _table(list(rows.values()))
+
+    def named(self, runs: Sequence[str], measure: str) -> str:
+        """Returns the table of some runs, with the epsilon of those that have one."""
+        rows = []
+        for cell in (c for c in self._study.cells if c.run in runs):
+            found = self._results[cell.id]
+            row = {"run": cell.title, "global model": _mean(found, measure)}
+            finals = [record["final"] for record in found.values()]
+            if epsilons := {f["privacy"]["epsilon"] for f in finals if "privacy" in f}:
+                row["epsilon"] = f"{max(epsilons):.4g}"
+            for budget in analysis.budgets_of(found):
+                row[f"{budget} bits"] = _mean(found, measure, budget)
+            rows.append(row)
+        return _table(rows)
+
     def pairs(self, measure: str) -> str:
         """Returns the table of the differences that the study lists by name."""
         cells = {cell.id: cell for cell in self._study.cells}

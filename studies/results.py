@@ -23,6 +23,7 @@ _ROUND = (
     "downlink_bits",
     "mean_bit_width",
     "devices",
+    "rejected",
     "seconds",
 )
 _HEADING = ("versions", "hardware")

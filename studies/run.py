@@ -9,6 +9,7 @@ if the study or an argument is wrong.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -184,14 +185,17 @@ def run_one(
         "command": command_of(study, run),
         "settings": run.settings(),
     }
+    # A study's own configuration may alter what it runs on.
+    around = getattr(getattr(run.config, "scheme", None), "around_run", None)
     try:
-        result = experiment.run_experiment(
-            run.config,
-            run.work_dir,
-            data_dir=data_dir,
-            resume=True,
-            **({"workers": workers} if workers else {}),
-        )
+        with around(experiment, run.config) if around else contextlib.nullcontext():
+            result = experiment.run_experiment(
+                run.config,
+                run.work_dir,
+                data_dir=data_dir,
+                resume=True,
+                **({"workers": workers} if workers else {}),
+            )
         record = results.finished_record(heading, result)
     except experiment.DivergenceError as error:
         provenance = experiment.provenance.describe()

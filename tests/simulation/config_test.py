@@ -205,3 +205,38 @@ def test_own_functions_are_written_by_name():
 def own_allocation(*arguments):
     """Stands for a user's own rule."""
     return arguments[0]
+
+
+# --- the server ---------------------------------------------------------------
+
+
+def test_names_of_the_server_are_those_of_objects():
+    from tff_fedmpq.federated.aggregation import AGGREGATORS
+    from tff_fedmpq.federated.config import allowed_names
+    from tff_fedmpq.simulation import config, experiment
+
+    assert set(allowed_names(config.Aggregator)) == set(AGGREGATORS)
+    optimizers = set(allowed_names(config.ServerOptimizer))
+    assert optimizers == set(experiment._SERVER_OPTIMIZERS)
+    for name in optimizers:
+        options = experiment._server_options(
+            make_config(server_optimizer=name, server_learning_rate=0.1)
+        )
+        assert options["server_optimizer_fn"] is not None
+        assert options["aggregator"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"aggregator": "mode"}, "Unknown aggregator 'mode'.*'median'"),
+        ({"server_optimizer": "lamb"}, "Unknown server_optimizer 'lamb'.*'yogi'"),
+        ({"server_optimizer": "adam"}, "go together"),
+        ({"server_learning_rate": 0.1}, "go together"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier has to be 0 or more"),
+        ({"noise_multiplier": 1.0, "aggregator": "median"}, "set one"),
+    ],
+)
+def test_refuses_other_servers(settings, words):
+    with pytest.raises(ValueError, match=words):
+        make_config(**settings)

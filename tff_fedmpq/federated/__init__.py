@@ -8,6 +8,8 @@ population.py        client ids, budgets, and rows in tables
 tasks.py             structure of examples, loss and metrics
 server.py            messages to clients, aggregation, the next state
 acceptance.py        whether a client's contribution counts
+aggregation.py       accepted updates to the next model, by any aggregator of TFF
+robust_means.py      trimmed mean and median over clients
 client_work.py       a client's part, as a TFF computation
 local_training.py    a client's training
 messages.py          messages in both directions, and their size in bits

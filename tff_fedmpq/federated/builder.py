@@ -32,6 +32,7 @@ def builder(config_type: type[Config]) -> Callable[..., FederatedProcess]:
         augment: Callable[..., Any] | None = None,
         dtype_policy: str | None = None,
         on_step: Callable[..., Any] | None = None,
+        aggregator: Any = None,
         server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
         seed: int = 0,
     ) -> FederatedProcess:
@@ -49,6 +50,7 @@ def builder(config_type: type[Config]) -> Callable[..., FederatedProcess]:
             augment=augment,
             dtype_policy=dtype_policy,
             on_step=on_step,
+            aggregator=aggregator,
             server_optimizer_fn=server_optimizer_fn,
             seed=seed,
         )

@@ -10,6 +10,7 @@
     CLIENTS  unpack, read own examples, train, prune, pack        (`client_work`)
        |
        |  federated_aggregate: unpack, dequantize, add            (`Server.accumulate`)
+       |  with an aggregator, also: unpack, dequantize, aggregate (`aggregation`)
        v
     SERVER   weighted mean -> next W, averaged bit-widths         (`Server.update`)
 
@@ -35,6 +36,7 @@ from absl import logging
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.allocation.device_budget import budgets_in_bits
+from tff_fedmpq.federated.aggregation import Aggregation, find_factory
 from tff_fedmpq.federated.checked_computation import (
     CheckedComputation,
     is_reference,
@@ -216,6 +218,7 @@ def build_process(
     augment: Augment | None = None,
     dtype_policy: str | None = None,
     on_step: OnStep | None = None,
+    aggregator: Any = None,
     server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
     seed: int = 0,
 ) -> FederatedProcess:
@@ -241,6 +244,10 @@ def build_process(
       augment: Augmentation of every training batch: (x, seed int32[2]) -> x.
       dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
+      aggregator: How clients' changes become one (`aggregation`): a factory such as
+        `tff.learning.robust_aggregator()` or `tff.learning.dp_aggregator(...)`, or
+        "clipping", "zeroing", "median", "trimmed_mean"; statistics are then common to
+        all budgets. None is the weighted mean.
       server_optimizer_fn: Optimizer of the server, such as that of
         `tff.learning.optimizers.build_adam`, for which the gradient is the average
         change with its sign reversed; statistics are averaged. None adds the change.
@@ -251,11 +258,11 @@ def build_process(
         then for a quantized model, and for examples, loss or metrics that do not fit.
     """
     _check_arguments(model_fn, client_data, config, server_optimizer_fn, seed)
-    budgets, model_fn = _budgets_in_bits(budgets, model_fn)
+    bits, model_fn = _budgets_in_bits(budgets, model_fn)
     loss, metrics = check_loss(loss), check_metrics(metrics)
     check_bool(metrics_per_client, "metrics_per_client")
-    scheme = config.compose()
-    population = Population.of(budgets, client_data, scheme)
+    factory, scheme = find_factory(aggregator), config.compose()
+    population = Population.of(bits, client_data, scheme)
     element = client_data.element_type_structure
     split_example(element)
     _warn(config, scheme, population, client_data)
@@ -266,6 +273,11 @@ def build_process(
         raise ValueError("model_fn has to return a float model, not quantized layers.")
     _forbid_cached_reads(model)
     spec = ModelSpec.from_model(scheme.build_client_model(model))
+    aggregation = None
+    if factory is not None:
+        aggregation = Aggregation.of(factory, spec, scheme)
+        # Of a budget there may be a single client.
+        scheme = dataclasses.replace(scheme, statistics_per_budget=False)
     task = Task.of(model, element, loss, metrics)
     statistics = float_non_trainable_variables(model)
     server = Server(
@@ -277,6 +289,7 @@ def build_process(
         task.build_metrics,
         server_optimizer_fn,
         ["variance" in variable.name for variable in statistics],
+        aggregation=aggregation,
         per_client=metrics_per_client,
     )
     trainable = [v.numpy() for v in model.trainable_variables]
@@ -284,7 +297,13 @@ def build_process(
 
     compute = tff.tensorflow.computation
     initial_state = compute(lambda: server.initial_state(trainable, non_trainable))
-    state_type = initial_state.type_signature.result
+
+    @tff.federated_computation
+    def initialize():
+        state = tff.federated_eval(initial_state, tff.SERVER)
+        return state if aggregation is None else aggregation.initialize(state)
+
+    state_type = initialize.type_signature.result.member
     key_of = population.key_lookup()
     max_key = compute(lambda: tf.constant(len(population.client_ids)))
     select = compute(server.message_for, state_type, np.int32)
@@ -315,14 +334,21 @@ def build_process(
     )
     merge_sums = compute(merge, sums_type, sums_type)
     report = compute(lambda sums: sums, sums_type)
-    update = compute(server.update, state_type, sums_type)
+    if aggregation is None:
+        update = compute(lambda s, sums: server.update(s, sums), state_type, sums_type)
+    else:
+        aggregate = _aggregate(server, aggregation, state_type, answer_type)
+        aggregated_type = aggregate.type_signature.result.member
+        update = compute(
+            lambda s, sums, aggregated: server.update(s, sums, aggregated),
+            state_type,
+            sums_type,
+            aggregated_type,
+        )
 
-    @tff.federated_computation
-    def initialize():
-        return tff.federated_eval(initial_state, tff.SERVER)
-
-    def finish(state, sums):
-        next_state, measured = tff.federated_map(update, (state, sums))
+    def finish(state, sums, *answers):
+        aggregated = () if aggregation is None else (aggregate(state, *answers),)
+        next_state, measured = tff.federated_map(update, (state, sums, *aggregated))
         return tff.learning.templates.LearningProcessOutput(next_state, measured)
 
     @tff.federated_computation(
@@ -336,12 +362,19 @@ def build_process(
         tickets = tff.federated_map(ticket_of, received)
         answers = tff.federated_zip((results, tickets))
         sums = tff.federated_aggregate(answers, zero(), accumulate, merge_sums, report)
-        return finish(state, sums)
+        return finish(state, sums, *([] if aggregation is None else [answers]))
 
     def select_one(state, client_id):
         key = key_of(client_id)
         message = server.message_for(state, key[0])
         return key, message, message["ticket"]
+
+    def finish_alone():
+        types = [tff.FederatedType(t, tff.SERVER) for t in (state_type, sums_type)]
+        if aggregation is None:
+            return tff.federated_computation(lambda s, sums: finish(s, sums), *types)
+        types.append(tff.FederatedType(answer_type, tff.CLIENTS))
+        return tff.federated_computation(lambda s, *parts: finish(s, *parts), *types)
 
     # `remote_runtime` asks for them; building them takes a while.
     next_fn.split = functools.cache(
@@ -350,11 +383,7 @@ def build_process(
             _work_alone(work),
             zero,
             accumulate,
-            tff.federated_computation(
-                finish,
-                tff.FederatedType(state_type, tff.SERVER),
-                tff.FederatedType(sums_type, tff.SERVER),
-            ),
+            finish_alone(),
             _inspection(client_data),
         )
     )
@@ -434,6 +463,35 @@ def _inspection(data: tff.simulation.datasets.ClientData) -> tff.Computation:
         lambda client_ids: tff.federated_map(inspect_one, client_ids),
         tff.FederatedType(np.str_, tff.CLIENTS),
     )
+
+
+def _aggregate(
+    server: Server,
+    aggregation: Aggregation,
+    state_type: tff.Type,
+    answer_type: tff.Type,
+) -> tff.Computation:
+    """Builds (<S@SERVER, {<ClientResult, Ticket>}@CLIENTS> -> `Aggregated`@SERVER)."""
+    compute = tff.tensorflow.computation
+
+    @compute(state_type)
+    def present_of(state):
+        return state.global_model_weights, state.distributor["round"]
+
+    @compute(answer_type, present_of.type_signature.result)
+    def change(answer, present):
+        return server.change(*answer, *present)
+
+    @tff.federated_computation(
+        tff.FederatedType(state_type, tff.SERVER),
+        tff.FederatedType(answer_type, tff.CLIENTS),
+    )
+    def aggregate(state, answers):
+        present = tff.federated_broadcast(tff.federated_map(present_of, state))
+        changes, weights = tff.federated_map(change, (answers, present))
+        return aggregation.next(state.aggregator, changes, weights)
+
+    return aggregate
 
 
 def _check_arguments(

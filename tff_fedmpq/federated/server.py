@@ -20,6 +20,8 @@ the measurements. A round of fewer contributions than `min_clients`, or whose ne
 would hold a number that is not finite, is abandoned.
 """
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import itertools
@@ -33,6 +35,7 @@ import tensorflow as tf
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
+from tff_fedmpq.federated.aggregation import Aggregated, Aggregation
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
 from tff_fedmpq.federated.scheme import Scheme
@@ -128,6 +131,7 @@ class Server:
     optimizer: Any = None  # A `tff.learning.optimizers.Optimizer`; None takes averages.
     is_variance: Sequence[bool] = ()  # Of each tensor of statistics.
     per_client: bool = False  # Whether training is measured of each client too.
+    aggregation: Aggregation | None = None  # None takes weighted means.
     secret: tuple[int, int] = dataclasses.field(
         default_factory=_draw_secret, repr=False
     )
@@ -155,7 +159,8 @@ class Server:
         budgets, ``statistics`` holds float32[G, ...] for each tensor of statistics, and
         ``has_statistics`` bool[G] whether a client of the budget took part.
         ``population`` int64[] is the digest of client ids and budgets. The finalizer is
-        the state of the server's optimizer, () without one.
+        the state of the server's optimizer, () without one; the aggregator's is added
+        by the process.
         """
         num_layers, num_budgets = len(self.spec.kernel_shapes), len(self.levels)
         copies = [np.stack(num_budgets * [value]) for value in non_trainable]
@@ -476,10 +481,32 @@ class Server:
             + tf.cast(result.weight > 0, tf.int32),
         )
 
-    def update(self, state: State, sums: RoundSums) -> tuple[State, Mapping[str, Any]]:
+    def change(
+        self, result: ClientResult, ticket: Ticket, model: Any, round_number: tf.Tensor
+    ) -> tuple[Mapping[str, Any], tf.Tensor]:
+        """Returns what a client alone would change in the model of a state.
+
+        `model` is the state's `tff.learning.models.ModelWeights`. The second result is
+        the client's weight p_n, 0 for one that is left out, which changes nothing.
+        """
+        sums = self.accumulate(self.zero(), result, ticket)
+        sums = only_of_round(sums, round_number)
+        present = self.spec.split(tuple(model.trainable), tuple(model.non_trainable))
+        trained = self.scheme.uplink.apply(present, sums.mean_weights())
+        changes = [
+            [tf.where(sums.is_empty, 0.0, new - old) for new, old in zip(*pair)]
+            for pair in zip(self.spec.join(trained), self.spec.join(present))
+        ]
+        parts = collections.OrderedDict(zip(("weights", "statistics"), changes))
+        return parts, sums.total_weight
+
+    def update(
+        self, state: State, sums: RoundSums, aggregated: Aggregated | None = None
+    ) -> tuple[State, Mapping[str, Any]]:
         """Returns the next state, and the round's measurements.
 
-        An abandoned round leaves all of the state but the round's number as it is.
+        With an aggregator, `aggregated` takes the place of the sums of weights. An
+        abandoned round leaves all of the state but the round's number as it is.
         """
         sums = only_of_round(sums, state.distributor["round"])
         once = tf.debugging.Assert(
@@ -492,7 +519,7 @@ class Server:
             ["The state is of other clients or budgets."],
         )
         with tf.control_dependencies([once, same]):
-            following = self._following(state, sums)
+            following = self._following(state, sums, aggregated)
         min_clients = self.scheme.training.min_clients
         is_kept = sums.num_contributions >= min_clients
         is_kept &= acceptance.all_finite(following)
@@ -504,34 +531,62 @@ class Server:
         next_state.distributor["round"] = state.distributor["round"] + 1
         table = self.bit_widths(next_state)
         rates = learning_rates_at(self.scheme.training, state.distributor["round"])
-        return next_state, self.measurements(sums, table, rates, ~is_kept)
+        measured = self.measurements(sums, table, rates, ~is_kept)
+        if aggregated is not None:
+            measured["aggregator"] = aggregated.measurements
+        return next_state, measured
 
-    def _following(self, state: State, sums: RoundSums) -> State:
+    def _following(
+        self, state: State, sums: RoundSums, aggregated: Aggregated | None
+    ) -> State:
         """Returns the next state of a round that is not abandoned."""
-        present, bits = self.float_weights(state), state.distributor
-        weights = self.scheme.uplink.apply(present, sums.mean_weights())
+        bits = state.distributor
+        trainable, rows, common = self._next_weights(state, sums, aggregated)
         took_part = sums.participations[:, tf.newaxis] > 0
         pruned = self.bit_widths(state) - sums.bit_widths
-        rows = self._next_statistics(state, sums)
+        mean_bit_widths = sums.mean_bit_widths()
+        if self.aggregation is not None and self.aggregation.is_private:
+            # The average depends on numbers of examples.
+            mean_bit_widths = bits["mean_bit_widths"]
         distributor = collections.OrderedDict(
             bit_reductions=tf.where(took_part, pruned, bits["bit_reductions"]),
             has_statistics=bits["has_statistics"] | (sums.budget_weights > 0),
-            mean_bit_widths=sums.mean_bit_widths(),
+            mean_bit_widths=mean_bit_widths,
             population=bits["population"],
             round=bits["round"],
             statistics=rows,
         )
-        shares = tf.math.divide_no_nan(sums.budget_weights, sums.total_weight)
-        common = [tf.tensordot(shares, new, 1) for new in rows]
-        trainable, finalizer = list(self.spec.join(weights)[0]), state.finalizer
+        finalizer = state.finalizer
         if self.optimizer is not None:
             old = list(state.global_model_weights.trainable)
             gradients = tf.nest.map_structure(tf.subtract, old, trainable)
             finalizer, trainable = self.optimizer.next(finalizer, old, gradients)
         model = tff.learning.models.ModelWeights(trainable, common)
-        return state._replace(
+        following = state._replace(
             global_model_weights=model, distributor=distributor, finalizer=finalizer
         )
+        if aggregated is not None:
+            following = following._replace(aggregator=aggregated.state)
+        return following
+
+    def _next_weights(
+        self, state: State, sums: RoundSums, aggregated: Aggregated | None
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+        """Returns trainable weights, and statistics of each budget and in common."""
+        if aggregated is None:
+            present = self.float_weights(state)
+            weights = self.scheme.uplink.apply(present, sums.mean_weights())
+            rows = self._next_statistics(state, sums)
+            shares = tf.math.divide_no_nan(sums.budget_weights, sums.total_weight)
+            common = [tf.tensordot(shares, new, 1) for new in rows]
+            return list(self.spec.join(weights)[0]), rows, common
+        model, changes = state.global_model_weights, aggregated.changes
+        trainable = list(map(tf.add, model.trainable, changes["weights"]))
+        common = list(map(tf.add, model.non_trainable, changes.get("statistics", [])))
+        # Noise may take variances below zero.
+        flags = self.is_variance or itertools.repeat(False)
+        common = [tf.maximum(t, 0) if v else t for t, v in zip(common, flags)]
+        return trainable, [value[tf.newaxis] for value in common], common
 
     def measurements(
         self,
@@ -539,7 +594,7 @@ class Server:
         table: tf.Tensor,
         rates: tf.Tensor,
         is_abandoned: tf.Tensor,
-    ) -> Mapping[str, Any]:
+    ) -> dict[str, Any]:
         """Returns a round's measurements.
 
         client_work.train: loss, metrics of the task by their names, and num_examples,
@@ -559,6 +614,7 @@ class Server:
         bit_widths: bits per weight in the next round (the argument `table`), int32[N,
           L].
         training_rates: learning rates of kernels and of float parameters, float32[2].
+        aggregator: measurements of the aggregators, if there are any (`update`).
         """
         metrics = self.build_metrics()
 

@@ -9,19 +9,33 @@ declared once: as a documented field of a dataclass.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional, Union, cast
+from typing import Any, Callable, Literal, Optional, Union, cast
 
 from tff_fedmpq.baselines.registry import SCHEMES
 from tff_fedmpq.federated.config import (
     LITERAL_CODE_TRAINING,
     CodeTrainingConfig,
     LocalTrainingConfig,
+    allowed_names,
+    check_not_negative,
 )
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
-from tff_fedmpq.lookup import check_bool, check_count, check_name, kilobytes_of
+from tff_fedmpq.lookup import (
+    check_bool,
+    check_count,
+    check_name,
+    kilobytes_of,
+    lookup,
+)
 from tff_fedmpq.simulation.compute import AUTO, DTYPE_POLICIES, resolve_compute
 from tff_fedmpq.simulation.models import MODEL_DEPTHS
 from tff_fedmpq.simulation.populations import tiered_budgets
+
+# Names here, objects in `federated.aggregation`; a test keeps them equal.
+Aggregator = Union[
+    Literal["clipping", "median", "trimmed_mean", "zeroing"], Callable[[], Any]
+]
+ServerOptimizer = Literal["adam", "momentum", "yogi"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +78,14 @@ class ExperimentConfig:
       clients_per_round: Number of clients that train in a round.
       device_rounds: Number of last rounds after which the models that devices get are
         evaluated, beside the global model.
+      aggregator: How clients' changes become one: "clipping", "zeroing", "median",
+        "trimmed_mean", or a function that returns a TFF aggregation factory; None is
+        the weighted mean.
+      noise_multiplier: Noise of differential privacy over the norm that changes are
+        clipped to, by `tff.learning.dp_aggregator`; None adds none.
+      server_optimizer: Optimizer of the server: "momentum" (FedAvgM), "adam" or "yogi"
+        (FedAdam, FedYogi); None adds the clients' change.
+      server_learning_rate: Learning rate of `server_optimizer`.
       augment: Whether training images are augmented, in the way of the data set.
       compute: Number format of the layers on clients; "auto" is bfloat16 for quantized
         schemes on processors with instructions for it, else float32.
@@ -80,6 +102,10 @@ class ExperimentConfig:
     budgets: Sequence[Union[float, str]] = ()
     clients_per_round: int = 5
     device_rounds: int = 1
+    aggregator: Optional[Aggregator] = None
+    noise_multiplier: Optional[float] = None
+    server_optimizer: Optional[ServerOptimizer] = None
+    server_learning_rate: Optional[float] = None
     augment: bool = True
     compute: str = AUTO
     seed: int = 0
@@ -94,12 +120,13 @@ class ExperimentConfig:
         check_bool(self.augment, "augment")
         if self.model is not None:
             check_name(self.model, MODEL_DEPTHS, "model")
+        self._check_server()
         is_quantized = isinstance(self.scheme, CodeTrainingConfig)
         compute = resolve_compute(self.compute, is_quantized)
         object.__setattr__(self, "compute", compute)
         clients = self.num_clients
         given = (b if isinstance(b, str) else float(b) for b in self.budgets)
-        budgets = tuple(given) or tiered_budgets(clients)
+        budgets: tuple[Any, ...] = tuple(given) or tiered_budgets(clients)
         object.__setattr__(self, "budgets", budgets)
         self._require("alpha", 0 < self.alpha < math.inf, "above 0 and finite")
         at_most = f"at most the number of clients, {clients}"
@@ -111,6 +138,22 @@ class ExperimentConfig:
             kilobytes_of(b) > 0 if isinstance(b, str) else 1 <= b <= 8 for b in budgets
         )
         self._require("budgets", is_valid, "1 to 8 bits per weight")
+
+    def _check_server(self) -> None:
+        for name, kind in (
+            ("aggregator", Aggregator),
+            ("server_optimizer", ServerOptimizer),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (callable(value) and name == "aggregator"):
+                check_name(value, dict.fromkeys(allowed_names(kind)), name)
+        for name in ("noise_multiplier", "server_learning_rate"):
+            if getattr(self, name) is not None:
+                check_not_negative(getattr(self, name), name)
+        if self.aggregator is not None and self.noise_multiplier is not None:
+            raise ValueError("noise_multiplier has an aggregator of its own; set one.")
+        if (self.server_optimizer is None) != (self.server_learning_rate is None):
+            raise ValueError("server_optimizer and server_learning_rate go together.")
 
     def _require(self, name: str, is_valid: bool, expected: str) -> None:
         if not is_valid:
@@ -175,31 +218,32 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 def make_config(
     preset: str = "paper",
-    scheme: str = "fedmpq",
+    scheme: Union[str, Callable[..., LocalTrainingConfig]] = "fedmpq",
     *,
     dataset: str = "cifar10",
     **settings: Any,
 ) -> ExperimentConfig:
     """Returns the configuration of a preset with some settings replaced.
 
-    `preset` is a name in `PRESETS`, `scheme` one in `SCHEMES`; settings are fields of
-    `ExperimentConfig` or of the scheme's configuration. Raises ValueError for unknown
-    names, and for a setting that is out of range or that the scheme does not have.
+    `preset` is a name in `PRESETS`, `scheme` one in `SCHEMES` or the class of a
+    configuration; settings are fields of `ExperimentConfig` or of the scheme's
+    configuration. Raises ValueError for unknown names, and for a setting that is out of
+    range or that the scheme does not have.
     """
     check_name(preset, PRESETS, "preset")
-    check_name(scheme, SCHEMES, "scheme")
-    of_scheme = field_names(SCHEMES[scheme]())
+    build_scheme = lookup(scheme, SCHEMES, "scheme")
+    of_scheme = field_names(build_scheme())
     of_experiment = field_names(ExperimentConfig) - {"scheme"}
     known = of_scheme | of_experiment
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"{scheme} has no settings {unknown}; it has {sorted(known)}.")
     chosen = {**PRESETS[preset][""], **PRESETS[preset].get(dataset, {})}
-    if scheme.endswith("_literal"):  # Keeps the paper's settings.
+    if str(scheme).endswith("_literal"):  # Keeps the paper's settings.
         chosen = {k: v for k, v in chosen.items() if k not in LITERAL_CODE_TRAINING}
     chosen |= settings
     return ExperimentConfig(
-        scheme=SCHEMES[scheme](**{k: v for k, v in chosen.items() if k in of_scheme}),
+        scheme=build_scheme(**{k: v for k, v in chosen.items() if k in of_scheme}),
         dataset=dataset,
         **{k: v for k, v in chosen.items() if k in of_experiment},
     )

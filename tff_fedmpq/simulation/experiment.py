@@ -15,13 +15,14 @@ import pathlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 from absl import logging
 
 from tff_fedmpq import plots
-from tff_fedmpq.federated import acceptance
+from tff_fedmpq._tff import tff
+from tff_fedmpq.federated import acceptance, aggregation
 from tff_fedmpq.federated.checkpoints import Checkpoints
 from tff_fedmpq.federated.evaluation import (
     DeviceEvaluator,
@@ -43,6 +44,13 @@ from tff_fedmpq.simulation.releases import Releases, check_track
 from tff_fedmpq.simulation.samplers import ClientSampler
 
 _CLIENTS = "clients"
+_DELTA = 1e-5  # Of differential privacy.
+# Constants of Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
+_SERVER_OPTIMIZERS: Mapping[str, Callable[[float], Any]] = {
+    "adam": lambda rate: tff.learning.optimizers.build_adam(rate, 0.9, 0.99, 1e-3),
+    "momentum": lambda rate: tff.learning.optimizers.build_sgdm(rate, 0.9),
+    "yogi": lambda rate: tff.learning.optimizers.build_yogi(rate, 0.9, 0.99, 1e-3),
+}
 # Files may change before the process's next run; the imported code does not.
 _find_commit_once = functools.cache(provenance.find_commit)
 
@@ -171,7 +179,7 @@ class _Run:
                         )
                         progress.skip(sum(steps[: len(records)]))
                     progress.write(report.describe_round(record, config.rounds))
-            return self._result(process, records)
+            return self._result(process, records, state)
 
     def _runtime(self) -> Any:
         """Returns the runtime: workers on other machines, or one here."""
@@ -203,6 +211,7 @@ class _Run:
             config.scheme,
             augment=dataset.augment if config.augment else None,
             dtype_policy=config.dtype_policy,
+            **_server_options(config),
             # Other machines' files are not read here.
             on_step=None if self._workers else progress.report,
             seed=config.seed,
@@ -242,9 +251,13 @@ class _Run:
         }
 
     def _result(
-        self, process: FederatedProcess, records: list[dict[str, Any]]
+        self, process: FederatedProcess, records: list[dict[str, Any]], state: Any
     ) -> Mapping[str, Any]:
         dataset, spec = self._dataset, process.spec
+        privacy = {}
+        if self._config.noise_multiplier:
+            epsilon = aggregation.epsilon(state, _DELTA)
+            privacy = {"privacy": {"epsilon": epsilon, "delta": _DELTA}}
         return {
             "scheme": process.scheme.name,
             "precision": process.scheme.precision,
@@ -259,12 +272,30 @@ class _Run:
             },
             "model_weights": spec.num_weights,
             "client_examples": self._partition.sizes.tolist(),
+            **privacy,
             "rounds": records,
             "devices": {
                 budget: {**device, "bytes_down": ledger.bytes_down(records, device)}
                 for budget, device in records[-1]["devices"].items()
             },
         }
+
+
+def _server_options(config: ExperimentConfig) -> dict[str, Any]:
+    """Returns what `build_process` takes for settings of the server."""
+    aggregator: Any = config.aggregator
+    if callable(aggregator):
+        aggregator = aggregator()
+    if config.noise_multiplier is not None:
+        # Its zeroing would follow clients' norms without noise.
+        aggregator = tff.learning.dp_aggregator(
+            float(config.noise_multiplier), config.clients_per_round, zeroing=False
+        )
+    optimizer = None
+    if config.server_optimizer is not None and config.server_learning_rate is not None:
+        build = _SERVER_OPTIMIZERS[config.server_optimizer]
+        optimizer = build(config.server_learning_rate)
+    return {"aggregator": aggregator, "server_optimizer_fn": optimizer}
 
 
 def _measured(process: FederatedProcess, metrics: Mapping[str, Any]) -> dict[str, Any]:

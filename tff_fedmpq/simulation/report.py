@@ -34,6 +34,11 @@ def describe_result(result: Mapping[str, Any]) -> str:
         f"Global model after {last['round']} rounds: "
         f"{100 * last['test_accuracy']:.2f} % of the test images."
     ]
+    if privacy := result.get("privacy"):
+        lines.append(
+            f"Differential privacy of each client: epsilon {privacy['epsilon']:.4g} at "
+            f"delta {privacy['delta']:g}."
+        )
     if result["devices"]:
         lines += ["Models that devices get:", format_devices(result)]
     return "\n".join(lines)
