@@ -19,6 +19,8 @@ NAMES = (
     "packing",
     "wire",
     "scale",
+    "client_data",
+    "populations",
     "training_curves",
 )
 
