@@ -30,7 +30,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Callable
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
@@ -327,12 +327,6 @@ def output_of(command: list[str], given: bytes = b"") -> str:
     return process.stdout.read().decode(errors="replace").strip()
 
 
-def run_without_data(machines: Machines, log: Any) -> list[Any]:
-    """Returns status and last line of a run whose workers lack the clients' files."""
-    status = start_run(machines, "lacks", _ADDRESSES, log).wait()
-    return [status, pathlib.Path(log.name).read_text().splitlines()[-1]]
-
-
 def tidy(path: pathlib.Path, folder: pathlib.Path) -> None:
     """Removes progress bars and the folder's name from a log."""
     text = path.read_text().replace(str(folder), "FOLDER")
@@ -343,7 +337,7 @@ def tidy(path: pathlib.Path, folder: pathlib.Path) -> None:
 
 def main(folder: pathlib.Path, to: pathlib.Path, *parts: str) -> int:
     """Runs parts and writes the results; returns whether a result differs."""
-    parts = parts or ("local", "remote", "intruders", "faults", "changes")
+    parts = parts or ("local", *_RUNS)
     folder.mkdir(parents=True, exist_ok=True)
     to.mkdir(parents=True, exist_ok=True)
     path = to / "machines.json"
@@ -361,27 +355,48 @@ def main(folder: pathlib.Path, to: pathlib.Path, *parts: str) -> int:
         if "local" in parts:
             assert start_run(machines, "local", None, log).wait() == 0
         found["local"] = describe(machines, "local")
-        if set(parts) - {"local"}:
-            for number in range(3):
-                machines.start(number)
-        if "remote" in parts:
-            found["without_data"] = run_without_data(machines, log)
-            machines.copy_clients()
-            assert start_run(machines, "remote", _ADDRESSES, log).wait() == 0
-            found["remote"] = describe(machines, "remote")
-        if "intruders" in parts:
-            found["intruders"] = intruders(machines)
-        for part, run in (("faults", run_with_faults), ("changes", run_with_changes)):
+        for number in range(3 if set(parts) - {"local"} else 0):
+            machines.start(number)
+        for part, run in _RUNS.items():
             if part in parts:
-                with open(to / f"{part}.log", "w") as file:
-                    seen = run(machines, file)
-                found[part] = {**seen, **describe(machines, part)}
-                tidy(to / f"{part}.log", folder)
+                found[part] = run(machines, log, to)
+                path.write_text(json.dumps(found, indent=1) + "\n")
     time.sleep(2)
     found["left_behind"] = namespaces_left()
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({part: found[part] for part in parts}, indent=1))
     return int(any(found[part].get("differences") for part in parts))
+
+
+def run_with_workers(machines: Machines, log: Any, to: pathlib.Path) -> dict[str, Any]:
+    """Runs on workers, first without the clients' files on them."""
+    status = start_run(machines, "lacks", _ADDRESSES, log).wait()
+    last = pathlib.Path(log.name).read_text().splitlines()[-1]
+    machines.copy_clients()
+    assert start_run(machines, "remote", _ADDRESSES, log).wait() == 0
+    return {"without_data": [status, last], **describe(machines, "remote")}
+
+
+def run_with_log(
+    part: str, run: Callable[[Machines, Any], dict[str, Any]]
+) -> Callable[[Machines, Any, pathlib.Path], dict[str, Any]]:
+    """Returns a part whose run is disturbed, with a log of its own."""
+
+    def run_part(machines: Machines, log: Any, to: pathlib.Path) -> dict[str, Any]:
+        with open(to / f"{part}.log", "w") as file:
+            seen = run(machines, file)
+        tidy(to / f"{part}.log", machines.folder)
+        return {**seen, **describe(machines, part)}
+
+    return run_part
+
+
+_RUNS = {
+    "remote": run_with_workers,
+    "intruders": lambda machines, *_: intruders(machines),
+    "faults": run_with_log("faults", run_with_faults),
+    "changes": run_with_log("changes", run_with_changes),
+}
 
 
 def namespaces_left() -> list[str]:

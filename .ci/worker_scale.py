@@ -31,7 +31,8 @@ import worker_machines  # noqa: E402
 
 from tff_fedmpq.federated import wire  # noqa: E402
 
-_WAIT_SECONDS = 0.06  # A client takes three round trips.
+_WAIT_SECONDS = 0.06  # A client takes three round trips of 20 ms,
+_BYTES_PER_SECOND = 50e6 / 8  # and the links are of 50 Mbit/s.
 
 
 def link_bytes() -> int:
@@ -213,22 +214,22 @@ def main(target: str, kind: str, *numbers: str) -> None:
 
 def table(path: str) -> None:
     """Prints the tables of docs/scale.md from scale.json."""
-    links = json.loads(pathlib.Path(path).read_text())["links"]
     groups: dict[Any, list[dict[str, Any]]] = {}
-    for record in links:
-        groups.setdefault((record["clients"], int(record["fleet"][0])), []).append(
-            record
-        )
-    print("| clients | workers | round s | first s | last s "
-          "| CPU s a client, here | there | kB a client |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
+    for record in json.loads(pathlib.Path(path).read_text())["links"]:
+        key = record["clients"], int(record["fleet"][0])
+        groups.setdefault(key, []).append(record)
+    model = Model(groups[max(groups)])
+    print("| clients | workers | round s | model s | first s | last s | "
+          "CPU s a client, here | there | kB a client |")  # fmt: skip
+    print("|" + "---|" * 9)
     for (clients, workers), rows in sorted(groups.items()):
 
         def middle(value: Callable[[Any], float], rows: Any = rows) -> float:
             return statistics.median(map(value, rows))
 
         cells = [
-            f"{clients:,} | {workers} | {middle(lambda r: r['seconds']):.2f}",
+            f"{clients:,} | {workers} | {middle(lambda r: r['seconds']):.1f}",
+            f"{model.seconds(clients, workers):.1f}",
             f"{middle(lambda r: r['parts']['first_message']):.2f}",
             f"{middle(lambda r: r['parts']['finish']):.2f}",
             f"{middle(lambda r: r['processor_seconds_here'] / r['clients']):.3f}",
@@ -236,34 +237,34 @@ def table(path: str) -> None:
             f"{middle(lambda r: r['link_bytes'] / r['clients']) / 1000:.0f}",
         ]
         print("| " + " | ".join(cells) + " |")
-    model(max(groups.items())[1])
-
-
-def model(records: list[dict[str, Any]]) -> None:
-    """Prints what rounds would take, fitted to the largest ones measured."""
-    here, there, size = (
-        statistics.median(value(r) / r["clients"] for r in records)
-        for value in (
-            lambda r: r["processor_seconds_here"],
-            lambda r: r["processor_seconds_there"],
-            lambda r: r["link_bytes"],
-        )
-    )
-    print(f"\nA client: {here:.3f} s here, {there:.3f} s there, {size:,.0f} bytes\n")
+    print(f"\nA client: {model.here:.3f} s here, {model.there:.3f} s there, "
+          f"{model.wait:.3f} s on the way, {model.size:,.0f} bytes")  # fmt: skip
     counts = 1, 4, 16, 64
-    for work, what in ((there, "as measured"), (30.0, "30 s of training")):
-        print(
-            f"| clients, {what} | MB | {' | '.join(f'{n} workers' for n in counts)} |"
-        )
-        print("|" + "---|" * (2 + len(counts)))
+    for training, what in ((0.0, "as measured"), (30.0, "30 s of training")):
+        names = " | ".join(f"{n} workers" for n in counts)
+        print(f"\n| clients, {what} | MB | {names} |\n|" + "---|" * (2 + len(counts)))
         for clients in (10, 100, 1_000, 10_000):
-            times = [
-                max(clients * here, -(-clients // n) * (work + _WAIT_SECONDS))
-                for n in counts
-            ]
+            times = [model.seconds(clients, n, training) for n in counts]
             cells = " | ".join(f"{seconds:,.0f} s" for seconds in times)
-            print(f"| {clients:,} | {clients * size / 1e6:,.0f} | {cells} |")
-        print()
+            print(f"| {clients:,} | {clients * model.size / 1e6:,.0f} | {cells} |")
+
+
+class Model:
+    """What a round takes, fitted to measured ones of many clients."""
+
+    def __init__(self, records: list[dict[str, Any]]):
+        def per_client(name: str) -> float:
+            return statistics.median(r[name] / r["clients"] for r in records)
+
+        self.here = per_client("processor_seconds_here")
+        self.there = per_client("processor_seconds_there")
+        self.size = per_client("link_bytes")
+        self.wait = _WAIT_SECONDS + self.size / _BYTES_PER_SECOND
+
+    def seconds(self, clients: int, workers: int, training: float = 0.0) -> float:
+        """Returns the time of a round, that of the coordinator or of the workers."""
+        turns = -(-clients // workers)
+        return max(clients * self.here, turns * (self.there + self.wait + training))
 
 
 if __name__ == "__main__":

@@ -258,6 +258,15 @@ def test_clients_of_a_lost_worker_are_done_by_the_others(
         assert f"{lost.address} is back" in context.report["events"]
 
 
+def test_an_aggregator_gets_all_answers(machines, problem):
+    process = build_fedmpq(*problem.setting, problem.config(), aggregator="clipping")
+    with local_runtime(intra_op_threads=1):
+        state = process.initialize()
+        expected = process.next(state, _IDS)
+    with remote_runtime.remote_runtime(_addresses(machines)):
+        _assert_equal(process.next(state, _IDS), expected)
+
+
 def test_no_worker_left_is_one_line(machines, process, local):
     with remote_runtime.remote_runtime(
         _addresses(machines), wait_seconds=3, answer_seconds=2
