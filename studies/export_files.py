@@ -13,6 +13,7 @@ numbers go to `studies/results/export/<model>.json`, and the tables to `docs/exp
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -107,11 +108,10 @@ def _outputs_in_parts(
     kind: str, path: pathlib.Path, images: np.ndarray, model: Any
 ) -> np.ndarray:
     """Returns a file's outputs, in parts that an interrupted command leaves."""
-    parts = []
+    parts, digest = [], hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     for begin in range(0, len(images), _PART):
-        kept = path.with_suffix(f".{kind}.{begin}.npy")
-        is_new = kept.exists() and kept.stat().st_mtime < path.stat().st_mtime
-        if not kept.exists() or is_new:
+        kept = path.with_suffix(f".{kind}.{digest}.{begin}.npy")
+        if not kept.exists():
             part = [images[begin : begin + _PART]]
             np.save(kept, export.run_file(path, part, model, kind)[0])
         parts.append(np.load(kept))
