@@ -35,7 +35,7 @@ from tff_fedmpq.keras.layers import QUANTIZED_FORMS
 from tff_fedmpq.quantization import activations, representations, scales
 
 _keras = tfmot.quantization.keras
-_STOCK_FORMS = {form: stock for stock, form in QUANTIZED_FORMS.items()}
+_STOCK_FORMS: dict[type, Any] = {form: stock for stock, form in QUANTIZED_FORMS.items()}
 
 
 class LevelQuantizer(_keras.quantizers.Quantizer):
@@ -116,7 +116,7 @@ class BitsQuantizeConfig(_keras.QuantizeConfig):
         scale_rule: str = "least_squares",
         activation_range: float = activations.CLIP_VALUE,
     ):
-        self.options = {
+        self.options: dict[str, Any] = {
             "bit_width": bit_width,
             "activation_bits": activation_bits,
             "representation": representation,
@@ -245,8 +245,9 @@ def to_tfmot(model: tf.keras.Model) -> tf.keras.Model:
         )
     annotated = tf.keras.models.clone_model(model, clone_function=_annotated)
     for layer, target in zip(model.layers, annotated.layers):
-        own = {_last(k.name): k.value() for k in _own_kernels(layer).values()}
-        values = {**{_last(v.name): v for v in layer.weights}, **own}
+        values = {_last(v.name): v for v in layer.weights}
+        for kernel in _own_kernels(layer).values():
+            values[_last(kernel.name)] = kernel.value()
         target.set_weights([values[_last(v.name)].numpy() for v in target.weights])
     applied = _keras.quantize_apply(annotated, BitsQuantizeScheme())
     for layer, target in zip(model.layers, applied.layers):
@@ -272,7 +273,8 @@ def _with_codes(layer: Any) -> Any:
         raise ValueError(
             f"{inner.name} has no BitsQuantizeConfig but {type(how).__name__}."
         )
-    options, activation = dict(how.options), getattr(inner, "activation", None)
+    options: dict[str, Any] = dict(how.options)
+    activation: Any = getattr(inner, "activation", None)
     options["bit_width"] = None if is_output else options["bit_width"]
     bits = options["activation_bits"]
     is_rounded = isinstance(activation, quant_layers.ActivationOfBits)
