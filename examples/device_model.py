@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+from typing import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # No start-up notes of TensorFlow.
 
@@ -40,7 +41,7 @@ def main() -> None:
     folder = arguments.run / "devices"
     folder.mkdir(exist_ok=True)
     images = run.dataset.test_images[: arguments.images].astype("float32")
-    writers = {
+    writers: dict[str, Callable[..., export.ExportReport]] = {
         "litert.tflite": export.write_litert,
         "micro.tflite": export.write_tflite_micro,
     }

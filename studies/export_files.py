@@ -13,6 +13,7 @@ numbers go to `studies/results/export/<model>.json`, and the tables to `docs/exp
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -21,14 +22,16 @@ import numpy as np
 
 import tff_fedmpq
 from tff_fedmpq import export
-from tff_fedmpq.simulation import provenance
-from tff_fedmpq.simulation.finished_run import FinishedRun, load_run
+from tff_fedmpq.export.report import report_of
+from tff_fedmpq.simulation import data, provenance
+from tff_fedmpq.simulation.finished_run import load_run
 
 _ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = _ROOT / "studies" / "results" / "export"
 PAGE = _ROOT / "docs" / "export.md"
 _MARKS = "<!-- measured -->\n", "<!-- end -->"
 _BUDGETS = (2.0, 3.0, 4.0, 8.0)
+_WRITERS = {"litert": export.write_litert, "micro": export.write_tflite_micro}
 _IMAGES, _PART, _COMPARED = 2000, 100, 50
 
 
@@ -37,55 +40,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=pathlib.Path, help="output directory of a run")
     folder = parser.parse_args().run
-    run = load_run(folder)
-    devices = [measure(run, budget, folder / "devices") for budget in _BUDGETS]
+    write_packed_files(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    dataset = data.load(settings["dataset"])
+    images = dataset.test_images[:_IMAGES].astype(np.float32)
+    labels = dataset.test_labels[:_IMAGES]
+    names = ("model", "dataset", "epochs", "train_examples", "budgets", "seed")
+    rounds = len(list((folder / "rounds").glob("*.json")))
     result = {
-        "run": describe_run(run, folder),
+        "run": {"rounds": rounds, **{name: settings[name] for name in names}},
         "images": _IMAGES,
-        "devices": devices,
+        "devices": [measure(b, folder / "devices", images, labels) for b in _BUDGETS],
         **provenance.describe(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{run.config.model}.json"
+    path = RESULTS / f"{settings['model']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     write_page(result)
 
 
-def describe_run(run: FinishedRun, folder: pathlib.Path) -> dict[str, Any]:
-    """Returns how long a run trained, and on what."""
-    config = run.config
-    records = len(list((folder / "rounds").glob("*.json")))
-    return {
-        "model": config.model,
-        "dataset": config.dataset,
-        "rounds": records,
-        "epochs": config.scheme.epochs,
-        "train_examples": len(run.dataset.train_labels),
-        "budgets": list(config.budgets),
-        "seed": config.seed,
-    }
-
-
-def measure(run: FinishedRun, budget: float, folder: pathlib.Path) -> dict[str, Any]:
-    """Writes the files of a device, and returns their sizes and accuracies."""
-    folder.mkdir(exist_ok=True)
-    model = run.device_model(budget)
+def write_packed_files(folder: pathlib.Path) -> None:
+    """Writes what needs TensorFlow Federated: packed files, and Keras's outputs."""
+    devices = folder / "devices"
+    devices.mkdir(exist_ok=True)
+    missing = [b for b in _BUDGETS if not _path(devices, b, "npy").exists()]
+    if not missing:
+        return
+    run = load_run(folder)
     images = run.dataset.test_images[:_IMAGES].astype(np.float32)
-    labels = run.dataset.test_labels[:_IMAGES]
+    for budget in missing:
+        model = run.device_model(budget)
+        export.write_packed(model, _path(devices, budget, "fedmpq"))
+        np.save(_path(devices, budget, "npy"), model.predict(images, verbose=0))
+
+
+def measure(
+    budget: float, folder: pathlib.Path, images: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Returns the sizes of a device's files and their accuracies."""
     paths = {
-        kind: folder / f"{budget:g}bits.{kind}"
-        for kind in ("fedmpq", "litert", "micro")
+        kind: _path(folder, budget, kind) for kind in ("fedmpq", "litert", "micro")
     }
-    reports = {
-        "fedmpq": export.write_packed(model, paths["fedmpq"]),
-        "litert": export.write_litert(model, paths["litert"], images[:_COMPARED]),
-        "micro": export.write_tflite_micro(model, paths["micro"], images[:_COMPARED]),
-    }
-    expected = model.predict(images, verbose=0)
-    found = {"fedmpq": export.read_packed(paths["fedmpq"]).predict(images, verbose=0)}
-    for kind in ("litert", "micro"):
+    model = export.read_packed(paths["fedmpq"])
+    expected = np.load(_path(folder, budget, "npy"))
+    found = {"fedmpq": model.predict(images, verbose=0)}
+    for kind, write in _WRITERS.items():
+        if not paths[kind].exists():
+            print(write(model, paths[kind], images[:_COMPARED]), flush=True)
         found[kind] = _outputs_in_parts(kind, paths[kind], images, model)
-    report = reports["fedmpq"]
+    report = report_of(model, paths["fedmpq"])
     return {
         "budget": budget,
         "mean_bit_width": tff_fedmpq.summary(model).mean_bit_width,
@@ -94,24 +97,27 @@ def measure(run: FinishedRun, budget: float, folder: pathlib.Path) -> dict[str, 
         "keras_accuracy": _accuracy(expected, labels),
         "files": {
             kind: {
-                "bytes": reports[kind].num_bytes,
+                "bytes": path.stat().st_size,
                 "accuracy": _accuracy(found[kind], labels),
                 **_differences(expected, found[kind]),
             }
-            for kind in paths
+            for kind, path in paths.items()
         },
     }
+
+
+def _path(folder: pathlib.Path, budget: float, suffix: str) -> pathlib.Path:
+    return folder / f"{budget:g}bits.{suffix}"
 
 
 def _outputs_in_parts(
     kind: str, path: pathlib.Path, images: np.ndarray, model: Any
 ) -> np.ndarray:
     """Returns a file's outputs, in parts that an interrupted command leaves."""
-    parts = []
+    parts, digest = [], hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     for begin in range(0, len(images), _PART):
-        kept = path.with_suffix(f".{kind}.{begin}.npy")
-        is_new = kept.exists() and kept.stat().st_mtime < path.stat().st_mtime
-        if not kept.exists() or is_new:
+        kept = path.with_suffix(f".{kind}.{digest}.{begin}.npy")
+        if not kept.exists():
             part = [images[begin : begin + _PART]]
             np.save(kept, export.run_file(path, part, model, kind)[0])
         parts.append(np.load(kept))

@@ -24,6 +24,7 @@ _SUBPACKAGES = (
     "quantization",
     "keras",
     "allocation",
+    "export",
     "federated",
     "baselines",
     "simulation",

@@ -39,7 +39,10 @@ INSTALL = (
     f"{DEFAULT_ENVIRONMENT} {' '.join(PACKAGES)}"
 )
 # Gates in the columns of a cell's kernels, which the converter may store apart.
-_NUM_GATES = {quant_layers.QuantLSTMCell: 4, quant_layers.QuantGRUCell: 3}
+_NUM_GATES: dict[Any, int] = {
+    quant_layers.QuantLSTMCell: 4,
+    quant_layers.QuantGRUCell: 3,
+}
 
 
 class ExportError(RuntimeError):

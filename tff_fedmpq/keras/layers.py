@@ -460,6 +460,12 @@ QuantGRUCell = _register(_layers.GRUCell, "kernel", "recurrent_kernel")
 QuantSimpleRNN = _register(_layers.SimpleRNN)
 QuantLSTM = _register(_layers.LSTM)
 QuantGRU = _register(_layers.GRU)
+QuantConvLSTMCell = _register(
+    keras_module("layers.rnn.base_conv_lstm").ConvLSTMCell, "kernel", "recurrent_kernel"
+)
+QuantConvLSTM1D = _register(_layers.ConvLSTM1D)
+QuantConvLSTM2D = _register(_layers.ConvLSTM2D)
+QuantConvLSTM3D = _register(_layers.ConvLSTM3D)
 QuantMultiHeadAttention = _register(_layers.MultiHeadAttention)
 
 
