@@ -39,6 +39,7 @@ from tff_fedmpq.simulation.data.partitions import dirichlet_partition
 from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases
+from tff_fedmpq.version import __version__
 
 _CLIENTS = "clients"
 # Files may change before the process's next run; the imported code does not.
@@ -71,7 +72,8 @@ def run_experiment(
       workers: Machines that train the clients; None trains them here.
 
     Raises:
-      OutputDirectoryError: if it holds another or a damaged run, or cannot be made.
+      OutputDirectoryError: if it holds another or a damaged run or symbolic links, or
+        cannot be made or written to, as when the disk is full.
       CheckpointError: if the run's checkpoints cannot be read.
       ValueError: for settings that the scheme refuses.
       DatasetError: if the data set is missing or damaged.
@@ -86,7 +88,8 @@ def run_experiment(
         return run_files.read_result(result_path)
     dataset = load_dataset(config, data_dir)
     run_files.make_directory(output_dir)
-    with run_files.lock_directory(output_dir):
+    whole = run_files.explain_disk_errors(output_dir)
+    with run_files.lock_directory(output_dir), whole:
         run_files.check_output_dir(output_dir, config, resume)  # Others may have run.
         run_files.write_json(output_dir / "config.json", config.as_dict())
         run_files.check_data(output_dir / "data.json", dataset)
@@ -122,7 +125,7 @@ class _Run:
         draw = config.num_clients, config.alpha, config.seed
         self._partition = dirichlet_partition(dataset.train_labels, *draw, dataset.name)
         run_files.save_partition(self._partition, output_dir / "partition.json")
-        self._commit = _find_commit_once()
+        self._code = {"version": __version__, "commit": _find_commit_once()}
 
     def execute(self) -> Mapping[str, Any]:
         """Runs all rounds that are left and returns the result."""
@@ -133,6 +136,7 @@ class _Run:
             process = self._build_process(progress)
             checkpoints = Checkpoints(self._output_dir)
             state, records = checkpoints.load_latest(process.initialize())
+            self._say_other_code(records)
             releases = Releases(self._output_dir, records)
             test = dataset.test_images, dataset.test_labels
             self._evaluator = Evaluator(process.global_model(state), *test)
@@ -225,8 +229,21 @@ class _Run:
             **_measured(process, output.metrics),
             "seconds": time.perf_counter() - started,
             "seconds_training": trained - started,
-            "commit": self._commit,  # A run may continue with other code.
+            **self._code,  # A run may continue with other code.
         }
+
+    def _say_other_code(self, records: list[dict[str, Any]]) -> None:
+        """Warns if the last round was run by another version or commit."""
+        if records:
+            last = {name: records[-1].get(name) for name in self._code}
+            if last != self._code:
+                logging.warning(
+                    "Rounds to %d were run by %s, the next ones are by %s; each "
+                    "round's record says which.",
+                    len(records),
+                    last,
+                    self._code,
+                )
 
     def _result(
         self, process: FederatedProcess, records: list[dict[str, Any]]
