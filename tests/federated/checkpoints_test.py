@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 
 import numpy as np
 import pytest
 
+from tff_fedmpq import files
 from tff_fedmpq.federated.checkpoints import CheckpointError, Checkpoints
 from tff_fedmpq.federated.waiting import wait_for
 
@@ -52,6 +54,7 @@ def test_the_latest_is_loaded_and_few_are_kept(tmp_path):
     assert kept == {"round_2.npz", "round_3.npz"}
 
 
+@pytest.mark.faults
 def test_a_damaged_state_is_passed_over_and_its_round_saved_again(tmp_path):
     save(tmp_path, 1, 2, 3)
     damage(tmp_path, 3)
@@ -61,6 +64,7 @@ def test_a_damaged_state_is_passed_over_and_its_round_saved_again(tmp_path):
     assert load(tmp_path) == (3, [1, 2, 3])
 
 
+@pytest.mark.faults
 def test_nothing_is_deleted_where_no_state_can_be_read(tmp_path):
     save(tmp_path, 1, 2)
     for _ in range(2):
@@ -70,6 +74,7 @@ def test_nothing_is_deleted_where_no_state_can_be_read(tmp_path):
             load(tmp_path)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -85,6 +90,7 @@ def test_a_state_of_another_structure_is_not_deleted(tmp_path, changes, message)
     assert load(tmp_path) == (2, [1, 2])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_state_that_is_not_finite_is_passed_over(tmp_path, value):
     save(tmp_path, 1, 2)
@@ -93,6 +99,7 @@ def test_a_state_that_is_not_finite_is_passed_over(tmp_path, value):
     assert load(tmp_path) == (2, [1, 2])
 
 
+@pytest.mark.faults
 def test_a_record_that_was_changed_is_noticed(tmp_path):
     save(tmp_path, 1, 2, 3)
     record = tmp_path / "rounds/00003.json"
@@ -100,6 +107,7 @@ def test_a_record_that_was_changed_is_noticed(tmp_path):
     assert load(tmp_path) == (2, [1, 2])
 
 
+@pytest.mark.faults
 def test_flipped_bits_are_noticed(tmp_path):
     save(tmp_path, 1, 2)
     path = tmp_path / "checkpoints/round_2.npz"
@@ -115,6 +123,7 @@ def test_flipped_bits_are_noticed(tmp_path):
     assert load(tmp_path) == (2, [1, 2])
 
 
+@pytest.mark.faults
 def test_loading_unpickles_nothing(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -127,6 +136,7 @@ def test_loading_unpickles_nothing(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.faults
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     save(tmp_path, 1)
     for folder in ("checkpoints", "rounds"):
@@ -135,6 +145,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("content", [None, "{"])
 def test_a_lost_record_is_named_and_states_are_kept(tmp_path, content):
     save(tmp_path, 1, 2)
@@ -147,6 +158,7 @@ def test_a_lost_record_is_named_and_states_are_kept(tmp_path, content):
     assert load(tmp_path) == (2, [1, 2])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("content", [None, "{"])
 def test_without_its_own_record_a_state_is_passed_over(tmp_path, content):
     save(tmp_path, 1, 2, 3)
@@ -177,3 +189,71 @@ def test_a_folder_without_checkpoints_begins_anew(tmp_path):
     save(tmp_path, 1)
     shutil.rmtree(tmp_path / "checkpoints")
     assert load(tmp_path) == (0, [])
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk on which the n-th call that writes is the first to fail, from 0."""
+
+    class Disk:
+        calls, full_at = 0, None
+
+        def use(self, function):
+            def call(*args, **kwargs):
+                self.calls += 1
+                if self.full_at is not None and self.calls > self.full_at:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return function(*args, **kwargs)
+
+            return call
+
+    disk = Disk()
+
+    def open_file(*args):
+        file = disk.use(open)(*args)
+        return _File(file, disk.use(file.write))
+
+    class _File:
+        def __init__(self, file, write):
+            self._file, self.write = file, write
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self._file.close()
+
+    monkeypatch.setattr(files, "open", open_file, raising=False)
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(files.os, name, disk.use(getattr(files.os, name)))
+    return disk
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", range(8))
+def test_a_full_disk_loses_no_round(tmp_path, disk, moment):
+    """Whichever of the eight calls that save a round fails, also twice."""
+    save(tmp_path, 1, 2)
+    before, calls = load(tmp_path), disk.calls
+    for _ in range(2):
+        disk.calls, disk.full_at = 0, moment
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, 3)
+        disk.full_at = None
+        assert load(tmp_path) == before == (2, [1, 2])
+        assert not list(tmp_path.rglob("*.tmp"))
+    assert calls == 16
+    save(tmp_path, 3)
+    assert load(tmp_path) == (3, [1, 2, 3])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("value", [np.nan, np.inf, np.float64("-inf")])
+def test_a_record_is_json_or_the_round_is_not_saved(tmp_path, value):
+    save(tmp_path, 1)
+    with pytest.raises(ValueError, match="JSON"):
+        Checkpoints(tmp_path).save(2, state_of(2), {"round": 2, "loss": value})
+    assert load(tmp_path) == (1, [1])

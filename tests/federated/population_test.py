@@ -108,6 +108,7 @@ def test_ids_are_strings_or_numbers_in_any_sequence(ids):
     assert as_client_ids(ids) == ["1", "2"]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("ids", "kind", "text"),
     [
@@ -163,6 +164,7 @@ def test_the_order_of_the_mapping_has_no_effect(abc):
     assert output.metrics["participations"].tolist() == [1, 0, 0]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "budgets",
     [{"a": 2, "b": 4, "c": 7}, {"a": 4, "b": 2, "c": 8}, {"a": 2, "b": 4, "d": 8},
@@ -191,6 +193,7 @@ def test_a_state_of_others_is_refused_in_a_program_too(abc):
             asyncio.run(run())
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("what", ["an output", "a list", "nothing"])
 def test_what_is_no_state_is_refused(abc, what):
     process, state = abc
@@ -204,6 +207,7 @@ def test_what_is_no_state_is_refused(abc, what):
         process.next(wrong, ["a"])
 
 
+@pytest.mark.faults
 def test_weights_of_another_model_are_refused(abc):
     process, state = abc
     weights = process.get_model_weights(state)

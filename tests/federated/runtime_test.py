@@ -186,6 +186,7 @@ def test_worker_outlives_the_thread_that_started_it():
             assert _total([1, 2]) == 3
 
 
+@pytest.mark.faults
 def test_forked_child_does_not_keep_the_worker(marker):
     release = multiprocessing.get_context("fork").Event()
     # A daemon, so that pytest ends even if this test fails.
@@ -239,6 +240,7 @@ def test_proxy_settings_do_not_matter(monkeypatch):
         assert _total([1, 2]) == 3
 
 
+@pytest.mark.faults
 def test_lost_worker_is_an_error(marker, tmp_path):
     log_path = tmp_path / "worker.log"
     with runtime.local_runtime(log_path=log_path):
@@ -256,6 +258,7 @@ def _fake_worker(tmp_path, monkeypatch, body: str) -> None:
     monkeypatch.setattr(runtime, "_worker_path", lambda: path)
 
 
+@pytest.mark.faults
 def test_worker_that_ends_at_once(tmp_path, monkeypatch, marker):
     _fake_worker(tmp_path, monkeypatch, "echo out of order >&2; exit 3")
     log_path = tmp_path / "worker.log"
@@ -266,6 +269,7 @@ def test_worker_that_ends_at_once(tmp_path, monkeypatch, marker):
     assert not _processes_with(marker)
 
 
+@pytest.mark.faults
 def test_worker_that_never_answers(tmp_path, monkeypatch, marker):
     _fake_worker(tmp_path, monkeypatch, "echo waiting; exec sleep 60")
     with pytest.raises(RuntimeError, match="startup_timeout_seconds=0.5(.|\n)*waiting"):
@@ -274,6 +278,7 @@ def test_worker_that_never_answers(tmp_path, monkeypatch, marker):
     assert not _processes_with(marker)
 
 
+@pytest.mark.faults
 def test_missing_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(tff, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(RuntimeError, match="Expected TFF's worker at .*reinstall"):
@@ -300,6 +305,7 @@ def _listening_ports(process: str) -> set[int]:
     return ports
 
 
+@pytest.mark.faults
 def test_nobody_else_reaches_the_worker(marker):
     before = _listening_ports("self")
     with runtime.local_runtime():
@@ -315,6 +321,7 @@ def test_nobody_else_reaches_the_worker(marker):
     assert not path.parent.exists()
 
 
+@pytest.mark.faults
 def test_a_shared_network_is_said_and_works(marker, monkeypatch, tmp_path, caplog):
     text = runtime._GUARD.read_text()
     forbidden = tmp_path / "worker_guard.py"
@@ -328,6 +335,7 @@ def test_a_shared_network_is_said_and_works(marker, monkeypatch, tmp_path, caplo
 _FORBIDDEN = "def can_isolate() -> bool:\n    return False"
 
 
+@pytest.mark.faults
 def test_secrets_stay_with_their_owner(marker, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     with runtime.local_runtime():
@@ -336,6 +344,7 @@ def test_secrets_stay_with_their_owner(marker, monkeypatch):
     assert settings["PATH"] == os.environ["PATH"]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_stopped_worker_is_an_error_after_a_while(marker):
     with runtime.local_runtime():
@@ -344,6 +353,7 @@ def test_a_stopped_worker_is_an_error_after_a_while(marker):
             _total([1, 2])
 
 
+@pytest.mark.faults
 def test_a_forked_child_is_told_why_it_cannot_compute():
     with runtime.local_runtime() as context:
         read_end, write_end = os.pipe()
@@ -360,6 +370,7 @@ def test_a_forked_child_is_told_why_it_cannot_compute():
         os.waitpid(child, 0)
 
 
+@pytest.mark.faults
 def test_a_log_that_cannot_be_opened(tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "worker.log"):
         with pytest.raises(ValueError, match="log_path: .*name a file in a folder"):
@@ -367,6 +378,7 @@ def test_a_log_that_cannot_be_opened(tmp_path):
                 pytest.fail("entered without a log")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "10", None])
 def test_refuses_timeouts_that_are_not_positive(timeout):
     with pytest.raises(ValueError, match="startup_timeout_seconds > 0"):
@@ -430,6 +442,7 @@ def scripts(request):
         process.communicate()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "ending",
     [
@@ -462,6 +475,7 @@ print(plus_one(1), flush=True)
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "enter",
     [

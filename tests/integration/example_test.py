@@ -24,6 +24,7 @@ def _load(output_dir: pathlib.Path) -> dict:
     for record in result["rounds"]:
         for key in _TIMES:
             record.pop(key)
+    result.pop("checksum")  # Of the times too.
     return result
 
 
@@ -64,6 +65,38 @@ def test_killed_in_round_three_and_resumed_gives_the_same(tmp_path):
         cwd=tmp_path,
     )
     assert _load(killed) == _load(whole)
+
+
+_ON_A_SMALL_DISK = """
+set -e
+mount -t tmpfs -o size={size}k none disk
+! "$@" --output_dir=disk/run --resume > full.log 2>&1
+find disk -name ".*.tmp" > left.log
+mount -o remount,size=50m disk
+"$@" --output_dir=disk/run --resume > resumed.log 2>&1
+cp disk/run/result.json .
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [48, 300, 500])
+def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, size):
+    """On a file system of so many kB, which is then made larger."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("this system allows no user namespaces")
+    run = [*_EXAMPLE, *_SMALL]
+    (tmp_path / "disk").mkdir()
+    script = _ON_A_SMALL_DISK.format(size=size)
+    subprocess.run([*alone, "sh", "-c", script, "sh", *run], check=True, cwd=tmp_path)
+    errors = (tmp_path / "full.log").read_text().splitlines()
+    said = [line for line in errors if line.startswith("Error: ")]
+    assert len(said) == 1 and "No space left on device. Make room" in said[0]
+    assert "Traceback" not in (tmp_path / "full.log").read_text()
+    assert (tmp_path / "left.log").read_text() == ""
+    subprocess.run([*run, "--output_dir=whole"], check=True, cwd=tmp_path)
+    assert _load(tmp_path) == _load(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("example", ["cifar10_fedmpq", "compare"])

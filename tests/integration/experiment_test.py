@@ -2,7 +2,10 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import logging
+import os
 import shutil
 
 import pytest
@@ -208,6 +211,7 @@ def test_an_error_in_a_round_is_not_taken_for_a_users(tmp_path, monkeypatch):
     assert "shapes" in str(error.value.__cause__)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("scheme", "settings"),
     [
@@ -243,6 +247,7 @@ def test_an_output_directory_serves_one_run(finished_run, tmp_path):
         run_experiment(small_config(), tmp_path)
 
 
+@pytest.mark.faults
 def test_two_processes_do_not_share_an_output_directory(finished_run, tmp_path):
     """The second one, with or without resume, changes nothing."""
     config = (finished_run[0] / "config.json").read_text()
@@ -255,6 +260,7 @@ def test_two_processes_do_not_share_an_output_directory(finished_run, tmp_path):
         pass  # The lock ends with its block.
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("content", ["", '{"alpha": 0.', "[]"])
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 def test_damaged_files_are_named(finished_run, tmp_path, name, content):
@@ -279,6 +285,7 @@ def test_a_changed_result_is_not_believed(finished_run, tmp_path, change):
         run_experiment(small_config(), tmp_path, resume=True)
 
 
+@pytest.mark.faults
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputDirectoryError, match="Cannot make .*file/run"):
@@ -302,6 +309,59 @@ def test_clients_without_examples_take_part(tmp_path):
     result = run_experiment(config, tmp_path / "output")
     assert 0 in result["client_examples"]
     assert len(result["rounds"][0]["clients"]) == 12
+
+
+@pytest.mark.faults
+def test_a_run_goes_on_after_the_disk_was_full(
+    finished_run, tmp_path, monkeypatch, caplog
+):
+    """One line; then the same result, which says that the code was another."""
+
+    def save(self, round_number, state, record):
+        if round_number == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        saves(self, round_number, state, record)
+
+    saves = experiment.Checkpoints.save
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Checkpoints, "save", save)
+        patch.setattr(experiment, "_find_commit_once", lambda: "0ther")
+        with pytest.raises(OutputDirectoryError, match="Cannot write to .*run: No sp"):
+            run_experiment(small_config(), tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        result = run_experiment(small_config(), tmp_path / "run", resume=True)
+    assert "Rounds to 1 were run by" in caplog.text
+    first, second = result["rounds"]
+    assert (first["commit"], second["commit"]) == ("0ther", provenance.find_commit())
+    first["commit"] = second["commit"]
+    assert without_times(result) == without_times(finished_run[1])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_directory_that_cannot_be_written_to_is_one_line(
+    tmp_path, monkeypatch, number
+):
+    def fail(*_):
+        raise OSError(number, os.strerror(number), "somewhere/.config.json.tmp")
+
+    monkeypatch.setattr(run_files, "write_atomically", fail)
+    with pytest.raises(OutputDirectoryError, match=os.strerror(number)) as error:
+        run_experiment(small_config(), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["progress.log", "curves.png", "worker.log", "rounds"])
+def test_nothing_is_written_through_symbolic_links(finished_run, tmp_path, name):
+    target, output_dir = tmp_path / "target", tmp_path / "run"
+    target.write_text("another file")
+    output_dir.mkdir()
+    shutil.copy(finished_run[0] / "config.json", output_dir)
+    (output_dir / name).symlink_to(target)
+    with pytest.raises(OutputDirectoryError, match=f"symbolic links, .'{name}'"):
+        run_experiment(small_config(), output_dir, resume=True)
+    assert target.read_text() == "another file"
 
 
 def test_participants_are_a_function_of_seed_and_round():

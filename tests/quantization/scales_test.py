@@ -243,3 +243,14 @@ def test_one_trace_serves_every_bit_width(representation, expected):
         least = oracle.least_squared_error(expected, weights, bit_width, 500)
         assert error <= (1 + excess_allowed(bit_width)) * least
     assert len(traces) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 2e38, -3.4e38])
+@pytest.mark.parametrize("rule", [max_scale, least_squares_scale, gaussian_scale])
+@pytest.mark.parametrize("bit_width", [1, 8])
+def test_a_scale_of_weights_that_have_none_ends_no_process(rule, value, bit_width):
+    """Also of weights whose doubles are not finite; graphs raise no errors."""
+    weights = tf.constant([0.5, value, -0.25])
+    rule(weights, width(bit_width), SIGN_MAGNITUDE)
+    assert float(rule(weights[:1], width(bit_width), SIGN_MAGNITUDE)) > 0

@@ -58,6 +58,9 @@ class Rejection(enum.IntEnum):
     VARIANCE = 15
     SYMBOLS = 16
     EXAMPLES = 17
+    DATASET = 18
+    TIME = 19
+    DROPOUT = 20
 
 
 REASONS = {
@@ -78,7 +81,18 @@ REASONS = {
     Rejection.VARIANCE: "its variances are negative",
     Rejection.SYMBOLS: "its symbols are out of range",
     Rejection.EXAMPLES: "it has more examples than `max_examples`",
+    Rejection.DATASET: "its dataset raises an error",
+    Rejection.TIME: "it took longer than `client_timeout_seconds`",
+    Rejection.DROPOUT: "it dropped out",
 }
+# What clients report of themselves; the others are found by the server.
+OF_CLIENTS = (
+    Rejection.DROPOUT,
+    Rejection.TIME,
+    Rejection.EXAMPLES,
+    Rejection.LABELS,
+    Rejection.IMAGES,
+)
 # Without these, other checks cannot be computed.
 _GATES = (Rejection.SHAPES, Rejection.LENGTH)
 # What training with too large a rate leads to.
@@ -127,15 +141,19 @@ def checksum(result: Any, seed: tf.Tensor) -> tf.Tensor:
 
 
 def usable_examples(
-    features: Any, labels: Any, num_classes: int | None, at_most: int
+    features: Any,
+    labels: Any,
+    num_classes: int | None,
+    at_most: int,
+    earlier: Sequence[Check] = (),
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the `Rejection` of a client's examples or 0, int32[], and their number.
 
-    `num_classes` is None for labels that are no class numbers. Examples with a fault
-    are not to be trained on: their number is 0, int32[].
+    `num_classes` is None for labels that are no class numbers; `earlier` checks come
+    first. Examples with a fault are not to be trained on: their number is 0, int32[].
     """
     count = tf.shape(tf.nest.flatten(features)[0])[0]
-    checks: list[Check] = [(lambda: count <= at_most, Rejection.EXAMPLES)]
+    checks: list[Check] = [*earlier, (lambda: count <= at_most, Rejection.EXAMPLES)]
     if num_classes is not None:
         in_range = (labels >= 0) & (labels < tf.cast(num_classes, labels.dtype))
         checks += [(lambda: tf.reduce_all(in_range), Rejection.LABELS)]

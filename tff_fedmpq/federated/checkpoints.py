@@ -95,6 +95,8 @@ class Checkpoints:
                 raise ValueError(f"tensor {i} is {leaf.dtype}{list(leaf.shape)}")
             if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
                 raise ValueError(f"tensor {i} is not finite")
+        if digests.shape[:1] != (version,):
+            raise ValueError("it has digests of other records")
         paths = [self._record_path(n) for n in range(1, version + 1)]
         for path, digest in zip(paths, digests):
             if not np.array_equal(_digest(path), digest):

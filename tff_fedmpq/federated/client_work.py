@@ -23,6 +23,7 @@ from tff_fedmpq.keras.variables import ModelSpec
 
 # More than any client holds: all of its examples form one batch.
 _ALL_EXAMPLES = 2**31 - 1
+_DROPOUT = 1  # Tells the seed of dropouts from those of other uses.
 
 
 class ClientResult(NamedTuple):
@@ -63,14 +64,18 @@ def build_client_work(
     budgets = budgets.astype(np.float32)
     selected_type = tff.SequenceType(received_type)
     read = dataset_reader(client_data)
+    limit, dropout_rate = (
+        scheme.training.client_timeout_seconds,
+        scheme.training.dropout_rate,
+    )
 
     @tff.tensorflow.computation(np.str_, tff.TensorType(np.int32, [1]), selected_type)
     def client_work(client_id, keys, selected):
         key, received = keys[0], selected.get_single_element()
         at_most = scheme.training.max_examples
-        # Reading one more shows that there are more; a dataset may never end.
-        dataset = read(client_id).take(at_most + 1)
-        features, labels, sample_weight = read_all_examples(dataset)
+        deadline = None if limit is None else tf.timestamp() + limit
+        examples = read_all_examples(read(client_id), at_most, deadline)
+        features, labels, sample_weight = examples
         trainer = local_training.LocalTrainer(
             scheme.build_client_model(model, dtype_policy),
             scheme.training,
@@ -84,8 +89,16 @@ def build_client_work(
         # Without AutoGraph, whose conversion of every function delays the first round.
         @tf.function(autograph=False)
         def run():
+            earlier: list[acceptance.Check] = []
+            if dropout_rate:
+                own = tf.random.fold_in(received["seed"], _DROPOUT)
+                stays = tf.random.stateless_uniform([], own) >= dropout_rate
+                earlier += [(lambda: stays, acceptance.Rejection.DROPOUT)]
+            if deadline is not None:
+                in_time = is_before(deadline, features)
+                earlier += [(lambda: in_time, acceptance.Rejection.TIME)]
             fault, usable = acceptance.usable_examples(
-                features, labels, task.num_classes, at_most
+                features, labels, task.num_classes, at_most, earlier
             )
             budget = tf.gather(budgets, key)
             weights = messages.unpack_model(received, spec)
@@ -96,8 +109,11 @@ def build_client_work(
                 (features, labels, sample_weight),
             )
             trained, sums, densities = trainer.train(
-                weights, kept[0], kept[1], seeds[0], rates, kept[2]
+                weights, kept[0], kept[1], seeds[0], rates, kept[2], deadline
             )
+            if deadline is not None:
+                is_late = tf.equal(fault, 0) & ~is_before(deadline, trained)
+                fault = tf.where(is_late, int(acceptance.Rejection.TIME), fault)
             message = scheme.uplink.encode(trained, weights, budget, seeds[1])
             num_examples = tf.cast(usable, tf.float32)
             weight = scheme.aggregation_weight(budget, num_examples)
@@ -123,13 +139,28 @@ def build_client_work(
     return client_work
 
 
-def read_all_examples(dataset: tf.data.Dataset) -> tuple[Any, Any, Any]:
-    """Returns the features, labels and sample weights of all n examples, of any n.
+def is_before(deadline: tf.Tensor, values: Any) -> tf.Tensor:
+    """Returns whether some values, once they are there, are in time; bool[]."""
+    with tf.control_dependencies(tf.nest.flatten(values)):
+        return tf.timestamp() < deadline
+
+
+def read_all_examples(
+    dataset: tf.data.Dataset,
+    at_most: int = _ALL_EXAMPLES - 1,
+    deadline: tf.Tensor | None = None,
+) -> tuple[Any, Any, Any]:
+    """Returns the features, labels and sample weights of n examples, of any n.
 
     They are structures of tensors [n, ...] as `tasks.split_example` finds them, the
-    weights None where there are none. ValueError for another structure.
+    weights None where there are none. ValueError for another structure. These are all
+    examples, or one more than `at_most`, which shows that there are more: a dataset may
+    never end. After `deadline`, a `tf.timestamp`, no further one is read.
     """
     split_example(dataset.element_spec)
+    dataset = dataset.take(at_most + 1)
+    if deadline is not None:
+        dataset = dataset.take_while(lambda *_: tf.timestamp() < deadline)
     # A dataset without elements has no batch either: then this one is the first.
     nothing = tf.nest.map_structure(
         lambda spec: tf.zeros([0, *(n or 0 for n in spec.shape)], spec.dtype),

@@ -30,6 +30,7 @@ AggregationWeight = Union[
 ScaleRule = Union[Literal["least_squares", "gaussian", "max"], Callable[..., Any]]
 Representation = Literal["sign_magnitude", "offset_binary"]
 LearningRateUnit = Literal["weight", "code"]
+OnClientError = Literal["skip", "raise"]
 
 
 # A number, or a function from the round, from 0, such as a Keras schedule.
@@ -79,6 +80,13 @@ class LocalTrainingConfig:
       max_examples: Most examples that a client may hold; one with more is left out.
       min_clients: Fewest clients with examples whose contributions have to count; a
         round of fewer is abandoned, and changes only the round's number.
+      client_timeout_seconds: Time for reading and training after which a client is left
+        out; None has no limit. Looked at after every example and every step, so it does
+        not end the wait for an example that never comes.
+      dropout_rate: Chance, drawn by the seed, that a client leaves a round and nothing
+        of it arrives, from 0 to below 1: to simulate clients that cannot be relied on.
+      on_client_error: What a client that is left out does to its round: "skip" goes on
+        without it, "raise" raises ValueError and leaves the state. Dropouts are none.
     """
 
     name: ClassVar[str]
@@ -94,6 +102,9 @@ class LocalTrainingConfig:
     aggregation_weight: AggregationWeight = "examples"
     max_examples: int = 100_000
     min_clients: int = 1
+    client_timeout_seconds: Optional[float] = None
+    dropout_rate: float = 0.0
+    on_client_error: OnClientError = "skip"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_examples", "min_clients"):
@@ -107,8 +118,15 @@ class LocalTrainingConfig:
             raise ValueError(
                 f"learning_rate_floor has to be None or from 0 to 1, found {floor!r}."
             )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum has to be in [0, 1), found {self.momentum!r}.")
+        for name in ("momentum", "dropout_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                found = getattr(self, name)
+                raise ValueError(f"{name} has to be in [0, 1), found {found!r}.")
+        limit = self.client_timeout_seconds
+        if limit is not None and not 0 < limit < math.inf:
+            raise ValueError(
+                f"client_timeout_seconds has to be None or above 0, found {limit!r}."
+            )
         annotations = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             names = allowed_names(annotations[field.name])

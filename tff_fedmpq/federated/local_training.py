@@ -119,13 +119,15 @@ class LocalTrainer:
         seed: tf.Tensor,
         learning_rates: tf.Tensor | None = None,
         sample_weight: Any = None,
+        deadline: tf.Tensor | None = None,
     ) -> tuple[QuantizedWeights, TrainingSums, tf.Tensor]:
         """Trains for the configured epochs, then prunes.
 
         Examples are any structures of tensors [n, ...]; n may be 0, which trains
         nothing. `seed` is stateless, int32[2]. `learning_rates` are those of
-        `learning_rates_at`, by default the first round's. Returns trained weights,
-        sums, and the layers' MSB densities before pruning, float32[L].
+        `learning_rates_at`, by default the first round's. No step begins after
+        `deadline`, a `tf.timestamp`, float64[]. Returns trained weights, sums, and the
+        layers' MSB densities before pruning, float32[L].
         """
         assign_quantized_weights(self._model, weights)
         seeds = tf.random.split(seed, 2)
@@ -136,7 +138,8 @@ class LocalTrainer:
         self._optimizer.float_learning_rate = learning_rates[1]
         if self._metrics is not None:
             self._metrics.reset()
-        sums = self._run_epochs((features, labels, sample_weight), seeds[1])
+        examples = features, labels, sample_weight
+        sums = self._run_epochs(examples, seeds[1], deadline)
         if self._metrics is not None:
             sums = sums._replace(metrics=self._metrics.values())
         densities = [
@@ -146,7 +149,9 @@ class LocalTrainer:
         densities = tf.convert_to_tensor(densities, tf.float32)
         return self._pruned_weights(), sums, densities
 
-    def _run_epochs(self, examples: Any, seed: tf.Tensor) -> TrainingSums:
+    def _run_epochs(
+        self, examples: Any, seed: tf.Tensor, deadline: tf.Tensor | None
+    ) -> TrainingSums:
         count, batch_size = count_examples(examples), self._config.batch_size
         steps_per_epoch = (count + batch_size - 1) // batch_size
         num_steps = self._config.epochs * steps_per_epoch
@@ -170,13 +175,16 @@ class LocalTrainer:
             sums = tf.nest.map_structure(tf.add, sums, step_sums)
             return step + 1, order, sums
 
+        def goes_on(step, *_):
+            if deadline is None:
+                return step < num_steps
+            return (step < num_steps) & (tf.timestamp() < deadline)
+
         first = (tf.constant(0), indices, TrainingSums.zero())
         scalar, vector = tf.TensorShape([]), tf.TensorShape([None])
         # Where the graph knows the number of images, `order` begins with it.
         shapes = (scalar, vector, TrainingSums(scalar, scalar))
-        return tf.while_loop(
-            lambda step, *_: step < num_steps, take_step, first, shape_invariants=shapes
-        )[2]
+        return tf.while_loop(goes_on, take_step, first, shape_invariants=shapes)[2]
 
     def step(
         self, features: Any, labels: Any, sample_weight: Any = None

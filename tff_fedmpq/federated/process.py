@@ -36,17 +36,14 @@ from absl import logging
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.allocation.device_budget import budgets_in_bits
+from tff_fedmpq.federated import left_out
 from tff_fedmpq.federated.aggregation import Aggregation, find_factory
 from tff_fedmpq.federated.checked_computation import (
     CheckedComputation,
     is_reference,
     shapes_of,
 )
-from tff_fedmpq.federated.client_work import (
-    build_client_work,
-    dataset_reader,
-    read_all_examples,
-)
+from tff_fedmpq.federated.client_work import build_client_work
 from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.evaluation import assign_global_weights
 from tff_fedmpq.federated.local_training import Augment, OnStep
@@ -98,7 +95,9 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         server: Server,
         model: tf.keras.Model,
         population: Population,
+        inspect: tff.Computation,
     ):
+        self._inspect = inspect
         self.scheme, self.spec = server.scheme, server.spec
         self.client_ids, self.budgets = population.client_ids, population.budgets
         self.model, self._server, self._population = model, server, population
@@ -168,10 +167,17 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         if not is_reference(state):
             self.check_state(state)
             self._say_end(int(state.distributor["round"]))
-        output = call(state, client_ids)
-        if isinstance(output, tff.learning.templates.LearningProcessOutput):
-            output = output._replace(metrics=self._with_coded_bits(output.metrics))
-        return output
+        output, causes = left_out.run_without_unreadable(
+            functools.partial(call, state), client_ids, self._inspect
+        )
+        if not isinstance(output, tff.learning.templates.LearningProcessOutput):
+            return output
+        metrics = self._with_coded_bits(output.metrics)
+        if isinstance(metrics["rejected"], np.ndarray):
+            number = int(state.distributor["round"]) + 1
+            raises = self.scheme.training.on_client_error == "raise"
+            metrics = left_out.tell(metrics, causes, self.client_ids, number, raises)
+        return output._replace(metrics=metrics)
 
     def _set_weights(self, call: Callable[..., Any], state: Any, weights: Any) -> Any:
         if not is_reference(state):
@@ -376,6 +382,7 @@ def build_process(
         types.append(tff.FederatedType(answer_type, tff.CLIENTS))
         return tff.federated_computation(lambda s, *parts: finish(s, *parts), *types)
 
+    inspect = left_out.build_inspection(client_data, config.max_examples)
     # `remote_runtime` asks for them; building them takes a while.
     next_fn.split = functools.cache(
         lambda: RoundParts(
@@ -384,7 +391,7 @@ def build_process(
             zero,
             accumulate,
             finish_alone(),
-            _inspection(client_data),
+            inspect,
         )
     )
     get_model_weights = compute(lambda state: state.global_model_weights, state_type)
@@ -397,7 +404,7 @@ def build_process(
         return state._replace(global_model_weights=weights, distributor=distributor)
 
     computations = initialize, next_fn, get_model_weights, set_model_weights
-    return FederatedProcess(computations, server, model, population)
+    return FederatedProcess(computations, server, model, population, inspect)
 
 
 def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> State:
@@ -445,24 +452,6 @@ def _work_alone(work: tff.Computation) -> tff.Computation:
         return work(client_id, keys, as_sequence(message))
 
     return work_alone
-
-
-def _inspection(data: tff.simulation.datasets.ClientData) -> tff.Computation:
-    """Builds ({str}@CLIENTS -> {int64[2]}@CLIENTS) of `RoundParts`."""
-    read = dataset_reader(data)
-
-    @tff.tensorflow.computation(np.str_)
-    def inspect_one(client_id):
-        parts = tf.nest.flatten(read_all_examples(read(client_id)))
-        tensors = [part for part in parts if part is not None]
-        content = tf.strings.join([tf.io.serialize_tensor(t) for t in tensors])
-        digest = tf.strings.to_hash_bucket_strong(content, 2**62, [1, 2])
-        return tf.stack([tf.shape(tensors[0], tf.int64)[0], digest])
-
-    return tff.federated_computation(
-        lambda client_ids: tff.federated_map(inspect_one, client_ids),
-        tff.FederatedType(np.str_, tff.CLIENTS),
-    )
 
 
 def _aggregate(

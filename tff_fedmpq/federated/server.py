@@ -394,7 +394,7 @@ class Server:
             ),
             *(
                 (lambda fault=fault: tf.not_equal(result.fault, int(fault)), fault)
-                for fault in (Rejection.EXAMPLES, Rejection.LABELS, Rejection.IMAGES)
+                for fault in acceptance.OF_CLIENTS
             ),
             (
                 lambda: acceptance.have_shapes(own, shapes),

@@ -102,7 +102,10 @@ def _search_on_histogram(
     """Returns the best of the candidate scales up to `max_scale` for binned weights."""
     largest = max_scale(weights, bit_width, representation)
     bound = largest / 2.0
-    counts = tf.histogram_fixed_width(weights, [-bound, bound], _NUM_BINS)
+    # The operation would write outside of its bins, which ends the process.
+    usable = tf.reduce_all(tf.math.is_finite(weights)) & tf.math.is_finite(largest)
+    binned, bound = tf.where(usable, weights, 0.0), tf.where(usable, bound, 1.0)
+    counts = tf.histogram_fixed_width(binned, [-bound, bound], _NUM_BINS)
     fractions = (np.arange(_NUM_BINS, dtype=np.float32) + 0.5) / _NUM_BINS
     centres = largest * (fractions - 0.5)
     candidates = largest * np.arange(1, _NUM_CANDIDATES + 1, dtype=np.float32)

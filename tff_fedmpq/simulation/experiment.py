@@ -42,6 +42,7 @@ from tff_fedmpq.simulation.models import build_model_fn
 from tff_fedmpq.simulation.progress import BatchProgress
 from tff_fedmpq.simulation.releases import Releases, check_track
 from tff_fedmpq.simulation.samplers import ClientSampler
+from tff_fedmpq.version import __version__
 
 _CLIENTS = "clients"
 _DELTA = 1e-5  # Of differential privacy.
@@ -84,7 +85,8 @@ def run_experiment(
 
     Raises:
       ImportError: for a tracker that is not installed.
-      OutputDirectoryError: if it holds another or a damaged run, or cannot be made.
+      OutputDirectoryError: if it holds another or a damaged run or symbolic links, or
+        cannot be made or written to, as when the disk is full.
       CheckpointError: if the run's checkpoints cannot be read.
       ValueError: for settings that the scheme refuses.
       DatasetError: if the data set is missing or damaged.
@@ -100,7 +102,8 @@ def run_experiment(
         return run_files.read_result(result_path)
     dataset = load_dataset(config, data_dir)
     run_files.make_directory(output_dir)
-    with run_files.lock_directory(output_dir):
+    whole = run_files.explain_disk_errors(output_dir)
+    with run_files.lock_directory(output_dir), whole:
         run_files.check_output_dir(output_dir, config, resume)  # Others may have run.
         run_files.write_json(output_dir / "config.json", config.as_dict())
         run_files.check_data(output_dir / "data.json", dataset)
@@ -137,7 +140,7 @@ class _Run:
         draw = config.num_clients, config.alpha, config.seed
         self._partition = dirichlet_partition(dataset.train_labels, *draw, dataset.name)
         run_files.save_partition(self._partition, output_dir / "partition.json")
-        self._commit = _find_commit_once()
+        self._code = {"version": __version__, "commit": _find_commit_once()}
 
     def execute(self) -> Mapping[str, Any]:
         """Runs all rounds that are left and returns the result."""
@@ -148,6 +151,7 @@ class _Run:
             process = self._build_process(progress)
             checkpoints = Checkpoints(self._output_dir)
             state, records = checkpoints.load_latest(process.initialize())
+            self._say_other_code(records)
             releases = Releases(
                 self._output_dir,
                 records,
@@ -247,8 +251,21 @@ class _Run:
             **_measured(process, output.metrics),
             "seconds": time.perf_counter() - started,
             "seconds_training": trained - started,
-            "commit": self._commit,  # A run may continue with other code.
+            **self._code,  # A run may continue with other code.
         }
+
+    def _say_other_code(self, records: list[dict[str, Any]]) -> None:
+        """Warns if the last round was run by another version or commit."""
+        if records:
+            last = {name: records[-1].get(name) for name in self._code}
+            if last != self._code:
+                logging.warning(
+                    "Rounds to %d were run by %s, the next ones are by %s; each "
+                    "round's record says which.",
+                    len(records),
+                    last,
+                    self._code,
+                )
 
     def _result(
         self, process: FederatedProcess, records: list[dict[str, Any]], state: Any

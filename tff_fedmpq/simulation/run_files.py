@@ -13,11 +13,13 @@ result.json, curves.png     at the end
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +29,20 @@ from tff_fedmpq.files import PathLike, write_atomically
 from tff_fedmpq.simulation.config import ExperimentConfig
 from tff_fedmpq.simulation.data import ImageDataset
 from tff_fedmpq.simulation.data.partitions import Partition
+
+_DISK_ERRORS = re.compile(
+    "|".join(
+        os.strerror(number)
+        for number in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EIO,
+        )
+    )
+)
 
 
 class OutputDirectoryError(ValueError):
@@ -45,6 +61,8 @@ def check_output_dir(
     problem = ""
     if output_dir.exists() and not output_dir.is_dir():
         problem = "is no directory; choose another"
+    elif links := _links(output_dir):
+        problem = f"has symbolic links, {links}: writing would change other files"
     elif not config_path.exists():
         if output_dir.exists() and any(output_dir.iterdir()):
             problem = "holds files that are not of a run; choose another"
@@ -62,6 +80,12 @@ def check_output_dir(
     if problem:
         raise OutputDirectoryError(f"{output_dir} {problem}.")
     return output_dir
+
+
+def _links(directory: pathlib.Path) -> list[str]:
+    """Returns the names of the symbolic links in a directory that may not exist."""
+    paths = directory.iterdir() if directory.exists() else ()
+    return sorted(path.name for path in paths if path.is_symlink())
 
 
 def make_directory(path: pathlib.Path) -> None:
@@ -87,6 +111,23 @@ def lock_directory(path: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def explain_disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """Makes `OutputDirectoryError` of what a full or read-only disk raises.
+
+    That is Python's, TensorFlow's or the worker's; they share the system's words.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (found := _DISK_ERRORS.search(str(error))):
+            raise
+        raise OutputDirectoryError(
+            f"Cannot write to {path}: {found[0]}. Make room, or choose another "
+            "directory; then continue the run with --resume."
+        ) from error
+
+
 def save_partition(partition: Partition, path: pathlib.Path) -> None:
     """Saves a run's partition; another one there is an `OutputDirectoryError`."""
     if path.exists() and Partition.load(path) != partition:
@@ -101,7 +142,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a file of `write_json`; a damaged one is an `OutputDirectoryError`."""
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OutputDirectoryError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise OutputDirectoryError(f"{path} is damaged: it holds {content!r}.")

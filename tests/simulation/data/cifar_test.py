@@ -95,6 +95,14 @@ def with_labels(labels):
     return lambda content: {**content, b"labels": labels}
 
 
+def doubled(times):
+    """Few bytes, and as an array 2**times numbers."""
+    numbers = [1]
+    for _ in range(times):
+        numbers = [numbers, numbers]
+    return numbers
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -103,10 +111,11 @@ def with_labels(labels):
         (with_data(lambda data: data[:-1]), r"labels int32\[19\], found int32\[20\]"),
         (with_data(lambda data: data[:, :-1]), r"found uint8\[20, 3071\]"),
         (with_data(lambda data: data / 1.0), r"found float64\[20, 32, 32, 3\]"),
-        (with_data(lambda _: None), r"found object\[\]"),
+        (with_data(lambda _: None), "has no array or list of numbers"),
         (with_labels([0] * 19), r"expected labels int32\[20\], found int32\[19\]"),
         (with_labels([0.5] * 20), r"expected labels int32\[20\], found float64"),
         (with_labels([[0], [0, 1]]), "not a readable file of CIFAR-10"),
+        (with_labels(doubled(30)), "not a readable file of CIFAR-10"),
         (with_labels([0] * 19 + [10]), r"expected labels 0\.\.9, found 0\.\.10"),
         (with_labels([-1] + [0] * 19), r"expected labels 0\.\.9, found -1\.\.0"),
     ],
@@ -168,6 +177,7 @@ def test_a_pickle_that_would_run_code_is_refused(
     assert not (tmp_path / "broken_in").exists()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "attack", [b"cbuiltins\neval\n.", b"cnumpy.core.multiarray\nfromfile\n."]
 )
@@ -176,6 +186,32 @@ def test_only_array_constructors_are_known(home, tmp_path, attack, write_cifar10
     path.write_bytes(attack)
     with pytest.raises(DatasetError, match="which no official file does, refused"):
         datasets.load_cifar10(tmp_path)
+
+
+_DTYPE = b"cnumpy\ndtype\nU\x02%sK\x00K\x01\x87R"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(b"}r\xff\xff\xff\x7f.", id="a memo of 16 GB"),
+        pytest.param(b"\x80\x05\x96\xff\xff\xff\xff\x01\0\0\0.", id="8 GB of bytes"),
+        pytest.param(b"})" + 10**6 * b"\x85" + b"Ns.", id="deep keys"),
+        pytest.param(_DTYPE % b"O8" + b".", id="an array of objects"),
+        pytest.param(_DTYPE % b"u1" + b"(K\x03NNNNNNNtb.", id="no byte order"),
+        pytest.param(b"cnumpy\nndarray\nN}U\x05valueK\0s\x86b.", id="our own class"),
+        pytest.param(b"N" * 99 + b"0.", id="another opcode"),
+    ],
+)
+def test_a_pickle_that_breaks_unpicklers_is_refused(
+    home, tmp_path, attack, write_cifar10, check_one_line
+):
+    path = write_cifar10(tmp_path) / "test_batch"
+    path.write_bytes(attack)
+    with pytest.raises(DatasetError, match="not a readable file") as error:
+        datasets.load_cifar10(tmp_path)
+    check_one_line(error, path)
 
 
 # --- The download -------------------------------------------------------------------

@@ -60,6 +60,7 @@ def test_files_are_raw_rows_in_the_partitions_order(tmp_path, dataset, partition
     assert (folder / "1.labels").stat().st_size == 0
 
 
+@pytest.mark.faults
 def test_whole_files_are_kept_and_others_mended(tmp_path, dataset, partition):
     folder = client_data_lib.write_client_files(tmp_path, dataset, partition)
     before = {path.name: path.stat().st_ino for path in folder.iterdir()}
@@ -146,6 +147,7 @@ def test_computation_on_the_tff_runtime(tmp_path, dataset, partition):
             assert tuple(found) == expected
 
 
+@pytest.mark.faults
 def test_a_partition_of_other_data_is_refused(tmp_path, dataset):
     named = Partition(([0],), alpha=1.0, seed=0, dataset="cifar10")
     with pytest.raises(ValueError, match="expected one of random, found one of cifar"):

@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100, from the official files or downloaded by Keras.
 
-The official files are pickles, which can run any code when read; they are read with
-an unpickler that accepts NumPy arrays and plain values only.
+The official files are pickles, which can run any code when read; see `array_pickle`.
 """
 
 from __future__ import annotations
@@ -9,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import pickle
 import urllib.error
 import urllib.request
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from tff_fedmpq.files import PathLike
-from tff_fedmpq.simulation.data import image_dataset
+from tff_fedmpq.simulation.data import array_pickle, image_dataset
 from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.data.image_dataset import DatasetError, ImageDataset
 
@@ -47,23 +45,6 @@ class _Cifar(NamedTuple):
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _CIFAR10 = _Cifar(10, "cifar-10-batches-py", _BATCHES, "test_batch", "labels")
 _CIFAR100 = _Cifar(100, "cifar-100-python", ("train",), "test", "fine_labels")
-_PICKLE_GLOBALS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads Python's plain values and NumPy arrays; refuses every other object."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core.", "numpy.core.")  # As NumPy 2 writes.
-        if (module, name) in _PICKLE_GLOBALS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(
-            f"it asks for {module}.{name}, which no official file does, refused"
-        )
 
 
 def load_cifar10(data_dir: PathLike | None = None) -> ImageDataset:
@@ -102,11 +83,11 @@ def _read_file(path: pathlib.Path, cifar: _Cifar) -> tuple[np.ndarray, np.ndarra
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is no regular file")
-        with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="bytes").load()
+        content = array_pickle.load(path.read_bytes())
         # Keys are bytes in the official files, of Python 2, and strings in later ones.
         fields = {os.fsdecode(key): value for key, value in content.items()}
-        data, labels = np.asarray(fields["data"]), np.asarray(fields[cifar.label_key])
+        data = array_pickle.as_array(fields["data"])
+        labels = array_pickle.as_array(fields[cifar.label_key])
     except FileNotFoundError:
         raise DatasetError(
             f"{path}: expected a file of {cifar.title}, found none; {remedy}."

@@ -35,6 +35,8 @@ from tff_fedmpq.files import PathLike, write_atomically
 from tff_fedmpq.lookup import check_count
 
 _FORMAT = "tff_fedmpq.partition/2"
+# What a damaged manifest can raise.
+_OF_DAMAGE = (KeyError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +135,7 @@ class Partition:
             for key, expected in partition._manifest().items():
                 if manifest.get(key) != expected:
                     raise ValueError(f"{key}: expected {expected!r}")
-        except (KeyError, TypeError, ValueError) as error:
+        except _OF_DAMAGE as error:
             raise ValueError(
                 f"{path}: not a valid partition manifest ({error}); delete it and "
                 "partition again with the same seed."

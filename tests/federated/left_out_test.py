@@ -1,0 +1,163 @@
+"""Clients that fail alone: the round names them and goes on without them."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_fedmpq.baselines.fedavg import FedAvgConfig
+from tff_fedmpq.federated.acceptance import REASONS, Rejection
+from tff_fedmpq.federated.process import build_process
+
+pytestmark = pytest.mark.faults
+
+
+def data_with(problem, name, change):
+    """Returns the problem's data, one client's dataset changed."""
+
+    def read(client_id):
+        dataset = problem.client_data.dataset_computation(client_id)
+        changed = change(dataset.map(lambda *pair: pair))
+        assert changed.element_spec == dataset.element_spec
+        # One graph for all clients; to take -1 is to take all.
+        bad = -tf.cast(tf.equal(client_id, name), tf.int64)
+        return changed.take(bad).concatenate(dataset.take(-1 - bad))
+
+    ids = list(problem.examples)
+    return tff.simulation.datasets.ClientData.from_clients_and_tf_fn(ids, read)
+
+
+def build(problem, data, **settings):
+    config = problem.config(error_feedback=True, **settings)
+    return build_process(problem.model_fn, problem.budgets, data, config, seed=5)
+
+
+def fails_at_third(dataset):
+    def check(i, pair):
+        with tf.control_dependencies([tf.debugging.Assert(i != 2, ["bad record", i])]):
+            return tf.nest.map_structure(tf.identity, pair)
+
+    return dataset.enumerate().map(check)
+
+
+def is_no_image(dataset):
+    def decode(images, labels):
+        pixels = tf.io.decode_jpeg(tf.constant(b"\xff\xd8no image"))
+        return images + tf.cast(tf.reduce_sum(pixels), tf.float32), labels
+
+    return dataset.map(decode)
+
+
+def has_no_file(dataset):
+    missing = tf.data.TFRecordDataset(["nowhere/records"])
+    return tf.data.Dataset.zip((dataset, missing)).map(lambda pair, _: pair)
+
+
+@pytest.mark.parametrize("change", [fails_at_third, is_no_image, has_no_file])
+def test_a_dataset_that_raises_leaves_its_client_out(runtime, problem, caplog, change):
+    """The round is that of the others, bit for bit, and the next ones too."""
+    process = build(problem, data_with(problem, "bert", change))
+    whole = build(problem, problem.client_data)
+    state, expected = process.initialize(), whole.initialize()
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING):
+            output = process.next(state, problem.client_ids)
+        wanted = whole.next(expected, ["anna", "cleo", "dora"])
+        state, expected = output.state, wanted.state
+        rejected = dict(zip(process.client_ids, output.metrics["rejected"].tolist()))
+        assert rejected == {"anna": 0, "bert": 18, "cleo": 0, "dora": 0}
+        assert output.metrics["num_rejected"] == 1 and not output.metrics["abandoned"]
+        tf.nest.map_structure(np.testing.assert_array_equal, state, expected)
+    lines = [x.getMessage() for x in caplog.records if "left out" in x.getMessage()]
+    assert len(lines) == 2 and "\n" not in lines[0]
+    assert lines[0].startswith(
+        f"Round 1, left out: client 'bert': {REASONS[Rejection.DATASET]} ("
+    )
+
+
+def test_errors_of_clients_end_the_round_if_wished(runtime, problem):
+    data = data_with(problem, "bert", fails_at_third)
+    process = build(problem, data, on_client_error="raise")
+    state = process.initialize()
+    with pytest.raises(ValueError, match="Round 1, left out: client 'bert': .*raises"):
+        process.next(state, problem.client_ids)
+    assert process.next(state, ["anna", "dora"]).metrics["num_rejected"] == 0
+
+
+def test_bad_labels_end_the_round_if_wished(runtime, problem):
+    examples = dict(problem.examples)
+    images, labels = examples["cleo"]
+    examples["cleo"] = images, labels + 9
+    data = tff.simulation.datasets.TestClientData(examples)
+    process = build(problem, data, on_client_error="raise")
+    with pytest.raises(ValueError, match="'cleo': its examples have labels out of"):
+        process.next(process.initialize(), problem.client_ids)
+
+
+def test_a_round_whose_clients_all_fail_is_abandoned(runtime, problem):
+    process = build(problem, problem.client_data.preprocess(fails_at_third))
+    before = process.initialize()
+    output = process.next(before, problem.client_ids)
+    assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 3
+    tf.nest.map_structure(
+        np.testing.assert_array_equal,
+        output.state.global_model_weights,
+        before.global_model_weights,
+    )
+
+
+def slow(dataset):
+    """An example every half second, for ever."""
+
+    def wait(*pair):
+        end = tf.timestamp() + 0.5
+        later = tf.while_loop(
+            lambda now: now < end, lambda now: [tf.timestamp()], [tf.timestamp()]
+        )
+        with tf.control_dependencies(later):
+            return tf.nest.map_structure(tf.identity, pair)
+
+    return dataset.repeat().map(wait)
+
+
+def test_a_slow_client_is_left_out(runtime, problem):
+    """While it reads, in a scheme of float weights."""
+    config = FedAvgConfig(epochs=1, batch_size=4, client_timeout_seconds=8.0)
+    data = data_with(problem, "cleo", slow)
+    process = build_process(problem.model_fn, problem.budgets, data, config)
+    output = process.next(process.initialize(), problem.client_ids)
+    assert output.metrics["rejected"].tolist() == [0, 0, Rejection.TIME, 0]
+    assert output.metrics["participations"].tolist() == [1, 1, 0, 1]
+
+
+def test_training_stops_at_the_limit(runtime, problem):
+    """A million epochs would take hours."""
+    process = problem.build(epochs=1_000_000, client_timeout_seconds=2.0)
+    output = process.next(process.initialize(), ["bert", "dora"])
+    assert output.metrics["rejected"].tolist() == [0, 19, 0, 19]
+    assert output.metrics["abandoned"]
+
+
+def test_dropouts_are_drawn_by_the_seed(runtime, problem):
+    """Anew in each round; a round is that of the clients that stay."""
+    process = problem.build(dropout_rate=0.5)
+    whole = problem.build()
+    seen = set()
+    state = process.initialize()
+    for _ in range(6):
+        output, again = (process.next(state, problem.client_ids) for _ in range(2))
+        tf.nest.map_structure(np.testing.assert_array_equal, output, again)
+        rejected = output.metrics["rejected"].tolist()
+        assert set(rejected) <= {0, Rejection.DROPOUT}
+        stay = [c for c, code in zip(process.client_ids, rejected) if not code]
+        expected = whole.next(state, stay)
+        tf.nest.map_structure(
+            np.testing.assert_array_equal, output.state, expected.state
+        )
+        seen.add(tuple(stay))
+        state = output.state
+    assert len(seen) > 2
