@@ -154,7 +154,11 @@ def emnist(download: bool = False) -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    f.__name__: f for f in (regression, multilabel, characters, weighted, emnist)
+    "regression": regression,
+    "multilabel": multilabel,
+    "characters": characters,
+    "weighted": weighted,
+    "emnist": emnist,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-_MODULES = {
+_MODULES: set[Any] = {
     f"keras.{name}"
     for name in (
         "activations",

@@ -34,7 +34,7 @@ from tff_fedmpq.keras import layers as quant_layers
 from tff_fedmpq.keras.layers import QUANTIZED_FORMS
 from tff_fedmpq.quantization import activations, representations, scales
 
-_keras = tfmot.quantization.keras
+_keras: Any = tfmot.quantization.keras
 _STOCK_FORMS: dict[type, Any] = {form: stock for stock, form in QUANTIZED_FORMS.items()}
 
 

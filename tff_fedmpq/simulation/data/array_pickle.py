@@ -35,7 +35,8 @@ class _DType:
         self.value = np.dtype(os.fsdecode(name))
 
     def __setstate__(self, state: Any) -> None:
-        self.value = self.value.newbyteorder(os.fsdecode(state[1]))
+        order: Any = os.fsdecode(state[1])
+        self.value = self.value.newbyteorder(order)
 
 
 class _Array:
@@ -46,8 +47,8 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, content = state
-        order = "F" if is_fortran else "C"
-        self.value = np.frombuffer(content, dtype.value).reshape(shape, order=order)
+        values = np.frombuffer(content, dtype.value)
+        self.value = values.reshape(shape, order="F" if is_fortran else "C")
 
 
 _GLOBALS = {
@@ -57,13 +58,18 @@ _GLOBALS = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):
     """Knows no other objects than arrays; raises KeyError for other opcodes."""
 
     dispatch = {
-        code: pickle._Unpickler.dispatch[code]  # type: ignore[attr-defined]
+        code: _PythonUnpickler.dispatch[code]
         for code in (getattr(pickle, name)[0] for name in _OPCODES)
     }
+
+    stack: Any  # The base sets it.
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core.", "numpy.core.")  # As NumPy 2 writes.
