@@ -230,7 +230,8 @@ class Worker:
 
     def stop(self) -> None:
         """Ends the process and reaps it; does nothing the second time."""
-        if self not in _running:
+        # It is None at the end of Python, which clears modules; all are stopped then.
+        if not _running or self not in _running:
             return
         _running.remove(self)
         try:
