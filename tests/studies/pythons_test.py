@@ -3,7 +3,6 @@
 import copy
 import json
 import pathlib
-import re
 
 import pytest
 
@@ -46,9 +45,6 @@ def test_other_settings_are_refused(records):
 def test_the_page_says_what_the_comparison_says(records):
     found = pythons.compare(*records)
     page = (_ROOT / "docs/installation.md").read_text()
-    (bound,) = re.findall(r"test loss differed by at most ([\d.e-]+) \(", page)
-    difference = found["largest_difference"]["test_loss"]
-    assert difference <= float(bound) <= 1.1 * difference
     assert all(found["equal"].values())
-    assert found["largest_difference"]["test_accuracy"] == 0
-    assert f"{found['rounds']} rounds" in page
+    assert set(found["largest_difference"].values()) == {0}
+    assert f"and training loss in each of {found['rounds']} rounds" in page
