@@ -101,6 +101,7 @@ def packed_layers(script: bytes) -> str:
 
     bit_width, num_codes = (script[0] % 8 + 1, script[1]) if script[1:] else (3, 5)
     packed = np.frombuffer(script[2:], np.uint8)
+    tensor = tf.constant(packed)
     fits = packed.size == -(-num_codes * bit_width // 8)
     try:
         codes = packing.unpack_numpy(packed, bit_width, num_codes)
@@ -108,11 +109,11 @@ def packed_layers(script: bytes) -> str:
         codes = None
     try:
         width = tf.constant(bit_width)
-        in_graph = packing.unpack(tf.constant(packed), width, num_codes).numpy()
+        in_graph = packing.unpack(tensor, width, num_codes).numpy()
     except tf.errors.InvalidArgumentError:
         in_graph = None
     sizes = np.array([num_codes])
-    assert packing.has_packed_size(packed, sizes, tf.constant([bit_width])) == fits
+    assert packing.has_packed_size(tensor, sizes, tf.constant([bit_width])) == fits
     assert (codes is not None) == (in_graph is not None) == fits
     if codes is None or in_graph is None:
         return REFUSED
