@@ -55,7 +55,7 @@ def median(problem):
 
 @pytest.fixture(scope="module")
 def private(problem):
-    """FedAvg, and FedMPQ's mean bit-widths would not be covered, with noise."""
+    """FedMPQ with differential privacy."""
     aggregator = tff.learning.dp_aggregator(NOISE, 10, zeroing=False)
     return build(problem, "fedmpq", aggregator)
 
@@ -112,6 +112,14 @@ def test_refuses_privacy_with_pruning(problem):
     aggregator = tff.learning.dp_aggregator(NOISE, 10)
     with pytest.raises(ValueError, match="set pruning_threshold=None") as caught:
         build(problem, "fedmpq", aggregator, settings={"pruning_threshold": 0.1})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_refuses_privacy_with_secure_sums(problem):
+    aggregator = tff.learning.ddp_secure_aggregator(NOISE, 10)
+    with pytest.raises(ValueError, match="use tff.learning.dp_aggregator") as caught:
+        build(problem, "fedavg", aggregator)
     assert "\n" not in str(caught.value)
 
 
