@@ -69,6 +69,8 @@ def test_state_and_measurements_have_the_aggregators_types(median, problem):
     assert signature.result["state"] == signature.parameter["state"]
     names = tff.structure.name_list(signature.result["metrics"].member)
     assert names[-1] == "aggregator"
+    # On workers, the round ends with the state, the sums and all answers.
+    assert len(median.next.split().finish.type_signature.parameter) == 3
     weights = tff.to_type([tff.TensorType(np.float32, [2, 3])])
     process = AGGREGATORS["clipping"]().create(weights, tff.TensorType(np.float32))
     clipping = build(problem, "fedavg", "clipping").initialize.type_signature.result

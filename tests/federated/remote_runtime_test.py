@@ -258,6 +258,7 @@ def test_clients_of_a_lost_worker_are_done_by_the_others(
         assert f"{lost.address} is back" in context.report["events"]
 
 
+@pytest.mark.slow
 def test_an_aggregator_gets_all_answers(machines, problem):
     process = build_fedmpq(*problem.setting, problem.config(), aggregator="clipping")
     with local_runtime(intra_op_threads=1):
