@@ -111,8 +111,8 @@ def packed_layers(script: bytes) -> str:
         in_graph = packing.unpack(tf.constant(packed), width, num_codes).numpy()
     except tf.errors.InvalidArgumentError:
         in_graph = None
-    sizes = np.array([num_codes])
-    assert packing.has_packed_size(packed, sizes, tf.constant([bit_width])) == fits
+    layer = np.array([num_codes]), tf.constant([bit_width])
+    assert bool(packing.has_packed_size(tf.constant(packed), *layer)) == fits
     assert (codes is not None) == (in_graph is not None) == fits
     if codes is None or in_graph is None:
         return REFUSED
@@ -126,7 +126,12 @@ def packed_layers(script: bytes) -> str:
 
 @functools.cache
 def _parties() -> list[Any]:
-    """Returns parties of schemes, sums over three clients, the fourth's answer."""
+    """Returns parties of schemes, sums over three clients, the fourth's answer.
+
+    The second of four is `accumulate` as a graph, for answers of the right shapes.
+    """
+    import tensorflow as tf
+
     from oracles.party import KEYS, Party
     from oracles.problem import make_problem
     from tff_fedmpq.baselines.fedavg import FedAvgConfig
@@ -140,7 +145,8 @@ def _parties() -> list[Any]:
     for config in (*configs, FedPAQConfig(), UVeQFedConfig()):
         party = Party(problem, config)
         sums = party.accumulate([party.answer(key) for key in KEYS[:-1]])
-        parties.append((party, sums, party.answer(KEYS[-1])))
+        accumulate = tf.function(party.server.accumulate, autograph=False)
+        parties.append((party, accumulate, sums, party.answer(KEYS[-1])))
     return parties
 
 
@@ -155,7 +161,7 @@ def messages(script: bytes) -> str:
     from tff_fedmpq.federated.acceptance import Rejection
 
     which, is_signed, leaf, rank = (*script[:4], 0, 0, 0, 0)[:4]
-    party, before, answer = _parties()[which % 5]
+    party, accumulate, before, answer = _parties()[which % 5]
     key = int(answer.key)
     flat = tf.nest.flatten(answer)
     leaf %= len(flat)
@@ -175,7 +181,9 @@ def messages(script: bytes) -> str:
         seed = party.sent[key]["seed"]
         result = result._replace(checksum=acceptance.checksum(result, seed))
         same = False
-    after = party.server.accumulate(before, result, party.sent[key]["ticket"])
+    if changed.shape != array.shape:  # A graph of its own would take seconds.
+        accumulate = party.server.accumulate
+    after = accumulate(before, result, party.sent[key]["ticket"])
     if after.num_rejected:
         code = int(after.rejected[key])
         assert Rejection(code) and not same
