@@ -27,6 +27,7 @@ import numpy as np
 from oracles import quantization as oracle
 
 REFUSED, TAKEN = "refused", "taken"
+IS_LONG = False  # Whether to build graphs first, which saves time later.
 _EDIT = struct.Struct("<BBHBB")  # What, from where, position, length, value.
 _RAW = 255  # As the first byte of a script: the rest is the whole input.
 
@@ -128,7 +129,7 @@ def packed_layers(script: bytes) -> str:
 def _parties() -> list[Any]:
     """Returns parties of schemes, sums over three clients, the fourth's answer.
 
-    The second of four is `accumulate` as a graph, for answers of the right shapes.
+    The second of four is `accumulate` for answers of the right shapes.
     """
     import tensorflow as tf
 
@@ -145,7 +146,9 @@ def _parties() -> list[Any]:
     for config in (*configs, FedPAQConfig(), UVeQFedConfig()):
         party = Party(problem, config)
         sums = party.accumulate([party.answer(key) for key in KEYS[:-1]])
-        accumulate = tf.function(party.server.accumulate, autograph=False)
+        accumulate = party.server.accumulate
+        if IS_LONG:
+            accumulate = tf.function(accumulate, autograph=False)
         parties.append((party, accumulate, sums, party.answer(KEYS[-1])))
     return parties
 
