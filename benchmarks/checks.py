@@ -108,7 +108,8 @@ def time_rounds(data, model_fn, images: int, folder: str, repeats: int) -> dict:
 def main() -> None:
     """Times rounds of both kinds."""
     parser = measure.argument_parser(__doc__)
-    parser.add_argument("--images", type=int, default=500, help="per client")
+    sizes = {"type": int, "nargs": "+", "default": [500, BATCH_SIZE]}
+    parser.add_argument("--images", **sizes, help="per client, by row")
     parser.add_argument("--repeats", type=int, default=5, help="at least 5")
     options = parser.parse_args()
     before = measure.environment()
@@ -117,14 +118,14 @@ def main() -> None:
     threads = threads_per_client(NUM_CLIENTS)
     with tempfile.TemporaryDirectory() as folder:
         with local_runtime(intra_op_threads=threads):
-            sizes = options.images, BATCH_SIZE
-            repeats = options.repeats, 2 * options.repeats + 1
             rows = [
-                time_rounds(data, model_fn, images, folder, times)
-                for images, times in zip(sizes, repeats)
+                time_rounds(data, model_fn, images, folder, options.repeats)
+                for images in options.images
             ]
-    name = f"round of {options.images} images per client, checked / unchecked"
-    bars = [measure.bar(name, rows[0]["ratio"], at_most=1.02)]
+    name = "round of {images_per_client} images per client, checked / unchecked"
+    bars = [
+        measure.bar(name.format(**row), row["ratio"], at_most=1.02) for row in rows[:1]
+    ]
     measure.save("checks", rows, bars, before, output=options.output)
 
 

@@ -56,9 +56,10 @@ def run_without_unreadable(
     """
     try:
         return run(client_ids), {}
-    except grpc.RpcError:  # Of TensorFlow in the worker.
+    # Of TensorFlow in the worker; a ValueError is what is made of its assertions.
+    except (grpc.RpcError, ValueError):
         causes = {}
-        for client in client_ids:
+        for client in client_ids if isinstance(client_ids, list) else ():
             try:
                 inspect([client])
             except grpc.RpcError as error:
