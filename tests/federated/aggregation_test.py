@@ -191,10 +191,13 @@ def test_the_parts_of_a_round_are_the_round(runtime, median):
     """With them clients are on other machines."""
     state = median.initialize()
     parts = median.next.split()
-    sent = parts.select(state, CLIENTS)
-    answers = [(parts.work(*row), row[2]["ticket"]) for row in sent]
+    sums, answers = parts.zero(), []
+    for client in CLIENTS:
+        *sent, ticket = parts.select(state, client)
+        answers.append((parts.work(client, *sent), ticket))
+        sums = parts.accumulate(sums, answers[-1])
     assert_equal(
-        weights_of(parts.finish(state, answers).state),
+        weights_of(parts.finish(state, sums, answers).state),
         weights_of(median.next(state, CLIENTS).state),
     )
 
