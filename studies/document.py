@@ -155,8 +155,6 @@ class _Page:
             finals = [record["final"] for record in found.values()]
             if epsilons := {f["privacy"]["epsilon"] for f in finals if "privacy" in f}:
                 row["epsilon"] = f"{max(epsilons):.4g}"
-            for budget in analysis.budgets_of(found):
-                row[f"{budget} bits"] = _mean(found, measure, budget)
             rows.append(row)
         return _table(rows)
 
