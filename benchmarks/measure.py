@@ -198,7 +198,9 @@ def save(
 def _command() -> str:
     """Returns the command line; of folders of this machine only the last part."""
     words = ["python", "-m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}"]
-    return " ".join(words + [re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]])
+    return " ".join(
+        words + [re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]]
+    )
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
