@@ -75,7 +75,7 @@ def multilabel() -> Task:
 
 
 def characters() -> Task:
-    """Returns the next characters of this program's own texts, by an LSTM in float."""
+    """Returns the next characters of texts that come with NumPy and TensorFlow."""
     text = "".join(str(value.__doc__) for value in (np.dot, np.fft, np.sum, tf.map_fn))
     alphabet = sorted(set(text))
     codes = np.array([alphabet.index(c) for c in text], np.int32)
@@ -162,14 +162,19 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def run(task: Task, rounds: int = 10, epochs: int = 3) -> dict[str, float]:
-    """Returns the metric on held-out examples: at first, by FedMPQ, and by Keras."""
+def run(
+    task: Task, rounds: int = 10, epochs: int = 3, seed: int = 0, **settings: Any
+) -> dict[str, float]:
+    """Returns the metric on held-out examples: at first, by FedMPQ, and by Keras.
+
+    `settings` are further ones of `FedMPQConfig`.
+    """
 
     def model_fn() -> tf.keras.Model:
-        tf.keras.utils.set_random_seed(0)
+        tf.keras.utils.set_random_seed(seed)
         return tf.keras.Sequential(task.make_layers())
 
-    order = np.random.default_rng(0).permutation(len(task.examples[0]))
+    order = np.random.default_rng(seed).permutation(len(task.examples[0]))
     held_out, train = np.split(order, [len(order) // 5])
     parts = dict(zip(BUDGETS, np.array_split(train, len(BUDGETS))))
     arrays = {
@@ -182,6 +187,7 @@ def run(task: Task, rounds: int = 10, epochs: int = 3) -> dict[str, float]:
         batch_size=32,
         learning_rate=task.learning_rate,
         float_learning_rate=task.learning_rate,
+        **settings,
     )
     with tempfile.TemporaryDirectory() as directory, tff_fedmpq.local_runtime():
         process = tff_fedmpq.build_fedmpq(
@@ -191,6 +197,7 @@ def run(task: Task, rounds: int = 10, epochs: int = 3) -> dict[str, float]:
             config,
             loss=task.loss,
             metrics=[task.metric],
+            seed=seed,
         )
         state = process.initialize()
         for number in range(1, rounds + 1):

@@ -23,7 +23,7 @@ from tff_fedmpq.keras import (
 from tff_fedmpq.quantization.representations import OFFSET_BINARY, SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import (
     get_scale_rule,
-    least_squares_scale,
+    widening_scale,
     max_scale,
 )
 
@@ -49,7 +49,7 @@ def test_defaults_are_the_papers_but_for_how_codes_learn():
     assert scheme.allocation.func is prune_and_grow_graph
     assert scheme.allocation.keywords == {"order": distortion_order}
     assert scheme.weights.representation is SIGN_MAGNITUDE
-    assert scheme.weights.scale_rule is least_squares_scale
+    assert scheme.weights.scale_rule is widening_scale
     assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 40
 
 

@@ -129,17 +129,23 @@ def test_k4_tflite_by_other_ways(converter, tmp_path):
 
 @pytest.mark.parametrize("is_integer", [False, True])
 def test_k4_tflite_with_optimization(is_integer):
-    """Weights and inputs are rounded to 8 bits, which may move an activation."""
-    model = quantize_model(convolutional(), 4, 4)
+    """Weights and inputs are rounded to 8 bits, which may move an activation.
+
+    How many move is a matter of the weights: the mean over a few models is bounded.
+    """
     x = normal(20, 8, 8, 3)
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if is_integer:
-        converter.representative_dataset = lambda: ([image[None]] for image in x)
-        kinds = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.target_spec.supported_ops = kinds
-    found = run_tflite(converter, x)
-    assert relative_error(found, model(x).numpy()) < 0.15
+    errors = []
+    for seed in range(4):
+        tf.keras.utils.set_random_seed(seed)
+        model = quantize_model(convolutional(), 4, 4)
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if is_integer:
+            converter.representative_dataset = lambda: ([image[None]] for image in x)
+            kinds = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.target_spec.supported_ops = kinds
+        errors.append(relative_error(run_tflite(converter, x), model(x).numpy()))
+    assert np.mean(errors) < 0.15
 
 
 # --- K2: control flow -------------------------------------------------------
@@ -407,7 +413,7 @@ def test_k18_messages_of_federated_training_hold_one_scale_per_kernel():
 
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 0.01), (6, 0.035), (4, 0.14)])
-@pytest.mark.parametrize("rule", ["least_squares", "max", "gaussian"])
+@pytest.mark.parametrize("rule", ["least_squares", "max", "widening"])
 def test_k18_depthwise_kernels_have_a_scale_per_channel(bits, most, rule):
     weights = normal(3, 3, 16, 2)
     weights *= np.logspace(0, -2.5, 32, dtype=np.float32).reshape(16, 2)
@@ -418,7 +424,7 @@ def test_k18_depthwise_kernels_have_a_scale_per_channel(bits, most, rule):
     assert tuple(kernel.scale.shape) == (1, 1, 16, 2)
     errors = np.linalg.norm(read(kernel) - weights, axis=(0, 1))
     errors /= np.linalg.norm(weights, axis=(0, 1))
-    if rule != "gaussian":  # Nine weights may be far from a Gaussian's.
+    if rule != "widening":  # Nine weights may be far from a Gaussian's.
         assert errors.max() < most
     (row,) = summary(quantized).layers
     assert row.num_bytes == 9 * 32 * bits // 8 + 4 * 32

@@ -231,7 +231,7 @@ class QuantizedLayerBase:
 
     @every_representation
     @pytest.mark.parametrize("bit_width", [1, 3, 8])
-    @pytest.mark.parametrize("scale_rule", ["max", "least_squares", "gaussian"])
+    @pytest.mark.parametrize("scale_rule", ["max", "least_squares", "widening"])
     def test_initial_codes_describe_what_the_initializer_gave(
         self, representation, bit_width, scale_rule
     ):
@@ -244,10 +244,10 @@ class QuantizedLayerBase:
         largest = 2 * np.max(np.abs(weights))
         if scale_rule == "max":
             assert scale == pytest.approx(largest, rel=1e-6)
-        elif scale_rule == "gaussian":
+        elif scale_rule == "widening" and bit_width > 2:
             root_mean_square = np.sqrt(np.mean(np.square(weights)))
             step = root_mean_square * gaussian.STEPS[bit_width - 1]
-            assert scale == pytest.approx(step * (2**bit_width - 1), rel=1e-5)
+            assert scale >= (1 - 1e-5) * step * (2**bit_width - 1)
         else:  # How near it is to the least error: see tests of scales.
             errors = [
                 oracle.squared_error(expected, weights, s, bit_width)

@@ -18,6 +18,8 @@ from tff_fedmpq.quantization.scales import (
     gaussian_scale,
     least_squares_scale,
     max_scale,
+    scale_of_shape,
+    widening_scale,
 )
 
 PAIRS = [
@@ -78,6 +80,7 @@ def test_all_zero_weights_have_a_usable_scale(
     assert float(max_scale(tf.zeros(shape), bits, representation)) == 1.0
     assert float(gaussian_scale(tf.zeros(shape), bits, representation)) == 1.0
     assert float(least_squares_scale(tf.zeros(shape), bits, representation)) == 1.0
+    assert float(widening_scale(tf.zeros(shape), bits, representation)) == 1.0
 
 
 @both
@@ -220,6 +223,44 @@ def test_gaussian_scale_widens_a_full_range_from_two_bits_on(bit_width, widening
     assert wider == pytest.approx(widening, rel=1e-3)
 
 
+@SETTINGS
+@given(weights=strategies.weights(), bit_width=strategies.bit_widths)
+def test_widening_is_least_squares_or_gaussian(weights, bit_width):
+    arguments = tf.constant(weights), width(bit_width), SIGN_MAGNITUDE
+    expected = float(least_squares_scale(*arguments))
+    if bit_width >= 3:
+        expected = max(expected, expected_gaussian_scale(weights, bit_width))
+    # Squares of the smallest weights vanish in float32; all-zero ones have scale 1.
+    if np.max(np.abs(weights)) > 1e-15:
+        np.testing.assert_allclose(widening_scale(*arguments), expected, rtol=1e-4)
+
+
+def test_widening_looks_at_each_channel():
+    rng = np.random.default_rng(8)
+    columns = [rng.uniform(-1, 1, 500), rng.normal(size=500), rng.laplace(size=500)]
+    weights = tf.constant(np.stack(columns, axis=-1), tf.float32)
+    shape = (1, 3)
+    scales = scale_of_shape(shape, widening_scale, weights, width(8), SIGN_MAGNITUDE)
+    assert scales.shape == shape
+    for column, scale in zip(tf.unstack(weights, axis=-1), scales[0]):
+        expected = widening_scale(column, width(8), SIGN_MAGNITUDE)
+        # The search of one channel is on fractions of its largest weight.
+        np.testing.assert_allclose(scale, expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("bit_width", [3, 4, 8])
+@pytest.mark.parametrize("rule, grows", [(least_squares_scale, 0), (widening_scale, 1)])
+def test_weights_that_fill_their_range_outgrow_it(rule, grows, bit_width):
+    """Training pushes uniform weights outwards, as far as the codes of a round go."""
+    weights = np.random.default_rng(9).uniform(-1, 1, 2000).astype(np.float32)
+    bits = width(bit_width)
+    for _ in range(5):
+        scale = rule(tf.constant(weights), bits, SIGN_MAGNITUDE)
+        codes = SIGN_MAGNITUDE.quantize(tf.constant(3 * weights), scale, bits)
+        weights = SIGN_MAGNITUDE.dequantize(codes, scale, bits).numpy()
+    assert (np.max(np.abs(weights)) > 1.3) == grows
+
+
 @both
 def test_one_trace_serves_every_bit_width(representation, expected):
     traces = []
@@ -247,7 +288,7 @@ def test_one_trace_serves_every_bit_width(representation, expected):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 2e38, -3.4e38])
-@pytest.mark.parametrize("rule", [max_scale, least_squares_scale, gaussian_scale])
+@pytest.mark.parametrize("rule", [max_scale, widening_scale])
 @pytest.mark.parametrize("bit_width", [1, 8])
 def test_a_scale_of_weights_that_have_none_ends_no_process(rule, value, bit_width):
     """Also of weights whose doubles are not finite; graphs raise no errors."""

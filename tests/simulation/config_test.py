@@ -77,8 +77,8 @@ def test_settings_replace_those_of_the_preset():
 def test_literal_schemes_keep_their_own_settings():
     literal = make_config("paper", "fedmpq_literal", lasso=0.5)
     assert literal.scheme == FedMPQConfig.literal(rounds=50, lasso=0.5)
-    changed = make_config("paper", "aqfl_literal", scale_rule="gaussian")
-    assert changed.scheme.scale_rule == "gaussian"
+    changed = make_config("paper", "aqfl_literal", scale_rule="least_squares")
+    assert changed.scheme.scale_rule == "least_squares"
     assert changed.scheme.representation == "offset_binary"
 
 

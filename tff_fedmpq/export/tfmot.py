@@ -113,7 +113,7 @@ class BitsQuantizeConfig(_keras.QuantizeConfig):
         bit_width: int | None = 8,
         activation_bits: int | None = None,
         representation: str = representations.SIGN_MAGNITUDE.name,
-        scale_rule: str = "least_squares",
+        scale_rule: str = "widening",
         activation_range: float = activations.CLIP_VALUE,
     ):
         self.options: dict[str, Any] = {

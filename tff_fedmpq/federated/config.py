@@ -27,7 +27,7 @@ Decay = Union[Literal["none", "cosine"], Callable[..., Any]]
 AggregationWeight = Union[
     Literal["examples", "budget_and_examples"], Callable[..., Any]
 ]
-ScaleRule = Union[Literal["least_squares", "gaussian", "max"], Callable[..., Any]]
+ScaleRule = Union[Literal["widening", "least_squares", "max"], Callable[..., Any]]
 Representation = Literal["sign_magnitude", "offset_binary"]
 LearningRateUnit = Literal["weight", "code"]
 OnClientError = Literal["skip", "raise"]
@@ -163,8 +163,9 @@ class CodeTrainingConfig(LocalTrainingConfig):
       activation_bits: Bits of ReLU outputs on clients, 1 to 8; None leaves them float.
       representation: Meaning of the codes: "sign_magnitude", or "offset_binary" as the
         paper reads literally.
-      scale_rule: Scale of a layer that is quantized: "least_squares", "gaussian", "max"
-        (2 max|W|, the paper's), or a function of weights, bit-width, representation.
+      scale_rule: Scale of a layer that is quantized: "widening" (least squared error,
+        with room for weights that fill their range), "least_squares", "max" (2 max|W|,
+        the paper's), or a function of weights, bit-width, representation.
       error_feedback: Whether the server adds clients' changes to its float weights, so
         that quantization errors do not accumulate; False averages the clients' models.
       statistics_per_budget: Whether the server keeps BatchNorm statistics for each
@@ -177,7 +178,7 @@ class CodeTrainingConfig(LocalTrainingConfig):
     learning_rate_unit: LearningRateUnit = "weight"
     activation_bits: Optional[int] = 4
     representation: Representation = "sign_magnitude"
-    scale_rule: ScaleRule = "least_squares"
+    scale_rule: ScaleRule = "widening"
     error_feedback: bool = True
     statistics_per_budget: bool = True
 

@@ -38,7 +38,7 @@ def quantize_model(
     *,
     exclude: layer_rules.Selector | Iterable[layer_rules.Selector] = (),
     representation: str | None = None,
-    scale_rule: str = "least_squares",
+    scale_rule: str = "widening",
     per_channel: bool | None = None,
     activation_range: float | None = None,
     calibration_data: Any = None,
@@ -62,7 +62,7 @@ def quantize_model(
       exclude: Layers that are copied as they are: names, types or functions.
       representation: Meaning of the codes: "sign_magnitude" or "offset_binary"; None
         is the former, but the latter for a layer where it has far less error.
-      scale_rule: Choice of scales: "least_squares", "gaussian" or "max".
+      scale_rule: Choice of scales: "widening", "least_squares" or "max".
       per_channel: Whether each output channel has a scale, which is counted, instead of
         each kernel; None means in depthwise kernels.
       activation_range: Largest output of ReLUs, and of others without an upper limit.

@@ -162,7 +162,7 @@ class QuantizedLayer(tf.keras.layers.Layer):
         bit_width: int | None = representations.MAX_BIT_WIDTH,
         activation_bits: int | None = None,
         representation: str = representations.SIGN_MAGNITUDE.name,
-        scale_rule: str = "least_squares",
+        scale_rule: str = "widening",
         lasso_strength: float = 0.0,
         lasso_per_weight: float = 0.0,
         per_channel: bool | None = False,
