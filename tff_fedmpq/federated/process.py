@@ -37,7 +37,11 @@ from absl import logging
 from tff_fedmpq._tff import tff
 from tff_fedmpq.allocation.device_budget import budgets_in_bits
 from tff_fedmpq.federated import left_out
-from tff_fedmpq.federated.aggregation import Aggregation, find_factory
+from tff_fedmpq.federated.aggregation import (
+    Aggregation,
+    check_privacy,
+    find_factory,
+)
 from tff_fedmpq.federated.checked_computation import (
     CheckedComputation,
     is_reference,
@@ -246,7 +250,7 @@ def build_process(
         added up exactly over them. By default the accuracy for a cross-entropy of
         classes, else none.
       metrics_per_client: Whether the measurements also have each client's loss and
-        metrics.
+        metrics; not with differential privacy.
       augment: Augmentation of every training batch: (x, seed int32[2]) -> x.
       dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
@@ -264,10 +268,12 @@ def build_process(
         then for a quantized model, and for examples, loss or metrics that do not fit.
     """
     _check_arguments(model_fn, client_data, config, server_optimizer_fn, seed)
-    bits, model_fn = _budgets_in_bits(budgets, model_fn)
     loss, metrics = check_loss(loss), check_metrics(metrics)
     check_bool(metrics_per_client, "metrics_per_client")
     factory, scheme = find_factory(aggregator), config.compose()
+    if factory is not None:
+        check_privacy(factory, scheme, metrics_per_client)
+    bits, model_fn = _budgets_in_bits(budgets, model_fn)
     population = Population.of(bits, client_data, scheme)
     element = client_data.element_type_structure
     split_example(element)
@@ -281,7 +287,7 @@ def build_process(
     spec = ModelSpec.from_model(scheme.build_client_model(model))
     aggregation = None
     if factory is not None:
-        aggregation = Aggregation.of(factory, spec, scheme)
+        aggregation = Aggregation.of(factory, spec)
         # Of a budget there may be a single client.
         scheme = dataclasses.replace(scheme, statistics_per_budget=False)
     task = Task.of(model, element, loss, metrics)
