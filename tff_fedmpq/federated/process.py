@@ -541,9 +541,9 @@ def _forbid_cached_reads(model: tf.keras.Model) -> None:
     Copies made in the graph of a computation would read them once, before a client's
     are assigned: Keras keeps the cells' option of caching for multi-worker training.
     """
-    for layer in model._flatten_layers():
-        if hasattr(layer, "_enable_caching_device"):
-            layer._enable_caching_device = False
+    for part in model.submodules:  # Also the layer of which Bidirectional has copies.
+        if hasattr(part, "_enable_caching_device"):
+            part._enable_caching_device = False
 
 
 def _warn(
