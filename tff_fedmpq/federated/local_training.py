@@ -192,7 +192,7 @@ class LocalTrainer:
         """Takes a step of SGD on a batch of n examples; returns its sums."""
         variables = self._model.trainable_variables
         for layer in self._model._flatten_layers():
-            # In a graph of TensorFlow 1, as TFF's are, Keras keeps those of other calls.
+            # In graphs of TensorFlow 1, as TFF's are, Keras keeps those of other calls.
             del layer._losses[:]
         with tf.GradientTape() as tape:
             outputs = self._model(features, training=True)
