@@ -29,7 +29,8 @@ from tff_fedmpq.federated.evaluation import (
     Evaluator,
     assign_global_weights,
 )
-from tff_fedmpq.federated.process import FederatedProcess, build_process
+from tff_fedmpq.federated.learning_process import FederatedProcess
+from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.remote_runtime import RemoteContext, remote_runtime
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.files import PathLike
