@@ -41,7 +41,8 @@ _NAMES = {
     "tff_fedmpq.baselines.fpq8": ("FPQ8Config", "build_fpq8"),
     "tff_fedmpq.baselines.uveqfed": ("UVeQFedConfig", "build_uveqfed"),
     "tff_fedmpq.federated.fedmpq": ("FedMPQConfig", "build_fedmpq"),
-    "tff_fedmpq.federated.process": ("build_process", "carry_over"),
+    "tff_fedmpq.federated.learning_process": ("carry_over",),
+    "tff_fedmpq.federated.process": ("build_process",),
     "tff_fedmpq.federated.remote_runtime": ("remote_runtime",),
     "tff_fedmpq.federated.runtime": ("local_async_runtime", "local_runtime"),
     "tff_fedmpq.simulation.data.array_client_data": (

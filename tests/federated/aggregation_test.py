@@ -110,10 +110,23 @@ def test_refuses_what_is_no_aggregator_before_a_model_is_built(
     assert "\n" not in str(caught.value)
 
 
-def test_refuses_privacy_with_pruning(problem):
-    aggregator = tff.learning.dp_aggregator(NOISE, 10)
-    with pytest.raises(ValueError, match="set pruning_threshold=None") as caught:
-        build(problem, "fedmpq", aggregator, settings={"pruning_threshold": 0.1})
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        ({"pruning_threshold": 0.1}, {}, "set pruning_threshold=None"),
+        ({}, {"metrics_per_client": True}, "leave out metrics_per_client"),
+    ],
+)
+def test_refuses_privacy_with_what_tells_of_clients(problem, settings, options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        build_process(
+            lambda: pytest.fail("a model was built"),
+            problem.budgets,
+            problem.client_data,
+            SCHEMES["fedmpq"](**settings),
+            aggregator=tff.learning.dp_aggregator(NOISE, 10),
+            **options,
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -16,8 +16,8 @@ from tff_fedmpq.baselines.fedavg import FedAvgConfig, build_fedavg
 from tff_fedmpq.baselines.fedpaq import FedPAQConfig, build_fedpaq
 from tff_fedmpq.baselines.uveqfed import UVeQFedConfig, build_uveqfed
 from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
+from tff_fedmpq.federated.learning_process import carry_over
 from tff_fedmpq.federated.population import Population, as_client_ids
-from tff_fedmpq.federated.process import carry_over
 from tff_fedmpq.federated.runtime import local_async_runtime
 
 ClientData = tff.simulation.datasets.TestClientData

@@ -82,6 +82,25 @@ def next_character():
 
 
 @seeded
+def both_ways():
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input([6]),
+            layers.Embedding(5, 4, mask_zero=True),
+            layers.Bidirectional(layers.SimpleRNN(3)),
+            layers.Dense(2),
+        ]
+    )
+
+
+@seeded
+def regularized():
+    l1, l2 = tf.keras.regularizers.L1(0.1), tf.keras.regularizers.L2(0.1)
+    dense = layers.Dense(5, kernel_regularizer=l2, activity_regularizer=l1)
+    return tf.keras.Sequential([tf.keras.Input([4]), dense, layers.Dense(1)])
+
+
+@seeded
 def segmentation():
     return tf.keras.Sequential(
         [tf.keras.Input([4, 4, 1]), layers.Conv2D(2, 3, padding="same")]
@@ -142,6 +161,8 @@ TASKS = {
     "masked sequences": (
         next_character, (classes(5, 9, 6), classes(5, 9, 6, seed=1)), LOGITS,
         ["accuracy"]),
+    "sequences both ways": (
+        both_ways, (classes(5, 9, 6), classes(2, 9)), LOGITS, ["accuracy"]),
     "masks of images": (
         segmentation, (draw(9, 4, 4, 1), classes(2, 9, 4, 4)), LOGITS, ["accuracy"]),
 }  # fmt: skip
@@ -178,6 +199,17 @@ def test_a_step_is_that_of_keras(runtime, name):
     assert len(expected) == len(train) == 1 + len(tf.nest.flatten(metrics))
     for key, value in train.items():
         np.testing.assert_allclose(value, expected[key], rtol=1e-4, atol=1e-6)
+
+
+def test_losses_of_layers_are_minimized_too(runtime):
+    """Those of activations are made in every call, the first time without a batch."""
+    examples = draw(9, 4), draw(9, 1)
+    data = ClientData({"a": examples})
+    process = build_fedavg(regularized, {"a": 4}, data, ONE_STEP, loss="mse")
+    state = process.next(process.initialize(), ["a"]).state
+    weights, _ = train_by_keras(regularized, examples, "mse", [])
+    for value, wanted in zip(state.global_model_weights.trainable, weights):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_regression_by_a_function_finds_the_weights(runtime):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tests.keras.conversion_test import warnings_of_absl
 from tff_fedmpq.keras import (
     IntegerSGD,
+    QuantDense,
     load_float_weights,
     quantize_model,
     quantized_kernels,
@@ -223,3 +224,11 @@ def test_bit_widths_that_were_changed_are_saved_and_cloned(tmp_path):
     for each in (loaded, clone):
         assert each.get_layer("head").bit_width == 3
     np.testing.assert_array_equal(loaded(x), quantized(x))
+
+
+def test_a_layer_made_in_a_graph_of_tensorflow_1_changes_no_other():
+    """There, as in TFF's, Keras exchanges the bases of a layer's class."""
+    with tf.Graph().as_default():
+        QuantDense(2)
+    x = tf.keras.Input([6, 3])  # Of a layer with a `from_config` of its own.
+    quantize_model(tf.keras.Model(x, attention(x)))

@@ -202,12 +202,33 @@ def test_own_functions_are_written_by_name():
     json.dumps(settings)
 
 
+def test_a_function_is_a_network_too():
+    from tff_fedmpq.simulation.models import build_model_fn
+
+    config = make_config(model=own_allocation)
+    assert config.as_dict()["model"] == f"{__name__}:own_allocation"
+    assert build_model_fn(config.model, "the data", 3)() == "the data"
+
+
 def own_allocation(*arguments):
     """Stands for a user's own rule."""
     return arguments[0]
 
 
 # --- the server ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "clipped"), [(None, [0.06, 0.08]), (2, [1.2, 1.6])])
+def test_changes_are_clipped_to_a_norm(runtime, norm, clipped):
+    """By default to that from which TFF's aggregator starts."""
+    from tff_fedmpq._tff import tff
+    from tff_fedmpq.simulation import experiment
+
+    config = make_config(noise_multiplier=0, clipping_norm=norm, clients_per_round=2)
+    factory = experiment._server_options(config)["aggregator"]
+    process = factory.create(tff.TensorType(np.float32, [2]))
+    output = process.next(process.initialize(), 2 * [np.float32([3, 4])])
+    np.testing.assert_allclose(output.result, clipped, rtol=1e-5)
 
 
 def test_names_of_the_server_are_those_of_objects():
@@ -235,6 +256,8 @@ def test_names_of_the_server_are_those_of_objects():
         ({"server_learning_rate": 0.1}, "go together"),
         ({"noise_multiplier": -1.0}, "noise_multiplier has to be 0 or more"),
         ({"noise_multiplier": 1.0, "aggregator": "median"}, "set one"),
+        ({"clipping_norm": 1.0}, "goes with noise_multiplier"),
+        ({"noise_multiplier": 1.0, "clipping_norm": 0.0}, "has to be above 0"),
     ],
 )
 def test_refuses_other_servers(settings, words):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
@@ -70,6 +70,31 @@ def find_factory(aggregator: Any) -> Factory | None:
     return lookup(aggregator, AGGREGATORS, "aggregator")()
 
 
+def check_privacy(factory: Factory, scheme: Scheme, per_client: bool) -> None:
+    """Raises ValueError for what does not go with differential privacy.
+
+    Asked of the process of a single number, so that no model is needed.
+    """
+    process = _create(factory, [[1]])
+    if not _is_private(process):
+        return
+    if scheme.pruning is not None:
+        raise ValueError(
+            "What pruning leaves depends on clients' data, which differential "
+            "privacy does not cover; set pruning_threshold=None."
+        )
+    if per_client:
+        raise ValueError(
+            "Metrics of each client tell of its data, which differential privacy does "
+            "not cover; leave out metrics_per_client."
+        )
+    if _is_secure(process):
+        raise ValueError(
+            "TFF cannot compile a round of differential privacy with secure sums; "
+            "use tff.learning.dp_aggregator or tff.learning.secure_aggregator."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Aggregation:
     """The aggregation processes of a learning process."""
@@ -78,41 +103,14 @@ class Aggregation:
     is_private: bool  # Whether they add noise for differential privacy.
 
     @classmethod
-    def of(cls, factory: Factory, spec: ModelSpec, scheme: Scheme) -> Aggregation:
-        """Creates the processes for a model.
-
-        TypeError if the factory cannot; ValueError for privacy with pruning, and with
-        secure sums.
-        """
+    def of(cls, factory: Factory, spec: ModelSpec) -> Aggregation:
+        """Creates the processes for a model; TypeError if the factory cannot."""
         shapes = {"weights": spec.trainable_shapes}
         if spec.non_trainable_shapes:
             shapes["statistics"] = spec.non_trainable_shapes
-        processes = {}
-        for name, part in sorted(shapes.items()):
-            value = tff.to_type([tff.TensorType(np.float32, shape) for shape in part])
-            is_weighted = isinstance(factory, _FACTORIES[0])
-            weight = (tff.TensorType(np.float32),) if is_weighted else ()
-            process = factory.create(value, *weight)
-            found = process.next.type_signature.result.result.member
-            if not value.is_assignable_from(found):
-                raise TypeError(
-                    f"aggregator returns {found} of clients' {value}; use one that "
-                    "returns the same types."
-                )
-            processes[name] = process
-        states = [p.initialize.type_signature.result.member for p in processes.values()]
-        is_private = any(map(_has_event, states))
-        if is_private and scheme.pruning is not None:
-            raise ValueError(
-                "What pruning leaves depends on clients' data, which differential "
-                "privacy does not cover; set pruning_threshold=None."
-            )
-        if is_private and any(map(_is_secure, processes.values())):
-            raise ValueError(
-                "TFF cannot compile a round of differential privacy with secure sums; "
-                "use tff.learning.dp_aggregator or tff.learning.secure_aggregator."
-            )
-        return cls(processes, is_private)
+        parts = sorted(shapes.items())
+        processes = {name: _create(factory, part) for name, part in parts}
+        return cls(processes, any(map(_is_private, processes.values())))
 
     def initialize(self, state: Any) -> Any:
         """Adds the processes' to a state, inside of a federated computation."""
@@ -167,6 +165,28 @@ def epsilon(state: Any, delta: float) -> float:
             raise ValueError(f"dp_accounting cannot account for {event!r}.")
         accountant.compose(event, rounds)
     return float(accountant.get_epsilon(delta))
+
+
+def _create(
+    factory: Factory, shapes: Sequence[Sequence[int]]
+) -> tff.templates.AggregationProcess:
+    """Creates the process of a list of float32 tensors, for float32 weights."""
+    value = tff.to_type([tff.TensorType(np.float32, shape) for shape in shapes])
+    is_weighted = isinstance(factory, _FACTORIES[0])
+    weight = (tff.TensorType(np.float32),) if is_weighted else ()
+    process = factory.create(value, *weight)
+    found = process.next.type_signature.result.result.member
+    if not value.is_assignable_from(found):
+        raise TypeError(
+            f"aggregator returns {found} of clients' {value}; use one that "
+            "returns the same types."
+        )
+    return process
+
+
+def _is_private(process: tff.templates.AggregationProcess) -> bool:
+    """Returns whether a process adds noise for differential privacy."""
+    return _has_event(process.initialize.type_signature.result.member)
 
 
 def _is_secure(process: tff.templates.AggregationProcess) -> bool:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
     import tensorflow_federated as tff
 
-    from tff_fedmpq.federated.process import FederatedProcess
+    from tff_fedmpq.federated.learning_process import FederatedProcess
 
 Config = TypeVar("Config", bound=LocalTrainingConfig)
 

@@ -17,7 +17,7 @@ from tff_fedmpq.keras.model_summary import summary
 from tff_fedmpq.keras.variables import float_non_trainable_variables
 
 if TYPE_CHECKING:
-    from tff_fedmpq.federated.process import FederatedProcess
+    from tff_fedmpq.federated.learning_process import FederatedProcess
 
 
 class Evaluation(NamedTuple):

@@ -191,6 +191,9 @@ class LocalTrainer:
     ) -> TrainingSums:
         """Takes a step of SGD on a batch of n examples; returns its sums."""
         variables = self._model.trainable_variables
+        for layer in self._model._flatten_layers():
+            # In graphs of TensorFlow 1, as TFF's are, Keras keeps those of other calls.
+            del layer._losses[:]
         with tf.GradientTape() as tape:
             outputs = self._model(features, training=True)
             task_loss = tf.cast(self._loss(labels, outputs, sample_weight), tf.float32)

@@ -17,8 +17,6 @@
     next: (<S@SERVER, {str}@CLIENTS> -> <state=S@SERVER, metrics=M@SERVER>)
 
 Only client ids enter a round; a client's examples are read inside the computation.
-`next` checks state and ids before the round, and adds to its measurements what needs
-Python: the size of entropy codes.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ import collections
 import dataclasses
 import functools
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -37,20 +35,18 @@ from absl import logging
 from tff_fedmpq._tff import tff
 from tff_fedmpq.allocation.device_budget import budgets_in_bits
 from tff_fedmpq.federated import left_out
-from tff_fedmpq.federated.aggregation import Aggregation, find_factory
-from tff_fedmpq.federated.checked_computation import (
-    CheckedComputation,
-    is_reference,
-    shapes_of,
+from tff_fedmpq.federated.aggregation import (
+    Aggregation,
+    check_privacy,
+    find_factory,
 )
 from tff_fedmpq.federated.client_work import build_client_work
 from tff_fedmpq.federated.config import LocalTrainingConfig
-from tff_fedmpq.federated.evaluation import assign_global_weights
+from tff_fedmpq.federated.learning_process import FederatedProcess
 from tff_fedmpq.federated.local_training import Augment, OnStep
-from tff_fedmpq.federated.messages import BIT_ITEMS, assign_quantized_weights
 from tff_fedmpq.federated.population import Population
 from tff_fedmpq.federated.scheme import Scheme
-from tff_fedmpq.federated.server import Server, State, merge
+from tff_fedmpq.federated.server import Server, merge
 from tff_fedmpq.federated.tasks import Task, check_loss, check_metrics, split_example
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import ModelFn, ModelSpec, float_non_trainable_variables
@@ -76,140 +72,6 @@ class RoundParts(NamedTuple):
     finish: tff.Computation
     # ({str}@CLIENTS -> {int64[2]}@CLIENTS): number of examples, and their digest.
     inspect: tff.Computation
-
-
-class FederatedProcess(tff.learning.templates.LearningProcess):
-    """A learning process that also returns the models that devices get.
-
-    Attributes:
-      scheme: Scheme of the process.
-      model: Float Keras model with the initial weights.
-      spec: Weights of the scheme's client model.
-      client_ids: Client ids in the order of rows in tables, ascending.
-      budgets: Bits per weight of each client, float64[N].
-    """
-
-    def __init__(
-        self,
-        computations: Sequence[tff.Computation],
-        server: Server,
-        model: tf.keras.Model,
-        population: Population,
-        inspect: tff.Computation,
-    ):
-        self._inspect = inspect
-        self.scheme, self.spec = server.scheme, server.spec
-        self.client_ids, self.budgets = population.client_ids, population.budgets
-        self.model, self._server, self._population = model, server, population
-        initialize, next_fn, get_weights, set_weights = computations
-        super().__init__(
-            initialize,
-            CheckedComputation(next_fn, self._run_round),
-            get_weights,
-            CheckedComputation(set_weights, self._set_weights),
-        )
-        self._says_end = self.scheme.training.rates_decay
-
-    def global_model(self, state: State) -> tf.keras.Model:
-        """Returns the global model: float kernels, activations as on clients."""
-        model = self.scheme.build_global_model(self.model)
-        assign_global_weights(model, state.global_model_weights)
-        return model
-
-    def device_model(self, state: State, client_id: Any) -> tf.keras.Model:
-        """Returns what a client would receive now; ValueError for an unknown id."""
-        model = self.scheme.build_client_model(self.model)
-        self.assign_device_weights(model, state, client_id)
-        return model
-
-    def assign_device_weights(
-        self, model: tf.keras.Model, state: State, client_id: Any
-    ) -> None:
-        """Sets a model of `device_model` to what another client would receive."""
-        weights = self._server.model_for(state, self._population.row(client_id))
-        assign_quantized_weights(model, weights)
-
-    def check_state(self, state: State) -> None:
-        """Raises TypeError or ValueError unless `state` is one of this process.
-
-        The state of a process of other clients, budgets or weights is not.
-        """
-        if isinstance(state, tff.learning.templates.LearningProcessOutput):
-            raise TypeError("The state is a round's whole output; pass output.state.")
-        if not isinstance(state, tff.learning.templates.LearningAlgorithmState):
-            raise TypeError(
-                "The state has to be that of process.initialize() or of a round; found "
-                f"{type(state).__name__}."
-            )
-        expected = self.initialize.type_signature.result.member
-        self._check_weights(state.global_model_weights)
-        digest = dict(state.distributor).get("population")
-        if digest != self._population.digest or shapes_of(state) != shapes_of(expected):
-            raise ValueError(
-                "The state is of a process of other clients or budgets; bring it to "
-                "this one by tff_fedmpq.carry_over(state, old_process, new_process)."
-            )
-
-    def _check_weights(self, weights: Any) -> None:
-        """Raises ValueError unless weights have the shapes of this process's model."""
-        expected = self.get_model_weights.type_signature.result
-        found, wanted = shapes_of(weights), shapes_of(expected)
-        if found != wanted:
-            raise ValueError(
-                f"The weights are of another model: {len(wanted)} tensors of shapes "
-                f"{wanted[:4]} ... are expected, {len(found)} of {found[:4]} ... were "
-                "found. Those of a quantized model are its float model's."
-            )
-
-    def _run_round(self, call: Callable[..., Any], state: Any, client_ids: Any) -> Any:
-        if not is_reference(client_ids):
-            client_ids = self._population.participants(client_ids)
-        if not is_reference(state):
-            self.check_state(state)
-            self._say_end(int(state.distributor["round"]))
-        output, causes = left_out.run_without_unreadable(
-            functools.partial(call, state), client_ids, self._inspect
-        )
-        if not isinstance(output, tff.learning.templates.LearningProcessOutput):
-            return output
-        metrics = self._with_coded_bits(output.metrics)
-        if isinstance(metrics["rejected"], np.ndarray):
-            number = int(state.distributor["round"]) + 1
-            raises = self.scheme.training.on_client_error == "raise"
-            metrics = left_out.tell(metrics, causes, self.client_ids, number, raises)
-        return output._replace(metrics=metrics)
-
-    def _set_weights(self, call: Callable[..., Any], state: Any, weights: Any) -> Any:
-        if not is_reference(state):
-            self.check_state(state)
-        if not is_reference(weights):
-            self._check_weights(weights)
-        return call(state, weights)
-
-    def _say_end(self, round_number: int) -> None:
-        """Warns once of a round after those over which learning rates decay."""
-        rounds = self.scheme.training.rounds
-        if self._says_end and rounds is not None and round_number >= rounds:
-            self._says_end = False
-            logging.warning(
-                "Round %d is beyond rounds=%d: learning rates stay at their last "
-                "values, which may be 0; see metrics['training_rates'].",
-                round_number + 1,
-                rounds,
-            )
-
-    def _with_coded_bits(self, metrics: Any) -> Any:
-        """Returns measurements with the real size of entropy codes."""
-        symbols = metrics["uplink_symbols"]
-        if not isinstance(symbols, np.ndarray) or not symbols.size:
-            return metrics
-        metrics = collections.OrderedDict(metrics)
-        metrics["uplink_bits"] = bits = metrics["uplink_bits"].copy()
-        for row in np.flatnonzero(metrics["participations"]):
-            bits[row, BIT_ITEMS.index("codes")] = self.scheme.uplink.coded_bits(
-                symbols[row]
-            )
-        return metrics
 
 
 def build_process(
@@ -246,7 +108,7 @@ def build_process(
         added up exactly over them. By default the accuracy for a cross-entropy of
         classes, else none.
       metrics_per_client: Whether the measurements also have each client's loss and
-        metrics.
+        metrics; not with differential privacy.
       augment: Augmentation of every training batch: (x, seed int32[2]) -> x.
       dtype_policy: Keras policy of layers; "mixed_bfloat16" is faster where supported.
       on_step: Function of the loss, called in the graph after every local step.
@@ -264,10 +126,12 @@ def build_process(
         then for a quantized model, and for examples, loss or metrics that do not fit.
     """
     _check_arguments(model_fn, client_data, config, server_optimizer_fn, seed)
-    bits, model_fn = _budgets_in_bits(budgets, model_fn)
     loss, metrics = check_loss(loss), check_metrics(metrics)
     check_bool(metrics_per_client, "metrics_per_client")
     factory, scheme = find_factory(aggregator), config.compose()
+    if factory is not None:
+        check_privacy(factory, scheme, metrics_per_client)
+    bits, model_fn = _budgets_in_bits(budgets, model_fn)
     population = Population.of(bits, client_data, scheme)
     element = client_data.element_type_structure
     split_example(element)
@@ -281,7 +145,7 @@ def build_process(
     spec = ModelSpec.from_model(scheme.build_client_model(model))
     aggregation = None
     if factory is not None:
-        aggregation = Aggregation.of(factory, spec, scheme)
+        aggregation = Aggregation.of(factory, spec)
         # Of a budget there may be a single client.
         scheme = dataclasses.replace(scheme, statistics_per_budget=False)
     task = Task.of(model, element, loss, metrics)
@@ -410,38 +274,6 @@ def build_process(
     return FederatedProcess(computations, server, model, population, inspect)
 
 
-def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> State:
-    """Returns a state of one process as a state of another, of the same model.
-
-    For clients that join or leave, and budgets that change: weights, round and averaged
-    bit-widths stay, and so does what a client pruned. Clients that join have pruned
-    nothing. A budget gets the statistics of the nearest one that has any.
-    """
-    old.check_state(state)
-    # Keras numbers the names of layers.
-    specs = (dataclasses.replace(p.spec, kernel_names=()) for p in (old, new))
-    if len(set(specs)) > 1:
-        raise ValueError(
-            "The processes have different models; only clients may change."
-        )
-    former, server = state.distributor, new._server
-    rows = {client_id: row for row, client_id in enumerate(old.client_ids)}
-    reductions = np.zeros([len(new.client_ids), len(new.spec.kernel_shapes)], np.int32)
-    for row, client_id in enumerate(new.client_ids):
-        if client_id in rows:
-            reductions[row] = former["bit_reductions"][rows[client_id]]
-    statistics = server.statistics_of(state, old._server.levels, server.levels)
-    distributor = collections.OrderedDict(
-        bit_reductions=reductions,
-        has_statistics=np.full(len(server.levels), np.any(former["has_statistics"])),
-        mean_bit_widths=former["mean_bit_widths"],
-        population=np.int64(server.population),
-        round=former["round"],
-        statistics=[rows.numpy() for rows in statistics],
-    )
-    return state._replace(distributor=distributor)
-
-
 def _work_alone(work: tff.Computation) -> tff.Computation:
     """Builds a client's work on its message alone, not in a sequence."""
     id_type, key_type, messages_type = work.type_signature.parameter
@@ -535,9 +367,9 @@ def _forbid_cached_reads(model: tf.keras.Model) -> None:
     Copies made in the graph of a computation would read them once, before a client's
     are assigned: Keras keeps the cells' option of caching for multi-worker training.
     """
-    for layer in model._flatten_layers():
-        if hasattr(layer, "_enable_caching_device"):
-            layer._enable_caching_device = False
+    for part in model.submodules:  # Also the layer of which Bidirectional has copies.
+        if hasattr(part, "_enable_caching_device"):
+            part._enable_caching_device = False
 
 
 def _warn(

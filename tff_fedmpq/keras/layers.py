@@ -23,7 +23,7 @@ cell, has quantized parts. Additional arguments:
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -129,6 +129,12 @@ class ActivationOfBits:
         return {"bits": self.bits, "limits": self.limits}
 
 
+# Keras exchanges the base `Layer` of a class where it makes a layer in a graph of
+# TensorFlow 1, as TFF's are; of two bases it would exchange one, and hide what the
+# stock layer overrides.
+_Layer: Any = tf.keras.layers.Layer if TYPE_CHECKING else object
+
+
 class _KernelView:
     """Attribute of a stock layer that reads a quantized kernel as its weights."""
 
@@ -149,7 +155,7 @@ class _KernelView:
         layer.__dict__[self._name] = value
 
 
-class QuantizedLayer(tf.keras.layers.Layer):
+class QuantizedLayer(_Layer):
     """Mixin that quantizes the kernels of the stock layer after it in the bases."""
 
     _kernel_names: tuple[str, ...] = ()  # Names of the kernels in the stock layer.

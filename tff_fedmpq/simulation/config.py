@@ -69,7 +69,8 @@ class ExperimentConfig:
         all.
       validation_examples: Number of further training images, drawn by the seed, that
         replace the test images, for tuning; None evaluates on the test images.
-      model: Name of the network; None is the data set's own.
+      model: Name of the network, or a function of data set and seed that returns a
+        Keras model; None is the data set's own.
       alpha: Concentration of the Dirichlet partition; smaller is more heterogeneous.
       num_clients: Number of clients.
       budgets: Bits per weight of each client, 1 to 8, fractions allowed, or the size of
@@ -82,7 +83,9 @@ class ExperimentConfig:
         "trimmed_mean", or a function that returns a TFF aggregation factory; None is
         the weighted mean.
       noise_multiplier: Noise of differential privacy over the norm that changes are
-        clipped to, by `tff.learning.dp_aggregator`; None adds none.
+        clipped to; None neither adds noise nor clips.
+      clipping_norm: That norm; None adapts it to the median of the clients' from 0.1
+        on, as `tff.learning.dp_aggregator` does.
       server_optimizer: Optimizer of the server: "momentum" (FedAvgM), "adam" or "yogi"
         (FedAdam, FedYogi); None adds the clients' change.
       server_learning_rate: Learning rate of `server_optimizer`.
@@ -96,7 +99,7 @@ class ExperimentConfig:
     dataset: str = "cifar10"
     train_examples: Optional[int] = None
     validation_examples: Optional[int] = None
-    model: Optional[str] = None
+    model: Optional[Union[str, Callable[[Any, int], Any]]] = None
     alpha: float = 0.5
     num_clients: int = 10
     budgets: Sequence[Union[float, str]] = ()
@@ -104,6 +107,7 @@ class ExperimentConfig:
     device_rounds: int = 1
     aggregator: Optional[Aggregator] = None
     noise_multiplier: Optional[float] = None
+    clipping_norm: Optional[float] = None
     server_optimizer: Optional[ServerOptimizer] = None
     server_learning_rate: Optional[float] = None
     augment: bool = True
@@ -118,7 +122,7 @@ class ExperimentConfig:
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
         check_bool(self.augment, "augment")
-        if self.model is not None:
+        if self.model is not None and not callable(self.model):
             check_name(self.model, MODEL_DEPTHS, "model")
         self._check_server()
         is_quantized = isinstance(self.scheme, CodeTrainingConfig)
@@ -152,6 +156,11 @@ class ExperimentConfig:
                 check_not_negative(getattr(self, name), name)
         if self.aggregator is not None and self.noise_multiplier is not None:
             raise ValueError("noise_multiplier has an aggregator of its own; set one.")
+        if self.clipping_norm is not None:
+            check_not_negative(self.clipping_norm, "clipping_norm")
+            self._require("clipping_norm", self.clipping_norm > 0, "above 0")
+            if self.noise_multiplier is None:
+                raise ValueError("clipping_norm goes with noise_multiplier.")
         if (self.server_optimizer is None) != (self.server_learning_rate is None):
             raise ValueError("server_optimizer and server_learning_rate go together.")
 

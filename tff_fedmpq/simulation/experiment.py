@@ -29,7 +29,8 @@ from tff_fedmpq.federated.evaluation import (
     Evaluator,
     assign_global_weights,
 )
-from tff_fedmpq.federated.process import FederatedProcess, build_process
+from tff_fedmpq.federated.learning_process import FederatedProcess
+from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.remote_runtime import RemoteContext, remote_runtime
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.files import PathLike
@@ -281,7 +282,7 @@ class _Run:
             "dataset": dataset.name,
             "dataset_source": dataset.source,
             "settings": self._config.as_dict(),
-            "model": self._config.model or dataset.model,
+            "model": self._config.as_dict()["model"] or dataset.model,
             **provenance.describe(),
             "layers": {
                 "names": list(spec.kernel_names),
@@ -304,10 +305,13 @@ def _server_options(config: ExperimentConfig) -> dict[str, Any]:
     if callable(aggregator):
         aggregator = aggregator()
     if config.noise_multiplier is not None:
-        # Its zeroing would follow clients' norms without noise.
-        aggregator = tff.learning.dp_aggregator(
-            float(config.noise_multiplier), config.clients_per_round, zeroing=False
-        )
+        private = tff.aggregators.DifferentiallyPrivateFactory
+        noise = float(config.noise_multiplier), float(config.clients_per_round)
+        # Without zeroing, which would follow clients' norms without noise.
+        if config.clipping_norm is None:
+            aggregator = private.gaussian_adaptive(*noise)
+        else:
+            aggregator = private.gaussian_fixed(*noise, float(config.clipping_norm))
     optimizer = None
     if config.server_optimizer is not None and config.server_learning_rate is not None:
         build = _SERVER_OPTIMIZERS[config.server_optimizer]

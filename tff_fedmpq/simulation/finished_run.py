@@ -9,8 +9,10 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tff_fedmpq.federated.checkpoints import Checkpoints
-from tff_fedmpq.federated.process import FederatedProcess, State, build_process
+from tff_fedmpq.federated.learning_process import FederatedProcess
+from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.runtime import local_runtime
+from tff_fedmpq.federated.server import State
 from tff_fedmpq.files import PathLike
 from tff_fedmpq.simulation import run_files
 from tff_fedmpq.simulation.config import ExperimentConfig, make_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,18 @@ MODEL_DEPTHS: Mapping[str, int] = {
 
 
 def build_model_fn(
-    name: str, dataset: ImageDataset, seed: int
+    name: str | Callable[[ImageDataset, int], tf.keras.Model],
+    dataset: ImageDataset,
+    seed: int,
 ) -> Callable[[], tf.keras.Model]:
     """Returns a function that builds the network, each time with the same weights.
 
     Image shape, classes and pixel statistics are the data set's, the initial weights
-    are drawn by the seed. Raises ValueError for a name that `MODEL_DEPTHS` lacks.
+    are drawn by the seed, unless `name` is a function, which decides them. Raises
+    ValueError for a name that `MODEL_DEPTHS` lacks.
     """
+    if callable(name):
+        return functools.partial(name, dataset, seed)
     check_name(name, MODEL_DEPTHS, "model")
     size = MODEL_DEPTHS[name], dataset.image_shape, dataset.num_classes
     statistics = tuple(s.tolist() for s in dataset.channel_statistics())
