@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from absl import logging
 
 from tff_fedmpq.files import PathLike
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.simulation.data.cifar import load_cifar10, load_cifar100
 from tff_fedmpq.simulation.data.digits import load_digits
 from tff_fedmpq.simulation.data.image_dataset import (
@@ -69,7 +70,4 @@ def load(name: str, data_dir: PathLike | None = None) -> ImageDataset:
     a loud warning. Raises ValueError for an unknown name, `DatasetNotFoundError` where
     nothing is found or can be downloaded, `DatasetError` where the data is damaged.
     """
-    if name not in LOADERS:
-        known = ", ".join(sorted(LOADERS))
-        raise ValueError(f"dataset: expected one of {known}, found {name!r}.")
-    return LOADERS[name](data_dir)
+    return lookup(name, LOADERS, "dataset")(data_dir)
