@@ -5,7 +5,7 @@
 cifar.py, tiny_imagenet.py, digits.py  loaders of the data sets
 image_dataset.py                       what they return, and where they look for files
 partitions.py                          which client has which training examples
-client_data.py                         these examples in files, as TFF's `ClientData`
+client_data.py, array_client_data.py   their examples in files, as TFF's `ClientData`
 augmentation.py                        random crops and flips
 
 All modules but `client_data` are imported without TensorFlow.
