@@ -8,7 +8,7 @@ partitions.py                          which client has which training examples
 client_data.py, array_client_data.py   their examples in files, as TFF's `ClientData`
 augmentation.py                        random crops and flips
 
-All modules but `client_data` are imported without TensorFlow.
+All modules but the two of client data are imported without TensorFlow.
 """
 
 from __future__ import annotations
