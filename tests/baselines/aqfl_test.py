@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,18 +32,32 @@ def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
         np.testing.assert_array_equal(output.metrics[direction][:, 0], packed)
 
 
+@pytest.fixture(scope="module")
+def trainer_of(problem):
+    """Rate and its unit -> scheme and trainer, traced once for all bit-widths."""
+
+    @functools.cache
+    def make(rate, unit):
+        scheme = AQFLConfig(
+            epochs=30,
+            batch_size=6,
+            learning_rate=rate,
+            learning_rate_unit=unit,
+            float_learning_rate=0.02,
+        ).compose()
+        model = scheme.build_client_model(problem.model_fn())
+        loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        specs = tf.TensorSpec([4]), tf.TensorSpec([], tf.int32)
+        metrics = Metrics(["accuracy"], ["output"], *specs)
+        return scheme, LocalTrainer(model, scheme.training, loss, metrics=metrics)
+
+    return make
+
+
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize(("rate", "unit"), [(0.3, "code"), (0.02, "weight")])
-def test_codes_learn_by_either_rate(problem, rate, unit, bits):
-    scheme = AQFLConfig(
-        epochs=30,
-        batch_size=6,
-        learning_rate=rate,
-        learning_rate_unit=unit,
-        float_learning_rate=0.02,
-    ).compose()
-    model = scheme.build_client_model(problem.model_fn())
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+def test_codes_learn_by_either_rate(problem, trainer_of, rate, unit, bits):
+    scheme, trainer = trainer_of(rate, unit)
     start = problem.scheme.build_global_model(problem.model_fn())
     weights = problem.spec.split(
         [v.numpy() for v in start.trainable_variables],
@@ -54,9 +70,6 @@ def test_codes_learn_by_either_rate(problem, rate, unit, bits):
         scheme.weights.scale_rule,
     )
     images, labels = problem.make_examples(24, seed=9)
-    specs = tf.TensorSpec([4]), tf.TensorSpec([], tf.int32)
-    metrics = Metrics(["accuracy"], ["output"], *specs)
-    trainer = LocalTrainer(model, scheme.training, loss, metrics=metrics)
     # One draw of the rounding may be unlucky; four are not.
     examples = tf.constant(images), tf.constant(labels)
     runs = [

@@ -22,16 +22,18 @@ NOISE, DELTA = 0.2, 1e-5
 ALL = [name for name in SCHEMES if not name.endswith("_literal")]
 
 
-def build(problem, scheme, aggregator, data=None, **options):
+def build(problem, scheme, aggregator, more=None, **options):
+    """Builds a process of the problem's clients and `more`: id -> examples."""
     settings = dict(SETTINGS, **options.pop("settings", {}))
     if scheme in ("fpq8", "aqfl", "fedmpq"):
         # The plain path has no others in common with an aggregator's.
         settings["statistics_per_budget"] = False
+    examples = {**problem.examples, **(more or {})}
     return build_process(
         problem.model_fn,
         # FedPAQ has no updates of fewer bits.
-        {name: max(budget, 2) for name, budget in problem.budgets.items()},
-        data or problem.client_data,
+        {name: max(problem.budgets.get(name, 4), 2) for name in examples},
+        tff.simulation.datasets.TestClientData(examples),
         SCHEMES[scheme](**settings),
         aggregator=aggregator,
         seed=3,
@@ -49,8 +51,10 @@ def assert_equal(a, b):
 
 @pytest.fixture(scope="module")
 def median(problem):
-    """FedMPQ with the median over clients."""
-    return build(problem, "fedmpq", "median")
+    """FedMPQ with the median over clients; also over Eve, who has a bad image."""
+    images, labels = problem.make_examples(5, 1)
+    images[2] = np.nan
+    return build(problem, "fedmpq", "median", {"eve": (images, labels)})
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +201,7 @@ def test_a_round_is_numpys_median_of_its_clients(runtime, median, problem):
     for found, w, values in zip(weights_of(output.state), old, zip(*changes)):
         expected = w + np.median(np.stack(values), axis=0)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert output.metrics["participations"].tolist() == [1, 1, 1, 1]
+    assert output.metrics["participations"].tolist() == [1, 1, 1, 1, 0]
 
 
 def test_the_parts_of_a_round_are_the_round(runtime, median):
@@ -216,15 +220,12 @@ def test_the_parts_of_a_round_are_the_round(runtime, median):
 
 
 @pytest.mark.faults
-def test_a_client_that_is_left_out_does_not_count(runtime, median, problem):
-    examples = {k: (v[0].copy(), v[1]) for k, v in problem.examples.items()}
-    examples["cleo"][0][2] = np.nan
-    data = tff.simulation.datasets.TestClientData(examples)
-    process = build(problem, "fedmpq", "median", data)
-    output = process.next(process.initialize(), CLIENTS)
-    row = problem.client_ids.index("cleo")
+def test_a_client_that_is_left_out_does_not_count(runtime, median):
+    start = median.initialize()
+    output = median.next(start, [*CLIENTS, "eve"])
+    row = median.client_ids.index("eve")
     assert output.metrics["rejected"][row] == Rejection.IMAGES
-    others = median.next(median.initialize(), ["bert", "dora"])
+    others = median.next(start, CLIENTS)
     assert_equal(weights_of(output.state), weights_of(others.state))
 
 

@@ -62,10 +62,29 @@ def has_no_file(dataset):
     return tf.data.Dataset.zip((dataset, missing)).map(lambda pair, _: pair)
 
 
-def test_a_dataset_that_raises_leaves_its_client_out(runtime, problem, process, caplog):
+def has_labels_out_of_range(dataset):
+    return dataset.map(lambda images, labels: (images, labels + 9))
+
+
+@pytest.fixture(scope="module")
+def faulty(problem):
+    """A process of two clients, bert and cleo, whose datasets raise."""
+    return build(
+        problem, data_with(problem, {"bert": is_no_image, "cleo": has_no_file})
+    )
+
+
+@pytest.fixture(scope="module")
+def strict(problem):
+    """A process whose rounds end with the error of a client."""
+    bad = {"bert": fails_at_third, "cleo": has_labels_out_of_range}
+    return build(problem, data_with(problem, bad), on_client_error="raise")
+
+
+def test_a_dataset_that_raises_leaves_its_client_out(
+    runtime, problem, process, faulty, caplog
+):
     """Each is named with its cause; the round is that of the others, bit for bit."""
-    data = data_with(problem, {"bert": is_no_image, "cleo": has_no_file})
-    faulty = build(problem, data)
     state = expected = process.initialize()
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
@@ -83,30 +102,22 @@ def test_a_dataset_that_raises_leaves_its_client_out(runtime, problem, process, 
     assert f"client 'cleo': {reason} (" in lines[0] and "nowhere/" in lines[0]
 
 
-def test_errors_of_clients_end_the_round_if_wished(runtime, problem):
-    data = data_with(problem, {"bert": fails_at_third})
-    process = build(problem, data, on_client_error="raise")
-    state = process.initialize()
+def test_errors_of_clients_end_the_round_if_wished(runtime, strict):
+    state = strict.initialize()
     with pytest.raises(ValueError, match="Round 1, left out: client 'bert': .*raises"):
-        process.next(state, problem.client_ids)
-    assert process.next(state, ["anna", "dora"]).metrics["num_rejected"] == 0
+        strict.next(state, ["anna", "bert", "dora"])
+    assert strict.next(state, ["anna", "dora"]).metrics["num_rejected"] == 0
 
 
-def test_bad_labels_end_the_round_if_wished(runtime, problem):
-    examples = dict(problem.examples)
-    images, labels = examples["cleo"]
-    examples["cleo"] = images, labels + 9
-    data = tff.simulation.datasets.TestClientData(examples)
-    process = build(problem, data, on_client_error="raise")
+def test_bad_labels_end_the_round_if_wished(runtime, strict):
     with pytest.raises(ValueError, match="'cleo': its examples have labels out of"):
-        process.next(process.initialize(), problem.client_ids)
+        strict.next(strict.initialize(), ["anna", "cleo", "dora"])
 
 
-def test_a_round_whose_clients_all_fail_is_abandoned(runtime, problem):
-    process = build(problem, problem.client_data.preprocess(fails_at_third))
-    before = process.initialize()
-    output = process.next(before, problem.client_ids)
-    assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 3
+def test_a_round_whose_clients_all_fail_is_abandoned(runtime, faulty):
+    before = faulty.initialize()
+    output = faulty.next(before, ["anna", "bert", "cleo"])  # Anna has no examples.
+    assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 2
     tf.nest.map_structure(
         np.testing.assert_array_equal,
         output.state.global_model_weights,

@@ -73,7 +73,7 @@ def levels(representation, scale, bit_width):
     """All 2^b levels, delta * (u - z) for u = 0, 1, ...: float64[2^b]."""
     delta = float(scale) / (2**bit_width - 1)
     zero_point = float(representation.zero_point(bit_width))
-    return np.array([delta * (u - zero_point) for u in range(2**bit_width)])
+    return delta * (np.arange(2**bit_width) - zero_point)
 
 
 def nearest_codes(representation, weights, scale, bit_width):

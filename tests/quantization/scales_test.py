@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -70,8 +71,9 @@ def test_max_scale_of_few_weights(weights):
 
 
 @both
-@every_bit_width
-@pytest.mark.parametrize("shape", [(), (1,), (3, 4)])
+@pytest.mark.parametrize(
+    ("bit_width", "shape"), [(1, (3, 4)), (2, (3, 4)), (8, (3, 4)), (4, ()), (4, (1,))]
+)
 def test_all_zero_weights_have_a_usable_scale(
     representation, expected, bit_width, shape
 ):
@@ -130,8 +132,8 @@ def test_least_squares_at_one_bit_is_the_mean_magnitude(weights):
 
 
 @both
-@pytest.mark.parametrize("power", [-26, -3, 13])
-@every_bit_width
+@pytest.mark.parametrize("power", [-26, 13])
+@pytest.mark.parametrize("bit_width", [1, 2, 4, 8])
 def test_least_squares_scale_follows_the_weights(
     representation, expected, bit_width, power
 ):
@@ -145,7 +147,7 @@ def test_least_squares_scale_follows_the_weights(
 
 
 @both
-@every_bit_width
+@pytest.mark.parametrize("bit_width", [1, 4, 8])
 def test_least_squares_scale_ignores_the_shape(representation, expected, bit_width):
     del expected
     weights = np.random.default_rng(4).normal(size=[4, 3, 5]).astype(np.float32)
@@ -202,7 +204,9 @@ def test_gaussian_scale_follows_the_mean_square(weights, bit_width):
 
 @pytest.mark.parametrize("bit_width", range(2, 9))
 def test_gaussian_scale_is_nearly_the_best_in_offset_binary(bit_width):
-    weights = np.random.default_rng(6).normal(size=200_000).astype(np.float32)
+    """Of weights at the quantiles of a Gaussian, which have no sampling error."""
+    shares = (np.arange(20_000) + 0.5) / 20_000
+    weights = np.array([*map(statistics.NormalDist().inv_cdf, shares)], np.float32)
     scale = gaussian_scale(tf.constant(weights), width(bit_width), OFFSET_BINARY)
     error = oracle.squared_error(oracle.OFFSET_BINARY, weights, scale, bit_width)
     least = oracle.least_squared_error(oracle.OFFSET_BINARY, weights, bit_width, 200)

@@ -83,16 +83,32 @@ def test_data_sets_and_memory_maps_are_arrays_too(tmp_path):
         client_data_from_tf_dataset({"a": (x, y)}, tmp_path)
 
 
-def test_files_are_written_once_and_mended(tmp_path):
+def test_files_are_raw_rows(tmp_path):
+    x, y = make(4)
+    client_data_from_arrays({"a": (x, y), "b": make(0)}, tmp_path / "new")
+    (folder,) = (tmp_path / "new").iterdir()
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["0.0", "0.1", "1.0", "1.1"]
+    np.testing.assert_array_equal(np.fromfile(folder / "0.0", "<f4"), x.ravel())
+    np.testing.assert_array_equal(np.fromfile(folder / "0.1", "<i8"), y)
+    assert (folder / "1.0").stat().st_size == 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["empty", "other bytes", "missing"])
+def test_whole_files_are_kept_and_others_mended(tmp_path, damage):
     arrays = {"a": make(4), "b": make(3, seed=1)}
     client_data_from_arrays(arrays, tmp_path)
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert len(files) == 4
-    times = [path.stat().st_mtime_ns for path in files]
-    files[0].write_bytes(b"")
+    inodes = [path.stat().st_ino for path in files]
+    content = files[0].read_bytes()
+    files[0].write_bytes(b"" if damage == "empty" else bytes(len(content)))
+    if damage == "missing":
+        files[0].unlink()
     again = client_data_from_arrays(arrays, tmp_path)
-    found = [path.stat().st_mtime_ns for path in files]
-    assert found[1:] == times[1:] and found[0] != times[0]
+    assert files[0].read_bytes() == content
+    assert [path.stat().st_ino for path in files[1:]] == inodes[1:]
     assert_examples(read(again, "a"), arrays["a"])
     # Other arrays have a folder of their own.
     client_data_from_arrays({"a": make(4, seed=2), "b": make(3)}, tmp_path)

@@ -5,10 +5,10 @@
 cifar.py, tiny_imagenet.py, digits.py  loaders of the data sets
 image_dataset.py                       what they return, and where they look for files
 partitions.py                          which client has which training examples
-client_data.py                         these examples in files, as TFF's `ClientData`
+client_data.py, array_client_data.py   their examples in files, as TFF's `ClientData`
 augmentation.py                        random crops and flips
 
-All modules but `client_data` are imported without TensorFlow.
+All modules but the two of client data are imported without TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from absl import logging
 
 from tff_fedmpq.files import PathLike
+from tff_fedmpq.lookup import lookup
 from tff_fedmpq.simulation.data.cifar import load_cifar10, load_cifar100
 from tff_fedmpq.simulation.data.digits import load_digits
 from tff_fedmpq.simulation.data.image_dataset import (
@@ -69,7 +70,4 @@ def load(name: str, data_dir: PathLike | None = None) -> ImageDataset:
     a loud warning. Raises ValueError for an unknown name, `DatasetNotFoundError` where
     nothing is found or can be downloaded, `DatasetError` where the data is damaged.
     """
-    if name not in LOADERS:
-        known = ", ".join(sorted(LOADERS))
-        raise ValueError(f"dataset: expected one of {known}, found {name!r}.")
-    return LOADERS[name](data_dir)
+    return lookup(name, LOADERS, "dataset")(data_dir)

@@ -3,8 +3,9 @@
     DIRECTORY/<digest>/<row>.<leaf>    one array of one client, raw, little endian
 
 Only client ids are sent to the process that runs clients, which reads the files itself;
-every machine that runs clients needs the directory under the same path. The digest is
-that of ids and arrays, so that one directory serves several client data.
+every machine that runs clients needs the directory under the same path, or where paths
+are relative, in its `--data_dir`. The digest is that of ids and arrays, so that one
+directory serves several client data.
 """
 
 from __future__ import annotations
@@ -35,18 +36,19 @@ class _Leaf(NamedTuple):
 
 
 def client_data_from_arrays(
-    arrays: Mapping[Any, Any], directory: PathLike
+    arrays: Mapping[Any, Any], directory: PathLike, *, relative: bool = False
 ) -> tff.simulation.datasets.ClientData:
     """Writes clients' arrays into files, and returns a `ClientData` that reads them.
 
-    Files that are there already are kept. One client's examples have to fit in memory,
-    all of them need not: arrays may be memory-mapped.
+    Files that hold the same already are kept. One client's examples have to fit in
+    memory, all of them need not: arrays may be memory-mapped.
 
     Args:
       arrays: By client id, a string or a whole number: (x, y), (x, y, sample_weight) or
         a mapping of these names, any structures of arrays [n, ...] with the same n,
         which may be 0; or a `tf.data.Dataset` of such examples.
       directory: Directory of the files; made where it does not exist.
+      relative: Whether a worker reads them below its own `--data_dir`, not `directory`.
 
     Raises:
       TypeError, ValueError: for arrays that differ between clients in more than n, and
@@ -83,9 +85,12 @@ def client_data_from_arrays(
         known = tf.debugging.Assert(tf.reduce_any(matches), [problem])
         with tf.control_dependencies([known]):
             row = tf.strings.as_string(tf.argmax(matches))
+        # Eagerly it is read here, not on a worker.
+        is_elsewhere = relative and not tf.executing_eagerly()
+        prefix = f"{folder.name if is_elsewhere else folder}{os.sep}"
         leaves = []
         for i, (dtype, shape) in enumerate(specs):
-            path = tf.strings.join([f"{folder}{os.sep}", row, f".{i}"])
+            path = tf.strings.join([prefix, row, f".{i}"])
             raw = tf.io.decode_raw(tf.io.read_file(path), tf.as_dtype(dtype))
             leaves.append(tf.reshape(raw, [-1, *shape]))
         return tf.data.Dataset.from_tensor_slices(
@@ -163,9 +168,11 @@ def _chunks(array: np.ndarray) -> Iterator[bytes]:
 
 
 def _write(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes a file whole or not at all, unless it has its size already."""
+    """Writes a file whole or not at all, unless it holds the same already."""
     if path.is_file() and path.stat().st_size == array.nbytes:
-        return
+        with open(path, "rb") as file:
+            if all(file.read(len(chunk)) == chunk for chunk in _chunks(array)):
+                return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -5,24 +5,18 @@ import numpy as np
 from tff_fedmpq.simulation.data.image_dataset import ImageDataset
 
 
-def load_digits(image_size: int = 8) -> ImageDataset:
+def load_digits() -> ImageDataset:
     """Loads the 1,797 grey digits, 8x8 pixels and one channel.
 
     Grey values 0..16 become 0..255. Every fifth image, counted within each class in
     scikit-learn's order, is a test image: 1,437 and 360, the same on every machine.
-    They are not augmented, because a mirrored or cropped digit can be illegible. For a
-    larger `image_size`, a multiple of 8 (else ValueError), pixels are repeated.
+    They are not augmented, because a mirrored or cropped digit can be illegible.
     """
-    if image_size < 8 or image_size % 8:
-        raise ValueError(
-            f"image_size: expected a positive multiple of 8, found {image_size}."
-        )
     from sklearn import datasets as sklearn_datasets
 
     digits = sklearn_datasets.load_digits()
     grey = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
-    repeats = image_size // 8
-    images = grey.repeat(repeats, axis=1).repeat(repeats, axis=2)[..., np.newaxis]
+    images = grey[..., np.newaxis]
     labels = digits.target.astype(np.int32)
     is_test = np.zeros(len(labels), bool)
     is_test[np.argsort(labels, kind="stable")[::5]] = True
