@@ -10,7 +10,7 @@ from oracles.problem import device_bit_widths
 
 from tff_fedmpq.baselines.aqfl import AQFLConfig
 from tff_fedmpq.baselines.fpq8 import FPQ8Config, build_fpq8
-from tff_fedmpq.keras.layers import QuantReLU
+from tff_fedmpq.keras import QuantReLU
 
 
 def test_it_is_aqfl_at_eight_bits():

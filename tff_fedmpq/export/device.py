@@ -50,22 +50,6 @@ class ExportError(RuntimeError):
 
 
 def write_litert(
-    model: tf.keras.Model, path: PathLike, inputs: Any, **options: Any
-) -> ExportReport:
-    """Writes a TFLite file for LiteRT, runs it there and compares with Keras.
-
-    The file exists only if its outputs agree; otherwise `ExportError`.
-
-    Args:
-      model: Quantized model.
-      path: File to write.
-      inputs: Examples to compare on: an array, or one per input of the model.
-      **options: `tolerance` and `python` of `write_tflite_micro`.
-    """
-    return _write("litert", model, path, inputs, **options)
-
-
-def write_tflite_micro(
     model: tf.keras.Model,
     path: PathLike,
     inputs: Any,
@@ -73,7 +57,9 @@ def write_tflite_micro(
     tolerance: float = 1e-3,
     python: PathLike | None = None,
 ) -> ExportReport:
-    """Writes a TFLite file with lookup tables, runs it in TFLite Micro and compares.
+    """Writes a TFLite file for LiteRT, runs it there and compares with Keras.
+
+    The file exists only if its outputs agree; otherwise `ExportError`.
 
     Args:
       model: Quantized model.
@@ -86,7 +72,19 @@ def write_tflite_micro(
       python: Python with `PACKAGES`; by default the one that `PYTHON_VARIABLE` names,
         this one, or that of `DEFAULT_ENVIRONMENT`, whichever has them.
     """
-    return _write("micro", model, path, inputs, tolerance=tolerance, python=python)
+    return _write("litert", model, path, inputs, tolerance, python)
+
+
+def write_tflite_micro(
+    model: tf.keras.Model,
+    path: PathLike,
+    inputs: Any,
+    *,
+    tolerance: float = 1e-3,
+    python: PathLike | None = None,
+) -> ExportReport:
+    """Writes a TFLite file with lookup tables, for TFLite Micro; see `write_litert`."""
+    return _write("micro", model, path, inputs, tolerance, python)
 
 
 def _write(
@@ -94,9 +92,8 @@ def _write(
     model: tf.keras.Model,
     path: PathLike,
     inputs: Any,
-    *,
-    tolerance: float = 1e-3,
-    python: PathLike | None = None,
+    tolerance: float,
+    python: PathLike | None,
 ) -> ExportReport:
     python = find_python(python)
     arrays = tf.nest.flatten(inputs)

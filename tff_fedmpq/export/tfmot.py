@@ -17,6 +17,7 @@ In training, scales follow the weights by the scale rule; then they stay.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import tensorflow as tf
@@ -30,8 +31,14 @@ from tensorflow_model_optimization.python.core.quantization.keras import (
     quantize_wrapper,
 )
 
-from tff_fedmpq.keras import layers as quant_layers
-from tff_fedmpq.keras.layers import QUANTIZED_FORMS
+from tff_fedmpq.keras.activation_layers import (
+    ActivationOfBits,
+    QuantActivation,
+    QuantReLU,
+    can_quantize_activation,
+    range_of,
+)
+from tff_fedmpq.keras.layers import QUANTIZED_FORMS, QuantizedLayer, check_options
 from tff_fedmpq.quantization import activations, representations, scales
 
 _keras: Any = tfmot.quantization.keras
@@ -123,9 +130,7 @@ class BitsQuantizeConfig(_keras.QuantizeConfig):
             "scale_rule": scale_rule,
             "activation_range": activation_range,
         }
-        quant_layers.check_options(
-            bit_width, activation_bits, representation, scale_rule, 0.0
-        )
+        check_options(bit_width, activation_bits, representation, scale_rule, 0.0)
 
     def kernel_names(self, layer: Any) -> tuple[str, ...]:
         """Returns the names of the kernels of a layer that get levels."""
@@ -149,18 +154,14 @@ class BitsQuantizeConfig(_keras.QuantizeConfig):
         return []  # tfmot would round before some functions, after others.
 
     def set_quantize_activations(self, layer: Any, quantize_activations: Any) -> None:
-        bits, function = (
-            self.options["activation_bits"],
-            getattr(layer, "activation", None),
-        )
-        is_new = not isinstance(function, quant_layers.ActivationOfBits)
-        if bits is not None and is_new and quant_layers.can_quantize_activation(layer):
-            low, high = quant_layers.range_of(function) or (0.0, activations.CLIP_VALUE)
+        bits = self.options["activation_bits"]
+        function = getattr(layer, "activation", None)
+        is_new = not isinstance(function, ActivationOfBits)
+        if bits is not None and is_new and can_quantize_activation(layer):
+            low, high = range_of(function) or (0.0, activations.CLIP_VALUE)
             if high != 1.0:
                 high = self.options["activation_range"]
-            layer.activation = quant_layers.ActivationOfBits(
-                function, bits, (low, high)
-            )
+            layer.activation = ActivationOfBits(function, bits, (low, high))
 
     def get_output_quantizers(self, layer: Any) -> list[Any]:
         bits = self.options["activation_bits"]
@@ -214,9 +215,7 @@ def from_tfmot(model: tf.keras.Model) -> tf.keras.Model:
             continue
         variables = {_last(v.name): v for v in (*layer.layer.weights, *layer.weights)}
         quantizers = {_last(v.name): (v, q, w) for v, q, w in layer._weight_vars}
-        of_codes: set[int] = (
-            set()
-        )  # Variables of kernels, which come after their codes.
+        of_codes: set[int] = set()  # Variables of kernels, which follow their codes.
         for variable in target.trainable_weights + target.non_trainable_weights:
             kernel = getattr(variable, "quantized_kernel", None)
             if kernel is not None:
@@ -277,7 +276,7 @@ def _with_codes(layer: Any) -> Any:
     activation: Any = getattr(inner, "activation", None)
     options["bit_width"] = None if is_output else options["bit_width"]
     bits = options["activation_bits"]
-    is_rounded = isinstance(activation, quant_layers.ActivationOfBits)
+    is_rounded = isinstance(activation, ActivationOfBits)
     if is_rounded:
         inner.activation = activation.function  # Which has a name in the configuration.
     config = inner.get_config()
@@ -285,10 +284,10 @@ def _with_codes(layer: Any) -> Any:
         inner.activation = activation
     if bits is not None and isinstance(inner, tf.keras.layers.ReLU):
         limit = options["activation_range"]
-        return quant_layers.QuantReLU(bits, limit, name=inner.name)
+        return QuantReLU(bits, limit, name=inner.name)
     if is_rounded and isinstance(inner, tf.keras.layers.Activation):
         function, limits = activation.function, activation.limits
-        return quant_layers.QuantActivation(function, bits, limits, name=inner.name)
+        return QuantActivation(function, bits, limits, name=inner.name)
     if type(inner) not in QUANTIZED_FORMS:
         return type(inner).from_config(config)
     for name in ("bit_width", "representation", "scale_rule"):
@@ -303,12 +302,12 @@ def _annotated(layer: Any) -> Any:
     config = layer.get_config()
     activation = getattr(layer, "activation", None)
     options: dict[str, Any] = {"bit_width": None}
-    if isinstance(activation, quant_layers.ActivationOfBits):
+    if isinstance(activation, ActivationOfBits):
         options["activation_bits"] = activation.bits
         options["activation_range"] = activation.limits[1]
-    if isinstance(layer, quant_layers.QuantReLU):
+    if isinstance(layer, QuantReLU):
         stock: Any = tf.keras.layers.ReLU(name=layer.name)
-    elif isinstance(layer, quant_layers.QuantActivation):
+    elif isinstance(layer, QuantActivation):
         stock = tf.keras.layers.Activation(config["activation"], name=layer.name)
     elif type(layer) in _STOCK_FORMS:
         for name in ("bit_width", "representation", "scale_rule"):
@@ -321,10 +320,7 @@ def _annotated(layer: Any) -> Any:
 
 def _without_options(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a stock layer, of its quantized form's."""
-    ours = (
-        "activation_bits activation_range bit_width lasso_per_weight lasso_strength "
-        "per_channel representation scale_rule"
-    ).split()
+    ours = inspect.getfullargspec(QuantizedLayer.__init__).kwonlyargs
     return {name: value for name, value in config.items() if name not in ours}
 
 

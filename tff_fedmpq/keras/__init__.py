@@ -1,8 +1,8 @@
 """Keras layers, models and an optimizer that train on integer codes."""
 
+from tff_fedmpq.keras.activation_layers import QuantActivation, QuantReLU
 from tff_fedmpq.keras.conversion import load_float_weights, quantize_model
 from tff_fedmpq.keras.layers import (
-    QuantActivation,
     QuantConv1D,
     QuantConv1DTranspose,
     QuantConv2D,
@@ -19,7 +19,6 @@ from tff_fedmpq.keras.layers import (
     QuantLSTM,
     QuantLSTMCell,
     QuantMultiHeadAttention,
-    QuantReLU,
     QuantSeparableConv1D,
     QuantSeparableConv2D,
     QuantSimpleRNN,

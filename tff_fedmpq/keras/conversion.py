@@ -15,8 +15,20 @@ import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq.keras import inspection, layer_rules
-from tff_fedmpq.keras import layers as quant_layers
-from tff_fedmpq.keras.layers import QUANTIZED_FORMS, QuantizedLayer
+from tff_fedmpq.keras.activation_layers import (
+    RELU_FUNCTIONS,
+    ActivationOfBits,
+    QuantActivation,
+    QuantReLU,
+    can_quantize_activation,
+    range_of,
+)
+from tff_fedmpq.keras.layers import (
+    QUANTIZED_FORMS,
+    QuantizedLayer,
+    check_options,
+    quantize_parts,
+)
 from tff_fedmpq.keras.quantization_report import (
     LayerReport,
     QuantizationReport,
@@ -81,7 +93,7 @@ def quantize_model(
         )
     default = representations.SIGN_MAGNITUDE.name
     is_rule = callable(bit_width) or isinstance(bit_width, Mapping)
-    quant_layers.check_options(
+    check_options(
         None if is_rule else bit_width,
         activation_bits,
         default if representation is None else representation,
@@ -218,7 +230,7 @@ class _Converter:
         copy = type(layer).from_config(config)
         if inspection.is_wrapper(layer) and inspection.count_kernel_weights(layer):
             options = self._options_of(layer, bits)
-            quant_layers.quantize_parts(copy, options, self.activation_bits)
+            quantize_parts(copy, options, self.activation_bits)
             for part in copy.submodules:
                 if bits is not None and isinstance(part, QuantizedLayer):
                     part.change_bit_width(bits)
@@ -242,14 +254,14 @@ class _Converter:
     def _quantizes_activation_of(self, layer: tf.keras.layers.Layer) -> bool:
         if self.activation_bits is None:
             return False
-        if not quant_layers.can_quantize_activation(layer):
+        if not can_quantize_activation(layer):
             return False
-        is_relu = layer.activation in quant_layers.RELU_FUNCTIONS
+        is_relu = layer.activation in RELU_FUNCTIONS
         return is_relu or id(layer) not in self.output_ids
 
     def _range_of(self, function: Any) -> tuple[float, float] | None:
         """Returns the range of an activation function; None is its default."""
-        low, high = quant_layers.range_of(function) or (-1.0, activations.CLIP_VALUE)
+        low, high = range_of(function) or (-1.0, activations.CLIP_VALUE)
         if self.activation_range is None or high == 1.0 or function is tf.nn.relu6:
             return low, high
         return low, self.activation_range
@@ -267,13 +279,11 @@ class _Converter:
         if inspection.is_relu_layer(layer):
             limit = self.activation_range if id(layer) not in self.limited else None
             limit = limit or activations.CLIP_VALUE
-            return quant_layers.QuantReLU(bits, limit, **options)
+            return QuantReLU(bits, limit, **options)
         is_function = isinstance(layer, tf.keras.layers.Activation)
         if is_function and self._quantizes_activation_of(layer):
             limits = self._range_of(layer.activation)
-            return quant_layers.QuantActivation(
-                layer.activation, bits, limits, **options
-            )
+            return QuantActivation(layer.activation, bits, limits, **options)
         is_relu = isinstance(layer, tf.keras.layers.ReLU)
         if not is_relu and not isinstance(layer, inspection.ACTIVATION_LAYERS):
             return None
@@ -286,7 +296,7 @@ class _Converter:
         is_elu = isinstance(layer, tf.keras.layers.ELU)
         low = -float(slope) * (1.0 if is_elu else high)
         inner = type(layer).from_config(layer.get_config())
-        return quant_layers.QuantActivation(inner, bits, (low, high), **options)
+        return QuantActivation(inner, bits, (low, high), **options)
 
     def report(self, layer: tf.keras.layers.Layer) -> LayerReport:
         """Returns what was done with a layer."""
@@ -328,17 +338,20 @@ def _representation_of(
     layer: tf.keras.layers.Layer, bits: int, options: dict[str, Any]
 ) -> str:
     """Returns the name of the representation with a layer's least squared error."""
-    kernels = [
-        kernel for kernel in inspection.kernels_of(layer) if kernel.dtype.is_floating
-    ]
     rule, bit_width = scales.get_scale_rule(options["scale_rule"]), tf.constant(bits)
+    kernels = []
+    for kernel, name, form in inspection.kernels_and_forms(layer):
+        if kernel.dtype.is_floating:
+            weights = tf.convert_to_tensor(kernel, tf.float32)
+            check_weights(weights, layer.name)
+            shape = form.scale_shape(name, tuple(kernel.shape), options["per_channel"])
+            kernels.append((weights, shape))
 
     def error_of(representation: representations.Representation) -> float:
         total = 0.0
-        for kernel in kernels:
-            weights = tf.convert_to_tensor(kernel, tf.float32)
-            check_weights(weights, layer.name)
-            scale = rule(weights, bit_width, representation)
+        for weights, shape in kernels:
+            arguments = weights, bit_width, representation
+            scale = scales.scale_of_shape(shape, rule, *arguments)
             codes = representation.quantize(weights, scale, bit_width)
             restored = representation.dequantize(codes, scale, bit_width)
             total += float(tf.reduce_sum(tf.math.squared_difference(weights, restored)))
@@ -351,9 +364,9 @@ def _representation_of(
 
 def _is_open(activation: Any) -> bool:
     """Returns whether it is a quantized activation of a function without a limit."""
-    if not isinstance(activation, quant_layers.ActivationOfBits):
+    if not isinstance(activation, ActivationOfBits):
         return False
-    _, high = quant_layers.range_of(activation.function) or (0.0, None)
+    _, high = range_of(activation.function) or (0.0, None)
     return high != 1.0 and activation.function is not tf.nn.relu6
 
 

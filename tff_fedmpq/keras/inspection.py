@@ -7,12 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tff_fedmpq.keras.layers import (
-    QUANTIZED_FORMS,
-    RELU_FUNCTIONS,
-    QuantActivation,
-    QuantizedLayer,
-)
+from tff_fedmpq.keras.activation_layers import RELU_FUNCTIONS, QuantActivation
+from tff_fedmpq.keras.layers import QUANTIZED_FORMS, QuantizedLayer
 from tff_fedmpq.quantization import activations
 
 # Layers with few weights, which stay in float by design.
@@ -55,6 +51,11 @@ def output_ids(model: tf.keras.Model) -> Iterator[int]:
 
 def kernels_of(layer: tf.keras.layers.Layer) -> list[Any]:
     """Returns the weights that can be quantized, or are codes, of a layer's parts."""
+    return [kernel for kernel, _, _ in kernels_and_forms(layer)]
+
+
+def kernels_and_forms(layer: tf.keras.layers.Layer) -> list[tuple[Any, str, Any]]:
+    """Returns `kernels_of`, each with its name and the quantized form of its layer."""
     is_known = type(layer) in QUANTIZED_FORMS or isinstance(layer, QuantizedLayer)
     found = []
     for part in (layer, *layer.submodules) if is_known or is_wrapper(layer) else ():
@@ -64,8 +65,9 @@ def kernels_of(layer: tf.keras.layers.Layer) -> list[Any]:
             quantized = vars(part).get("quantized_kernels", {})
             for name in form._kernel_names:
                 kernel = quantized.get(name)
-                found.append(kernel.codes if kernel else getattr(part, name))
-    return list({id(kernel): kernel for kernel in found}.values())
+                kernel = kernel.codes if kernel else getattr(part, name)
+                found.append((kernel, name, form))
+    return list({id(row[0]): row for row in found}.values())
 
 
 def count_kernel_weights(layer: tf.keras.layers.Layer) -> int:
