@@ -38,6 +38,7 @@ def fuzz(parser: str, counts: pathlib.Path, flags: list[str]) -> None:
     with atheris.instrument_imports(include=_INSTRUMENTED):
         from oracles import parsers
 
+        parsers.IS_LONG = True
         target = parsers.TARGETS[parser]
         target(b"")  # Imports what it needs.
     logging.disable(logging.WARNING)  # A line for every damaged file.

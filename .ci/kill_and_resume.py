@@ -222,6 +222,7 @@ def main() -> None:
         if time.monotonic() > end:
             return
         trial.kill_once()
+    trial.save()
     trial.finish()
 
 

@@ -13,6 +13,7 @@ import sys
 NAMES = (
     "local_step",
     "round",
+    "checks",
     "startup",
     "evaluation",
     "server",

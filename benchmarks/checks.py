@@ -2,11 +2,11 @@
 
     uv run python -m benchmarks.checks
 
-Five clients train ResNet-20 on CIFAR-10 images for an epoch at batch 64, in float32.
-The same process is built twice, as it is and without tickets, checksums, checks of
+Five clients train for an epoch at batch 64, in float32: ResNet-8 on 280 digits each,
+whose rounds are among the shortest, and ResNet-20 on 500 images of CIFAR-10 each. The
+same process is built twice, as it is and without tickets, checksums, checks of
 examples, of messages, of decoded values and of the next state (`without_checks`). After
-a round both have the same state, bit for bit; then their rounds are timed in turn. In a
-second row each client holds one batch: there the checks weigh most.
+a round both have the same state, bit for bit; then their rounds are timed in turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tff_fedmpq.federated import acceptance, process, server
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.simulation import data as datasets
-from tff_fedmpq.simulation.data.augmentation import random_crop_and_flip
 from tff_fedmpq.simulation.data.client_data import build_client_data
 from tff_fedmpq.simulation.models import build_model_fn
 
 IDS = [str(client) for client in range(NUM_CLIENTS)]
+CASES = "resnet8:digits:280", "resnet20:cifar10:500"
 
 
 class _UncheckedServer(server.Server):
@@ -74,17 +74,20 @@ class Rounds:
         self.state = self._process.next(self.state, IDS).state
 
 
-def time_rounds(data, model_fn, images: int, folder: str, repeats: int) -> dict:
-    """Returns the row of a number of images per client."""
-    client_data = build_client_data(folder, data, split_equally(data, images))
+def time_rounds(case: str, folder: str, repeats: int) -> dict[str, Any]:
+    """Returns the row of a case: network, data set and images per client."""
+    model, dataset, images = case.split(":")
+    data = datasets.load(dataset)
+    partition = split_equally(data, int(images))
+    client_data = build_client_data(folder, data, partition)
 
     def build() -> process.FederatedProcess:
         return process.build_process(
-            model_fn,
+            build_model_fn(model, data, seed=0),
             dict(zip(IDS, BUDGETS)),
             client_data,
             FedMPQConfig(epochs=1, batch_size=BATCH_SIZE),
-            augment=random_crop_and_flip,
+            augment=data.augment,
         )
 
     checked = Rounds(build)
@@ -95,7 +98,7 @@ def time_rounds(data, model_fn, images: int, folder: str, repeats: int) -> dict:
         {"checked": checked.run, "unchecked": unchecked.run}, repeats=repeats, warmup=1
     )
     return {
-        "images_per_client": images,
+        "case": case,
         "seconds": timings.median("checked"),
         "seconds_unchecked": timings.median("unchecked"),
         "ratio": timings.ratio("checked", "unchecked"),
@@ -108,23 +111,17 @@ def time_rounds(data, model_fn, images: int, folder: str, repeats: int) -> dict:
 def main() -> None:
     """Times rounds of both kinds."""
     parser = measure.argument_parser(__doc__)
-    parser.add_argument("--images", type=int, default=500, help="per client")
-    parser.add_argument("--repeats", type=int, default=5, help="at least 5")
+    parser.add_argument("--cases", nargs="+", default=CASES, help="rows to measure")
+    parser.add_argument("--repeats", type=int, default=11, help="at least 5")
     options = parser.parse_args()
     before = measure.environment()
-    data = datasets.load("cifar10")
-    model_fn = build_model_fn("resnet20", data, seed=0)
-    threads = threads_per_client(NUM_CLIENTS)
     with tempfile.TemporaryDirectory() as folder:
-        with local_runtime(intra_op_threads=threads):
-            sizes = options.images, BATCH_SIZE
-            repeats = options.repeats, 2 * options.repeats + 1
-            rows = [
-                time_rounds(data, model_fn, images, folder, times)
-                for images, times in zip(sizes, repeats)
-            ]
-    name = f"round of {options.images} images per client, checked / unchecked"
-    bars = [measure.bar(name, rows[0]["ratio"], at_most=1.02)]
+        with local_runtime(intra_op_threads=threads_per_client(NUM_CLIENTS)):
+            rows = [time_rounds(c, folder, options.repeats) for c in options.cases]
+    bars = [
+        measure.bar(f"{row['case']}, checked / unchecked", row["ratio"], at_most=1.02)
+        for row in rows
+    ]
     measure.save("checks", rows, bars, before, output=options.output)
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -181,8 +182,7 @@ def save(
         print(f"  {entry['what']}: {entry['measured']:.4g} ({entry['bar']}) {verdict}")
     result = {
         "benchmark": name,
-        "command": f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem} "
-        + " ".join(sys.argv[1:]),
+        "command": _command(),
         "environment": dict(before),
         "rows": list(rows),
         "bars": list(bars),
@@ -193,6 +193,14 @@ def save(
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"  -> {path}")
     return path
+
+
+def _command() -> str:
+    """Returns the command line; of folders of this machine only the last part."""
+    words = ["python", "-m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}"]
+    return " ".join(
+        words + [re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]]
+    )
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -16,6 +16,7 @@ call, which traces the graph.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
@@ -30,11 +31,15 @@ from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import TrainingSums
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.server import Server
-from tff_fedmpq.keras.resnets import resnet20, resnet44
+from tff_fedmpq.keras.resnets import resnet, resnet20, resnet44
 from tff_fedmpq.keras.variables import ModelSpec, float_non_trainable_variables
 from tff_fedmpq.simulation.populations import tiered_budgets
 
-_MODELS = {"resnet20": resnet20, "resnet44": resnet44}
+_MODELS = {
+    "resnet8": functools.partial(resnet, 8, (32, 32, 3), 10),
+    "resnet20": resnet20,
+    "resnet44": resnet44,
+}
 _NUM_CLIENTS = 10
 _CLIENT = 2  # The first of the clients of 4 bits.
 _BAR = (10_000, 50)
@@ -186,7 +191,7 @@ def main() -> None:
     """Runs the benchmark."""
     parser = measure.argument_parser(__doc__)
     parser.add_argument(
-        "--models", nargs="*", default=list(_MODELS), choices=list(_MODELS)
+        "--models", nargs="*", default=["resnet20", "resnet44"], choices=list(_MODELS)
     )
     parser.add_argument(
         "--clients", nargs="+", type=int, default=[10, 100, 1000, 10_000]

@@ -24,8 +24,8 @@ faults` runs them all: {cases} cases of {tests} tests. This page is written by
 `python docs/make_reliability.py`; see also [limits](limits.md).
 
 Two scripts take too long for tests. `.ci/kill_and_resume.py` kills runs thirty times;
-its log is `docs/results/faults/kills.log`. `.ci/fuzz.py` fuzzes each parser for ten
-minutes; `docs/results/faults/fuzzing.json` has the counts.
+its log is `docs/results/faults/kills.log`. `.ci/fuzz.py` fuzzes a parser for minutes;
+`docs/results/faults/fuzzing.json` has seconds and counts.
 """
 _AREAS = {
     "baselines": "Other schemes",

@@ -130,8 +130,11 @@ class _Page:
         With a `baseline`, a cell's id, it has the differences from this cell.
         """
         rows: dict[str, dict[str, str]] = {}
-        for cell in (c for c in self._study.cells if axis in c.coordinates):
-            found, row = self._results[cell.id], rows.setdefault(cell.run, {})
+        for cell in self._study.cells:
+            found = self._results[cell.id]
+            if axis not in cell.coordinates or not found:
+                continue
+            row = rows.setdefault(cell.run, {})
             row["run"] = cell.title
             value = format_value(axis, cell.coordinates[axis]).replace("_", " ")
             row[value] = _mean(found, measure)
@@ -144,14 +147,14 @@ class _Page:
     def named(self, runs: Sequence[str], measure: str) -> str:
         """Returns the table of some runs, with the epsilon of those that have one."""
         rows = []
-        for cell in (c for c in self._study.cells if c.run in runs):
+        for cell in self._study.cells:
             found = self._results[cell.id]
+            if cell.run not in runs or not found:
+                continue
             row = {"run": cell.title, "global model": _mean(found, measure)}
             finals = [record["final"] for record in found.values()]
             if epsilons := {f["privacy"]["epsilon"] for f in finals if "privacy" in f}:
                 row["epsilon"] = f"{max(epsilons):.4g}"
-            for budget in analysis.budgets_of(found):
-                row[f"{budget} bits"] = _mean(found, measure, budget)
             rows.append(row)
         return _table(rows)
 

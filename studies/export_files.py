@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,11 @@ def main() -> None:
     """Measures all files of a run, and writes the results and the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=pathlib.Path, help="output directory of a run")
-    folder = parser.parse_args().run
+    parser.add_argument(
+        "--micro_images", type=int, default=_IMAGES, help="images for TFLite Micro"
+    )
+    arguments = parser.parse_args()
+    folder, counts = arguments.run, {"micro": arguments.micro_images}
     write_packed_files(folder)
     settings = json.loads((folder / "config.json").read_text())
     dataset = data.load(settings["dataset"])
@@ -49,8 +54,10 @@ def main() -> None:
     rounds = len(list((folder / "rounds").glob("*.json")))
     result = {
         "run": {"rounds": rounds, **{name: settings[name] for name in names}},
-        "images": _IMAGES,
-        "devices": [measure(b, folder / "devices", images, labels) for b in _BUDGETS],
+        "devices": [
+            measure(budget, folder / "devices", images, labels, counts)
+            for budget in _BUDGETS
+        ],
         **provenance.describe(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -75,31 +82,37 @@ def write_packed_files(folder: pathlib.Path) -> None:
 
 
 def measure(
-    budget: float, folder: pathlib.Path, images: np.ndarray, labels: np.ndarray
+    budget: float,
+    folder: pathlib.Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    counts: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Returns the sizes of a device's files and their accuracies."""
+    """Returns the sizes of a device's files, and accuracies on all or fewer images."""
     paths = {
         kind: _path(folder, budget, kind) for kind in ("fedmpq", "litert", "micro")
     }
     model = export.read_packed(paths["fedmpq"])
     expected = np.load(_path(folder, budget, "npy"))
-    found = {"fedmpq": model.predict(images, verbose=0)}
+    kept = _path(folder, budget, "fedmpq.npy")
+    if not kept.exists():
+        np.save(kept, model.predict(images, verbose=0))
+    found = {"fedmpq": np.load(kept)}
     for kind, write in _WRITERS.items():
         if not paths[kind].exists():
             print(write(model, paths[kind], images[:_COMPARED]), flush=True)
-        found[kind] = _outputs_in_parts(kind, paths[kind], images, model)
+        some = images[: counts.get(kind)]
+        found[kind] = _outputs_in_parts(kind, paths[kind], some, model)
     report = report_of(model, paths["fedmpq"])
     return {
         "budget": budget,
         "mean_bit_width": tff_fedmpq.summary(model).mean_bit_width,
         "code_bytes": report.code_bytes,
         "other_bytes": report.other_bytes,
-        "keras_accuracy": _accuracy(expected, labels),
         "files": {
             kind: {
                 "bytes": path.stat().st_size,
-                "accuracy": _accuracy(found[kind], labels),
-                **_differences(expected, found[kind]),
+                **_comparison(expected, found[kind], labels),
             }
             for kind, path in paths.items()
         },
@@ -124,13 +137,16 @@ def _outputs_in_parts(
     return np.concatenate(parts)
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(logits.argmax(1) == labels))
-
-
-def _differences(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def _comparison(
+    expected: np.ndarray, found: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Compares a file's logits with Keras's, on as many images as there are."""
+    expected, labels = expected[: len(found)], labels[: len(found)]
     difference = np.abs(expected - found).max(1)
     return {
+        "images": len(found),
+        "accuracy": float(np.mean(found.argmax(1) == labels)),
+        "keras_accuracy": float(np.mean(expected.argmax(1) == labels)),
         "largest_difference": float(difference.max()),
         "median_difference": float(np.median(difference)),
         "equal_labels": int((expected.argmax(1) == found.argmax(1)).sum()),
@@ -147,7 +163,7 @@ def write_page(result: dict[str, Any]) -> None:
 
 def tables(result: dict[str, Any]) -> str:
     """Returns the tables of a result in Markdown."""
-    run, count = result["run"], result["images"]
+    run = result["run"]
     lines = [
         "",
         f"{run['model']} after {run['rounds']} rounds of {run['epochs']} epoch on "
@@ -165,19 +181,20 @@ def tables(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Sizes are in bytes; floats include scales. Outputs of the file itself on "
-        f"{count:,} test images:",
+        "Sizes are in bytes; floats include scales. Outputs of the file itself on test "
+        "images:",
         "",
-        "| device | file | accuracy | Keras's | equal labels | difference: median | "
-        "largest |",
-        "|---|---|---|---|---|---|---|",
+        "| device | file | images | accuracy | Keras's | equal labels | difference: "
+        "median | largest |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     names = {"fedmpq": "packed, in Keras", "litert": "LiteRT", "micro": "TFLite Micro"}
     for row in result["devices"]:
         for kind, file in row["files"].items():
             lines.append(
-                f"| {row['budget']:g} bits | {names[kind]} | {file['accuracy']:.4f} | "
-                f"{row['keras_accuracy']:.4f} | {file['equal_labels']:,} | "
+                f"| {row['budget']:g} bits | {names[kind]} | {file['images']:,} | "
+                f"{file['accuracy']:.4f} | {file['keras_accuracy']:.4f} | "
+                f"{file['equal_labels']:,} | "
                 f"{file['median_difference']:.1e} | {file['largest_difference']:.1e} |"
             )
     return "\n".join([*lines, "", ""])

@@ -40,6 +40,14 @@ def test_bfloat16_is_fast_by_the_processors_flags(cpu_info, tmp_path, text, fast
     assert processor.has_fast_bfloat16(features, no_gpu) is fast
 
 
+def test_bfloat16_is_slow_without_onednn(monkeypatch, tmp_path):
+    features, no_gpu = frozenset({"avx512_bf16"}), tmp_path / "none"
+    monkeypatch.setenv(processor.ONEDNN_VARIABLE, "1")
+    assert processor.has_fast_bfloat16(features, no_gpu)
+    monkeypatch.setenv(processor.ONEDNN_VARIABLE, "0")
+    assert not processor.has_fast_bfloat16(features, no_gpu)
+
+
 def test_where_a_gpu_is_used_nothing_is_known_of_its_speed(tmp_path):
     assert not processor.has_fast_bfloat16(frozenset({"avx512_bf16"}), tmp_path)
 

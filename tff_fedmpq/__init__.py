@@ -9,7 +9,8 @@
     tff_fedmpq.plots                                  figures of runs and partitions
 
 Subpackages, each using only those before it: `quantization`, `keras`, `allocation`,
-`federated`, `baselines`, `simulation`. The last three need TensorFlow Federated.
+`export`, `federated`, `baselines`, `simulation`. The last three need TensorFlow
+Federated.
 
 Names are imported when they are first used, so that settings and `--help` do not wait
 for TensorFlow. Where TensorFlow is imported, before or after this package, the Keras

@@ -44,5 +44,7 @@ def kilobytes_of(text: str) -> float:
     """Returns the kilobytes of a budget like "40 kB"; ValueError for another text."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*kB\s*", text)
     if match is None:
-        raise ValueError(f'A budget is a number of bits or "40 kB"; found {text!r}.')
+        raise ValueError(
+            f'Budgets are numbers of bits, or sizes like "40 kB"; found {text!r}.'
+        )
     return float(match[1])

@@ -375,6 +375,18 @@ def test_counts_are_those_of_the_message(parties, name, value):
     assert sums.rejected[LIAR] == Rejection.COUNTS
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("count", [0, 1, 3, 8])
+def test_counts_are_as_many_as_items(parties, honest, name, count):
+    """Found by the fuzzer: the comparison of another number of them raised."""
+
+    def change(result):
+        return result._replace(downlink_bits=tf.zeros([count], tf.int64))
+
+    check_left_out(parties, honest, name, change, Rejection.SHAPES)
+
+
 # --- who, when, and damage on the way -------------------------------------------
 
 

@@ -55,7 +55,7 @@ def median(problem):
 
 @pytest.fixture(scope="module")
 def private(problem):
-    """FedAvg, and FedMPQ's mean bit-widths would not be covered, with noise."""
+    """FedMPQ with differential privacy."""
     aggregator = tff.learning.dp_aggregator(NOISE, 10, zeroing=False)
     return build(problem, "fedmpq", aggregator)
 
@@ -69,6 +69,8 @@ def test_state_and_measurements_have_the_aggregators_types(median, problem):
     assert signature.result["state"] == signature.parameter["state"]
     names = tff.structure.name_list(signature.result["metrics"].member)
     assert names[-1] == "aggregator"
+    # On workers, the round ends with the state, the sums and all answers.
+    assert len(median.next.split().finish.type_signature.parameter) == 3
     weights = tff.to_type([tff.TensorType(np.float32, [2, 3])])
     process = AGGREGATORS["clipping"]().create(weights, tff.TensorType(np.float32))
     clipping = build(problem, "fedavg", "clipping").initialize.type_signature.result
@@ -112,6 +114,14 @@ def test_refuses_privacy_with_pruning(problem):
     aggregator = tff.learning.dp_aggregator(NOISE, 10)
     with pytest.raises(ValueError, match="set pruning_threshold=None") as caught:
         build(problem, "fedmpq", aggregator, settings={"pruning_threshold": 0.1})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_refuses_privacy_with_secure_sums(problem):
+    aggregator = tff.learning.ddp_secure_aggregator(NOISE, 10)
+    with pytest.raises(ValueError, match="use tff.learning.dp_aggregator") as caught:
+        build(problem, "fedavg", aggregator)
     assert "\n" not in str(caught.value)
 
 
@@ -181,10 +191,13 @@ def test_the_parts_of_a_round_are_the_round(runtime, median):
     """With them clients are on other machines."""
     state = median.initialize()
     parts = median.next.split()
-    sent = parts.select(state, CLIENTS)
-    answers = [(parts.work(*row), row[2]["ticket"]) for row in sent]
+    sums, answers = parts.zero(), []
+    for client in CLIENTS:
+        *sent, ticket = parts.select(state, client)
+        answers.append((parts.work(client, *sent), ticket))
+        sums = parts.accumulate(sums, answers[-1])
     assert_equal(
-        weights_of(parts.finish(state, answers).state),
+        weights_of(parts.finish(state, sums, answers).state),
         weights_of(median.next(state, CLIENTS).state),
     )
 

@@ -55,6 +55,7 @@ REGISTRIES = {
     "allocation": dict.fromkeys(["pruning_growing", "uniform"]),
     "order": ORDERS,
     "norm": NORMS,
+    "on_client_error": dict.fromkeys(["skip", "raise"]),
     "lattice": LATTICES,
 }
 

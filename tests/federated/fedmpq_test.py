@@ -189,7 +189,7 @@ def test_the_literal_reading_can_be_changed(changes):
         ({"dora": -3}, "1 to 8"),
         ({"dora": float("nan")}, "1 to 8.*nan"),
         ({"dora": float("inf")}, "1 to 8.*inf"),
-        ({"dora": "many"}, "numbers.*many"),
+        ({"dora": "many"}, "numbers of bits.*many"),
         ({"dora": None}, "1 to 8|numbers"),
         ({"dora": [2, 4]}, "one number"),
         ({"dora": 2, "bert": [2, 4]}, "numbers"),

@@ -258,6 +258,7 @@ def test_clients_of_a_lost_worker_are_done_by_the_others(
         assert f"{lost.address} is back" in context.report["events"]
 
 
+@pytest.mark.slow
 def test_an_aggregator_gets_all_answers(machines, problem):
     process = build_fedmpq(*problem.setting, problem.config(), aggregator="clipping")
     with local_runtime(intra_op_threads=1):
@@ -284,7 +285,7 @@ def test_the_end_of_the_coordinators_own_worker_is_said(machines, process, local
     with remote_runtime.remote_runtime(_addresses(machines)) as context:
         process.next(local[0].state, _IDS)
         _signal(context._worker, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="ended while it was in use"):
+        with pytest.raises(RuntimeError, match="(ended while|does not answer)"):
             process.next(local[0].state, _IDS)
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from oracles import quantization as oracle
 
 REFUSED, TAKEN = "refused", "taken"
+IS_LONG = False  # Whether to build graphs first, which saves time later.
 _EDIT = struct.Struct("<BBHBB")  # What, from where, position, length, value.
 _RAW = 255  # As the first byte of a script: the rest is the whole input.
 
@@ -101,7 +102,6 @@ def packed_layers(script: bytes) -> str:
 
     bit_width, num_codes = (script[0] % 8 + 1, script[1]) if script[1:] else (3, 5)
     packed = np.frombuffer(script[2:], np.uint8)
-    tensor = tf.constant(packed)
     fits = packed.size == -(-num_codes * bit_width // 8)
     try:
         codes = packing.unpack_numpy(packed, bit_width, num_codes)
@@ -109,11 +109,11 @@ def packed_layers(script: bytes) -> str:
         codes = None
     try:
         width = tf.constant(bit_width)
-        in_graph = packing.unpack(tensor, width, num_codes).numpy()
+        in_graph = packing.unpack(tf.constant(packed), width, num_codes).numpy()
     except tf.errors.InvalidArgumentError:
         in_graph = None
-    sizes = np.array([num_codes])
-    assert packing.has_packed_size(tensor, sizes, tf.constant([bit_width])) == fits
+    layer = np.array([num_codes]), tf.constant([bit_width])
+    assert bool(packing.has_packed_size(tf.constant(packed), *layer)) == fits
     assert (codes is not None) == (in_graph is not None) == fits
     if codes is None or in_graph is None:
         return REFUSED
@@ -127,7 +127,12 @@ def packed_layers(script: bytes) -> str:
 
 @functools.cache
 def _parties() -> list[Any]:
-    """Returns parties of schemes, sums over three clients, the fourth's answer."""
+    """Returns parties of schemes, sums over three clients, the fourth's answer.
+
+    The second of four is `accumulate` for answers of the right shapes.
+    """
+    import tensorflow as tf
+
     from oracles.party import KEYS, Party
     from oracles.problem import make_problem
     from tff_fedmpq.baselines.fedavg import FedAvgConfig
@@ -141,7 +146,10 @@ def _parties() -> list[Any]:
     for config in (*configs, FedPAQConfig(), UVeQFedConfig()):
         party = Party(problem, config)
         sums = party.accumulate([party.answer(key) for key in KEYS[:-1]])
-        parties.append((party, sums, party.answer(KEYS[-1])))
+        accumulate = party.server.accumulate
+        if IS_LONG:
+            accumulate = tf.function(accumulate, autograph=False)
+        parties.append((party, accumulate, sums, party.answer(KEYS[-1])))
     return parties
 
 
@@ -156,7 +164,7 @@ def messages(script: bytes) -> str:
     from tff_fedmpq.federated.acceptance import Rejection
 
     which, is_signed, leaf, rank = (*script[:4], 0, 0, 0, 0)[:4]
-    party, before, answer = _parties()[which % 5]
+    party, accumulate, before, answer = _parties()[which % 5]
     key = int(answer.key)
     flat = tf.nest.flatten(answer)
     leaf %= len(flat)
@@ -176,7 +184,9 @@ def messages(script: bytes) -> str:
         seed = party.sent[key]["seed"]
         result = result._replace(checksum=acceptance.checksum(result, seed))
         same = False
-    after = party.server.accumulate(before, result, party.sent[key]["ticket"])
+    if changed.shape != array.shape:  # A graph of its own would take seconds.
+        accumulate = party.server.accumulate
+    after = accumulate(before, result, party.sent[key]["ticket"])
     if after.num_rejected:
         code = int(after.rejected[key])
         assert Rejection(code) and not same

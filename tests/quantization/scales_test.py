@@ -254,3 +254,15 @@ def test_a_scale_of_weights_that_have_none_ends_no_process(rule, value, bit_widt
     weights = tf.constant([0.5, value, -0.25])
     rule(weights, width(bit_width), SIGN_MAGNITUDE)
     assert float(rule(weights[:1], width(bit_width), SIGN_MAGNITUDE)) > 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("size", [1e-13, 1e-20, 1e-30, 1e-36])
+@pytest.mark.parametrize("rule", [max_scale, least_squares_scale, gaussian_scale])
+def test_the_scale_of_tiny_weights_fits(rule, size):
+    """Their squared errors vanish, so that the least is not found exactly."""
+    weights = np.random.default_rng(0).normal(size=200).astype(np.float32)
+    expected = rule(tf.constant(weights), width(4), SIGN_MAGNITUDE)
+    tiny = tf.constant(weights * np.float32(size))
+    scale = rule(tiny, width(4), SIGN_MAGNITUDE)
+    np.testing.assert_allclose(scale / size, expected, rtol=0.2)

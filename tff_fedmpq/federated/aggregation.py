@@ -81,7 +81,8 @@ class Aggregation:
     def of(cls, factory: Factory, spec: ModelSpec, scheme: Scheme) -> Aggregation:
         """Creates the processes for a model.
 
-        TypeError if the factory cannot; ValueError for privacy with pruning.
+        TypeError if the factory cannot; ValueError for privacy with pruning, and with
+        secure sums.
         """
         shapes = {"weights": spec.trainable_shapes}
         if spec.non_trainable_shapes:
@@ -105,6 +106,11 @@ class Aggregation:
             raise ValueError(
                 "What pruning leaves depends on clients' data, which differential "
                 "privacy does not cover; set pruning_threshold=None."
+            )
+        if is_private and any(map(_is_secure, processes.values())):
+            raise ValueError(
+                "TFF cannot compile a round of differential privacy with secure sums; "
+                "use tff.learning.dp_aggregator or tff.learning.secure_aggregator."
             )
         return cls(processes, is_private)
 
@@ -161,6 +167,12 @@ def epsilon(state: Any, delta: float) -> float:
             raise ValueError(f"dp_accounting cannot account for {event!r}.")
         accountant.compose(event, rounds)
     return float(accountant.get_epsilon(delta))
+
+
+def _is_secure(process: tff.templates.AggregationProcess) -> bool:
+    """Returns whether a process adds up securely."""
+    proto = tff.framework.ConcreteComputation.get_proto(process.next)
+    return b"federated_secure" in proto.SerializeToString()
 
 
 def _has_event(state_type: Any) -> bool:

@@ -52,18 +52,20 @@ def run_without_unreadable(
 ) -> tuple[Any, dict[str, str]]:
     """Returns a round's output, and the clients that it had to do without.
 
-    These are ids with the error that reading their examples raises.
+    These are ids with the error that reading their examples raises. Where none can be
+    read, the round's own error is raised: data are missing, not clients.
     """
     try:
         return run(client_ids), {}
-    except grpc.RpcError:  # Of TensorFlow in the worker.
+    # Of TensorFlow in the worker; a ValueError is what is made of its assertions.
+    except (grpc.RpcError, ValueError):
         causes = {}
-        for client in client_ids:
+        for client in client_ids if isinstance(client_ids, list) else ():
             try:
                 inspect([client])
             except grpc.RpcError as error:
                 causes[client] = str(error.details()).split("\n")[0]
-        if not causes:
+        if len(causes) in (0, len(client_ids)):
             raise
     return run([client for client in client_ids if client not in causes]), causes
 

@@ -379,8 +379,11 @@ def build_process(
         types = [tff.FederatedType(t, tff.SERVER) for t in (state_type, sums_type)]
         if aggregation is None:
             return tff.federated_computation(lambda s, sums: finish(s, sums), *types)
-        types.append(tff.FederatedType(answer_type, tff.CLIENTS))
-        return tff.federated_computation(lambda s, *parts: finish(s, *parts), *types)
+        return tff.federated_computation(
+            lambda s, sums, answers: finish(s, sums, answers),
+            *types,
+            tff.FederatedType(answer_type, tff.CLIENTS),
+        )
 
     inspect = left_out.build_inspection(client_data, config.max_examples)
     # `remote_runtime` asks for them; building them takes a while.

@@ -211,8 +211,9 @@ class RemoteContext(tff.framework.SyncContext):
         try:
             yield
         except Exception as error:
-            if is_lost(error):
-                self._worker.check()
+            if is_lost(error):  # Other workers' errors do not come here.
+                event = "The TFF worker ended while it was in use"
+                raise self._worker.error(event) from error
             raise
         finally:
             with self.changed:

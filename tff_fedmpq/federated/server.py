@@ -371,8 +371,9 @@ class Server:
         layers = (len(self.spec.kernel_shapes),)
         symbols = uplink.symbols_shape(self.spec)
         own = [result.bit_widths, result.msb_densities, result.num_examples]
-        own += [result.weight, result.uplink_bits, result.symbols]
-        shapes = [layers, layers, (), (), (len(messages.BIT_ITEMS),), symbols]
+        own += [result.weight, result.uplink_bits, result.downlink_bits, result.symbols]
+        items = (len(messages.BIT_ITEMS),)
+        shapes = [layers, layers, (), (), items, items, symbols]
         row = tf.clip_by_value(ticket.key, 0, len(self.budgets) - 1)
         budget = tf.gather(self.budgets.astype(np.float32), row)
 

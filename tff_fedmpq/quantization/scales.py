@@ -33,6 +33,7 @@ ScaleRule = Callable[[tf.Tensor, tf.Tensor, Representation], tf.Tensor]
 _NUM_CANDIDATES = 256
 _NUM_BINS = 4096
 _REFINEMENTS = 3
+_SMALL = 1e-12
 
 
 def max_scale(
@@ -122,10 +123,14 @@ def gaussian_scale(
 ) -> tf.Tensor:
     """Returns the least-squares scale for Gaussian weights of the same mean square.
 
-    Weights whose squares vanish in float32 give 1. The steps are for `SIGN_MAGNITUDE`;
-    in offset binary the error is within 1 % of the least from 2 bits on.
+    All-zero weights give 1. The steps are for `SIGN_MAGNITUDE`; in offset binary the
+    error is within 1 % of the least from 2 bits on.
     """
-    root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(weights)))
+    largest = tf.reduce_max(tf.abs(weights))
+    # Squares of small weights vanish in float32.
+    unit = tf.where(largest < _SMALL, largest, 1.0)
+    scaled = tf.math.divide_no_nan(weights, unit)
+    root_mean_square = unit * tf.sqrt(tf.reduce_mean(tf.square(scaled)))
     step = root_mean_square * tf.gather(gaussian.STEPS, bit_width - 1)
     scale = scale_of(step, bit_width)
     return tf.where(scale > 0.0, scale, 1.0)

@@ -125,7 +125,7 @@ class ExperimentConfig:
         compute = resolve_compute(self.compute, is_quantized)
         object.__setattr__(self, "compute", compute)
         clients = self.num_clients
-        given = (b if isinstance(b, str) else float(b) for b in self.budgets)
+        given = (b if "kB" in str(b) else float(b) for b in self.budgets)
         budgets: tuple[Any, ...] = tuple(given) or tiered_budgets(clients)
         object.__setattr__(self, "budgets", budgets)
         self._require("alpha", 0 < self.alpha < math.inf, "above 0 and finite")
