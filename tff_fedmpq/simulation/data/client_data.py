@@ -18,8 +18,8 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
+from tff_fedmpq._tff import tff
 from tff_fedmpq.files import PathLike, write_atomically
 from tff_fedmpq.simulation.data.image_dataset import ImageDataset
 from tff_fedmpq.simulation.data.partitions import Partition
