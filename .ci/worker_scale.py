@@ -60,9 +60,8 @@ def measure(plan: dict[str, Any]) -> None:
 
     A first round of a few clients on each, which sends the computation, is left out.
     """
-    import tensorflow_federated as tff
-
     from tff_fedmpq import build_process, remote_runtime
+    from tff_fedmpq._tff import tff
     from tff_fedmpq.simulation import data
     from tff_fedmpq.simulation.config import make_config
     from tff_fedmpq.simulation.data.client_data import build_client_data

@@ -61,6 +61,8 @@ def test_what_is_missing_is_named_with_the_line_that_installs_it(without, capsys
     without(tensorflow_federated=None, tabulate=None)
     assert doctor.main() == 1
     *report, line = capsys.readouterr().out.splitlines()
+    (complete,) = (row for row in report if row.startswith("Complete: "))
+    assert complete.startswith("Complete: core") and "federated" not in complete
     assert any(
         re.match(r" +tabulate +missing +expected >=0\.9$", row) for row in report
     )

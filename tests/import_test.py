@@ -87,6 +87,7 @@ _UPPER = [
     "import tff_fedmpq.federated.process",
     "import tff_fedmpq.simulation.experiment",
     "from tff_fedmpq import local_runtime",
+    "from tff_fedmpq import client_data_from_arrays",
     "from tff_fedmpq import build_fedmpq; build_fedmpq(None, {}, None)",
     "from tff_fedmpq import build_fedavg; build_fedavg(None, {}, None)",
 ]

@@ -59,7 +59,7 @@ def installing_line(unmet: list[Requirement]) -> str:
 def main() -> int:
     """Prints the report; returns the exit status."""
     print(f"Python {platform.python_version()}, {platform.platform()}")
-    problems = []
+    complete, problems = [], []
     groups = [("Core", ""), ("Federated training", "federated")]
     if installed_version("ipykernel"):  # No need of programs.
         groups.append(("Notebooks", "notebook"))
@@ -75,9 +75,13 @@ def main() -> int:
             unmet += [] if fits else [requirement]
         if unmet:
             problems.append(f"{title} needs:\n  {installing_line(unmet)}")
+        else:
+            complete.append(title.lower())
     tensorflow, keras = map(installed_version, ("tensorflow", "tf-keras"))
     if tensorflow and not is_supported(sys.version_info[:2], tensorflow, keras):
         problems.append(f"Expected {SUPPORTED}.")
+    if problems:
+        print(f"\nComplete: {', '.join(complete) or 'nothing'}.")
     print("", *problems or ["Everything fits."], sep="\n")
     return 1 if problems else 0
 

@@ -23,8 +23,8 @@ from tff_fedmpq.keras import (
 from tff_fedmpq.quantization.representations import OFFSET_BINARY, SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import (
     get_scale_rule,
-    widening_scale,
     max_scale,
+    widening_scale,
 )
 
 

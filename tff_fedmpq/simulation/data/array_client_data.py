@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
+from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.population import as_client_ids
 from tff_fedmpq.federated.tasks import split_example
 from tff_fedmpq.files import PathLike

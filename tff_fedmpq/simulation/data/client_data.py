@@ -6,8 +6,7 @@
 `(str -> <uint8[h,w,c], int32>*)`: only client ids are sent to the process that runs it.
 """
 
-import tensorflow_federated as tff
-
+from tff_fedmpq._tff import tff
 from tff_fedmpq.files import PathLike
 from tff_fedmpq.simulation.data.array_client_data import client_data_from_arrays
 from tff_fedmpq.simulation.data.image_dataset import ImageDataset
