@@ -111,7 +111,7 @@ def test_k1_tflite_keeps_the_relu(converter, use_bias, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("bits", [1, 4, 8])
 def test_k4_tflite_of_activations_of_k_bits(bits):
     model = quantize_model(convolutional(), 4, bits)
     x = normal(5, 8, 8, 3)
@@ -621,11 +621,11 @@ def test_k20_a_warning_is_short():
     class Unknown(layers.Dense):
         pass
 
-    steps = (layers.Activation("exponential") for _ in range(120))
-    dense = (Unknown(3) for _ in range(120))
+    steps = (layers.Activation("exponential") for _ in range(40))
+    dense = (Unknown(3) for _ in range(40))
     model = Sequential([Input([3]), *itertools.chain(*zip(dense, steps))])
     with warnings_of_absl() as messages:
         report = quantize_model(model, 4, 4).quantization_report
-    assert "100.0 % of the weights stay in float, in 120 Unknown" in messages[0]
+    assert "100.0 % of the weights stay in float, in 40 Unknown" in messages[0]
     assert all(len(message) < 300 for message in messages)
-    assert len(str(report).splitlines()) == 241
+    assert len(str(report).splitlines()) == 81
