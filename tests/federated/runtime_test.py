@@ -479,9 +479,14 @@ print(plus_one(1), flush=True)
 @pytest.mark.parametrize(
     "enter",
     [
-        "s = contextlib.ExitStack(); s.enter_context(runtime.local_runtime())",
         "block = runtime.local_runtime(); block.__enter__()",
-        "block = runtime.local_async_runtime(); block.__enter__(); plus_one = abs",
+        *(
+            pytest.param(enter, marks=pytest.mark.slow)
+            for enter in (
+                "s = contextlib.ExitStack(); s.enter_context(runtime.local_runtime())",
+                "b = runtime.local_async_runtime(); b.__enter__(); plus_one = abs",
+            )
+        ),
     ],
 )
 def test_a_program_that_does_not_leave_the_block_ends(marker, enter):
