@@ -185,11 +185,11 @@ def scale_of_shape(
     axes = [axis for axis, size in enumerate(shape) if size == 1]
     last = [axis for axis in range(len(shape)) if axis not in axes]
     if rule is widening_scale:
-        parts = [
+        least, normal = (
             scale_of_shape(shape, part, weights, bit_width, representation)
             for part in (least_squares_scale, gaussian_scale)
-        ]
-        return _widen(*parts, bit_width)
+        )
+        return _widen(least, normal, bit_width)
     if rule is not least_squares_scale:
         rows = tf.transpose(weights, last + axes)
         rows = tf.reshape(rows, [int(np.prod(shape)), -1])
