@@ -34,6 +34,7 @@ import tensorflow as tf
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization.representations import MAX_BIT_WIDTH, MIN_BIT_WIDTH
+from tff_fedmpq.quantization.tracing import traced
 
 # (weights per layer int64[L], bits pruned int32[N, L]) -> value of bits 2..8 of each
 # layer, float64[N, 7, L], which does not increase from one bit of a layer to the next.
@@ -137,7 +138,7 @@ def _prune_and_grow_in_order(order: Order) -> Any:
     signature = [tf.TensorSpec([None, None]), tf.TensorSpec([None, None], tf.int32)]
     signature += [tf.TensorSpec([None], dtype) for dtype in (tf.int64, tf.float64)]
 
-    @tf.function(input_signature=signature, autograph=False)
+    @traced(signature)
     def fit(mean_bit_widths, bit_reductions, layer_sizes, budgets):
         num_layers = tf.size(layer_sizes)
         rounded = tf.cast(tf.round(mean_bit_widths), tf.int64)

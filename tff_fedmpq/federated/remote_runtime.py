@@ -39,7 +39,12 @@ from tff_fedmpq.federated import wire
 from tff_fedmpq.federated.remote_calls import Calls, is_lost
 from tff_fedmpq.federated.remote_host import Host, NoWorkersError
 from tff_fedmpq.federated.remote_round import Round
-from tff_fedmpq.federated.runtime import Worker, compile_computation, owned_worker
+from tff_fedmpq.federated.runtime import (
+    Worker,
+    compile_computation,
+    owned_worker,
+    sync_context,
+)
 from tff_fedmpq.files import PathLike
 
 _POLL_SECONDS = 1.0
@@ -107,7 +112,7 @@ class RemoteContext(tff.framework.SyncContext):
     ):
         self.wait_seconds, self.log_path = wait_seconds, log_path or os.devnull
         self.tls_dir, self.answer_seconds = tls_dir, answer_seconds
-        self.local = tff.framework.SyncExecutionContext(**worker.context_arguments())
+        self.local = sync_context(worker)
         self._worker, self._own = worker, Calls(worker.stub, self.compiled)
         self._given, self._insecure = list(addresses), insecure
         self.changed, self.is_closed = threading.Condition(), False

@@ -26,6 +26,7 @@ import grpc
 from absl import logging
 
 from tff_fedmpq._tff import tff
+from tff_fedmpq.federated.execution_context import ExecutionContext, ExecutorFactory
 from tff_fedmpq.files import PathLike
 from tff_fedmpq.processor import onednn_environment
 
@@ -78,9 +79,17 @@ def local_runtime(
       ValueError: If `startup_timeout_seconds` or `intra_op_threads` is not positive.
     """
     with owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
-        context = tff.framework.SyncExecutionContext(**worker.context_arguments())
+        context = sync_context(worker)
         with tff.framework.get_context_stack().install(context):
             yield context
+
+
+def sync_context(worker: Worker) -> tff.framework.SyncExecutionContext:
+    """Returns a context that runs computations on a worker."""
+    arguments = worker.context_arguments()
+    context = tff.framework.SyncExecutionContext(**arguments)
+    context._async_context = ExecutionContext(**arguments)
+    return context
 
 
 def threads_per_client(num_clients: int) -> int:
@@ -105,7 +114,7 @@ def local_async_runtime(
     gives their values. Arguments and errors are those of `local_runtime`.
     """
     with owned_worker(log_path, startup_timeout_seconds, intra_op_threads) as worker:
-        native = tff.framework.AsyncExecutionContext(**worker.context_arguments())
+        native = ExecutionContext(**worker.context_arguments())
         context = tff.program.NativeFederatedContext(native)
         with tff.framework.get_context_stack().install(context):
             yield context
@@ -198,7 +207,7 @@ class Worker:
 
     def context_arguments(self) -> dict[str, Any]:
         """Returns what TFF's own local contexts are built with, on this worker."""
-        factory = tff.framework.ResourceManagingExecutorFactory(self._create_executor)
+        factory = ExecutorFactory(self._create_executor)
         return {
             "executor_fn": factory,
             "compiler_fn": compile_computation,

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.quantization.representations import Representation, scale_of, step_size
+from tff_fedmpq.quantization.tracing import traced
 
 # Functions of a single code are evaluated once per code value, then looked up.
 EVERY_CODE = np.arange(256, dtype=np.uint8)
@@ -105,7 +106,7 @@ def _prune_msb_of_flat(representation: Representation, saturate: bool) -> Any:
     codes_spec, scalar = tf.TensorSpec([None], tf.uint8), tf.TensorSpec([])
     signature = [codes_spec, scalar, tf.TensorSpec([], tf.int32), scalar]
 
-    @tf.function(input_signature=signature, autograph=False)
+    @traced(signature)
     def prune_flat(codes, scale, bit_width, threshold):
         step = step_size(scale, bit_width)
 

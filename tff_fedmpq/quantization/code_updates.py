@@ -22,6 +22,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tff_fedmpq.quantization import representations
+from tff_fedmpq.quantization.tracing import traced
 
 _FLOAT32_SIGN_AND_EXPONENT = -0x00800000  # The bits 0xFF800000 as an int32.
 _SQRT2 = 1.4142135
@@ -71,7 +72,7 @@ def integer_update(
 
 
 # Traced once for all kernels of a shape: a deep network's graph is built sooner.
-traced_integer_update = tf.function(integer_update, autograph=False)
+traced_integer_update = traced()(integer_update)
 
 
 def move_codes(codes: tf.Tensor, change: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:

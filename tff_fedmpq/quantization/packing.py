@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_fedmpq.quantization.representations import check_bit_width
+from tff_fedmpq.quantization.tracing import traced
 
 _GROUP = 8  # Codes per word, and bits per byte.
 _BYTES = tf.TensorSpec([None], tf.uint8)
@@ -53,7 +54,7 @@ def pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
 
 
 # Traced once, for all layers of all models: a network's graph is built much sooner.
-@tf.function(input_signature=[_BYTES, _INT32], autograph=False)
+@traced([_BYTES, _INT32])
 def _pack(codes: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
     num_codes = tf.size(codes)
     largest = tf.bitwise.left_shift(1, bit_width) - 1
@@ -73,7 +74,7 @@ def unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: int) -> tf.Tensor
     return tf.ensure_shape(codes, [num_codes])
 
 
-@tf.function(input_signature=[_BYTES, _INT32, _INT32], autograph=False)
+@traced([_BYTES, _INT32, _INT32])
 def _unpack(packed: tf.Tensor, bit_width: tf.Tensor, num_codes: tf.Tensor) -> tf.Tensor:
     size = packed_size(num_codes, bit_width)
     tf.debugging.assert_equal(

@@ -27,6 +27,7 @@ import tensorflow as tf
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization.representations import Representation, scale_of
+from tff_fedmpq.quantization.tracing import traced
 
 ScaleRule = Callable[[tf.Tensor, tf.Tensor, Representation], tf.Tensor]
 
@@ -68,7 +69,7 @@ def least_squares_scale(
 def _least_squares_scale_of_flat(representation: Representation) -> Any:
     """Returns `least_squares_scale` of weights float32[n] as a TensorFlow function."""
 
-    @tf.function(input_signature=_OF_FLAT, autograph=False)
+    @traced(_OF_FLAT)
     def scale_of_flat(weights: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
         def squared_error(scale: tf.Tensor) -> tf.Tensor:
             codes = representation.quantize(weights, scale, bit_width)
@@ -152,7 +153,7 @@ def widening_scale(
 def _widening_scale_of_flat(representation: Representation) -> Any:
     """Returns `widening_scale` of weights float32[n] as a TensorFlow function."""
 
-    @tf.function(input_signature=_OF_FLAT, autograph=False)
+    @traced(_OF_FLAT)
     def scale_of_flat(weights: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
         least_squares = _least_squares_scale_of_flat(representation)(weights, bit_width)
         smooth = gaussian_scale(weights, bit_width, representation)
