@@ -69,8 +69,8 @@ def test_a_dataset_that_raises_leaves_its_client_out(runtime, problem, process, 
     state = expected = process.initialize()
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
-            output = faulty.next(state, problem.client_ids)
-        wanted = process.next(expected, ["anna", "dora"])
+            output = faulty.next(state, ["bert", "cleo", "dora"])
+        wanted = process.next(expected, ["dora"])
         state, expected = output.state, wanted.state
         rejected = output.metrics["rejected"].tolist()
         assert rejected == [0, Rejection.DATASET, Rejection.DATASET, 0]
@@ -89,7 +89,9 @@ def test_errors_of_clients_end_the_round_if_wished(runtime, problem):
     state = process.initialize()
     with pytest.raises(ValueError, match="Round 1, left out: client 'bert': .*raises"):
         process.next(state, problem.client_ids)
-    assert process.next(state, ["anna", "dora"]).metrics["num_rejected"] == 0
+    assert process.next(state, ["cleo", "dora"]).metrics["num_rejected"] == 0
+    with pytest.raises(ValueError, match="Round 1, left out: client 'anna': .* no ex"):
+        process.next(state, ["anna", "dora"])
 
 
 def test_bad_labels_end_the_round_if_wished(runtime, problem):
@@ -106,12 +108,22 @@ def test_a_round_whose_clients_all_fail_is_abandoned(runtime, problem):
     process = build(problem, problem.client_data.preprocess(fails_at_third))
     before = process.initialize()
     output = process.next(before, problem.client_ids)
-    assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 3
+    assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 4
     tf.nest.map_structure(
         np.testing.assert_array_equal,
         output.state.global_model_weights,
         before.global_model_weights,
     )
+
+
+def test_a_client_without_examples_is_named(runtime, problem, process, caplog):
+    """It takes part: it was sent a model, and answered."""
+    with caplog.at_level(logging.WARNING):
+        output = process.next(process.initialize(), ["anna", "dora"])
+    assert "Round 1, left out: client 'anna': it has no examples" in caplog.messages
+    assert output.metrics["rejected"].tolist() == [Rejection.NO_EXAMPLES, 0, 0, 0]
+    assert output.metrics["num_rejected"] == 1
+    assert output.metrics["uplink_bits"][0].sum() > 0
 
 
 def slow(dataset):
@@ -134,7 +146,7 @@ def test_a_slow_client_is_left_out(runtime, problem):
     data = data_with(problem, {"cleo": slow})
     process = build_process(problem.model_fn, problem.budgets, data, config)
     output = process.next(process.initialize(), problem.client_ids)
-    assert output.metrics["rejected"].tolist() == [0, 0, Rejection.TIME, 0]
+    assert output.metrics["rejected"].tolist() == [21, 0, Rejection.TIME, 0]
     assert output.metrics["participations"].tolist() == [1, 1, 0, 1]
 
 
@@ -151,10 +163,10 @@ def test_dropouts_are_drawn_by_the_seed(runtime, problem, process):
     unreliable = problem.build(dropout_rate=0.5)
     state, seen = process.initialize(), set()
     for _ in range(4):
-        output = unreliable.next(state, problem.client_ids)
+        output = unreliable.next(state, ["bert", "cleo", "dora"])
         rejected = output.metrics["rejected"].tolist()
         assert set(rejected) <= {0, Rejection.DROPOUT}
-        stay = [c for c, code in zip(process.client_ids, rejected) if not code]
+        stay = [c for c, code in zip(process.client_ids, rejected) if not code][1:]
         expected = process.next(state, stay)
         state = output.state
         tf.nest.map_structure(np.testing.assert_array_equal, state, expected.state)
