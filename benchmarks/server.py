@@ -90,7 +90,6 @@ def client_result(
     num_examples = 1.0 / budget  # Of weight 1.
     message = scheme.uplink.encode(weights, weights, budget, received["seed"])
     weight = scheme.aggregation_weight(budget, num_examples)
-    rates = received["training_rates"]
     result = ClientResult(
         key,
         weight,
@@ -98,9 +97,6 @@ def client_result(
         weights.bit_widths,
         TrainingSums.zero(),
         tf.zeros(weights.scales.shape),
-        scheme.uplink.count_bits(message, [weight]),
-        messages.count_model_bits(received, [received["seed"], rates]),
-        scheme.uplink.symbols(message),
         num_examples=num_examples,
         fault=tf.constant(0),
         checksum=(),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import parsers
 
 # Slower targets get fewer of them; `.ci/fuzz.py` runs all for minutes.
-_CASES = {"messages": 25, "tiny_imagenet_files": 100}
+_CASES = {"messages": 25, "packed_files": 60, "tiny_imagenet_files": 100}
 
 
 @pytest.mark.faults

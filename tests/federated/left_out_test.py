@@ -88,8 +88,8 @@ def test_a_dataset_that_raises_leaves_its_client_out(
     state = expected = process.initialize()
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
-            output = faulty.next(state, problem.client_ids)
-        wanted = process.next(expected, ["anna", "dora"])
+            output = faulty.next(state, ["bert", "cleo", "dora"])
+        wanted = process.next(expected, ["dora"])
         state, expected = output.state, wanted.state
         rejected = output.metrics["rejected"].tolist()
         assert rejected == [0, Rejection.DATASET, Rejection.DATASET, 0]
@@ -105,24 +105,36 @@ def test_a_dataset_that_raises_leaves_its_client_out(
 def test_errors_of_clients_end_the_round_if_wished(runtime, strict):
     state = strict.initialize()
     with pytest.raises(ValueError, match="Round 1, left out: client 'bert': .*raises"):
-        strict.next(state, ["anna", "bert", "dora"])
-    assert strict.next(state, ["anna", "dora"]).metrics["num_rejected"] == 0
+        strict.next(state, ["bert", "dora"])
+    assert strict.next(state, ["dora"]).metrics["num_rejected"] == 0
+    with pytest.raises(ValueError, match="Round 1, left out: client 'anna': .* no ex"):
+        strict.next(state, ["anna", "dora"])
 
 
 def test_bad_labels_end_the_round_if_wished(runtime, strict):
     with pytest.raises(ValueError, match="'cleo': its examples have labels out of"):
-        strict.next(strict.initialize(), ["anna", "cleo", "dora"])
+        strict.next(strict.initialize(), ["cleo", "dora"])
 
 
 def test_a_round_whose_clients_all_fail_is_abandoned(runtime, faulty):
     before = faulty.initialize()
     output = faulty.next(before, ["anna", "bert", "cleo"])  # Anna has no examples.
-    assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 2
+    assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 3
     tf.nest.map_structure(
         np.testing.assert_array_equal,
         output.state.global_model_weights,
         before.global_model_weights,
     )
+
+
+def test_a_client_without_examples_is_named(runtime, problem, process, caplog):
+    """It takes part: it was sent a model, and answered."""
+    with caplog.at_level(logging.WARNING):
+        output = process.next(process.initialize(), ["anna", "dora"])
+    assert "Round 1, left out: client 'anna': it has no examples" in caplog.messages
+    assert output.metrics["rejected"].tolist() == [Rejection.NO_EXAMPLES, 0, 0, 0]
+    assert output.metrics["num_rejected"] == 1
+    assert output.metrics["uplink_bits"][0].sum() > 0
 
 
 def slow(dataset):
@@ -145,7 +157,7 @@ def test_a_slow_client_is_left_out(runtime, problem):
     data = data_with(problem, {"cleo": slow})
     process = build_process(problem.model_fn, problem.budgets, data, config)
     output = process.next(process.initialize(), problem.client_ids)
-    assert output.metrics["rejected"].tolist() == [0, 0, Rejection.TIME, 0]
+    assert output.metrics["rejected"].tolist() == [21, 0, Rejection.TIME, 0]
     assert output.metrics["participations"].tolist() == [1, 1, 0, 1]
 
 
@@ -162,10 +174,10 @@ def test_dropouts_are_drawn_by_the_seed(runtime, problem, process):
     unreliable = problem.build(dropout_rate=0.5)
     state, seen = process.initialize(), set()
     for _ in range(4):
-        output = unreliable.next(state, problem.client_ids)
+        output = unreliable.next(state, ["bert", "cleo", "dora"])
         rejected = output.metrics["rejected"].tolist()
         assert set(rejected) <= {0, Rejection.DROPOUT}
-        stay = [c for c, code in zip(process.client_ids, rejected) if not code]
+        stay = [c for c, code in zip(process.client_ids, rejected) if not code][1:]
         expected = process.next(state, stay)
         state = output.state
         tf.nest.map_structure(np.testing.assert_array_equal, state, expected.state)

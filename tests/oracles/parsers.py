@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import io
+import itertools
 import json
+import lzma
 import pathlib
 import pickle
+import re
 import shutil
 import struct
 import tempfile
@@ -190,7 +194,8 @@ def messages(script: bytes) -> str:
     if after.num_rejected:
         code = int(after.rejected[key])
         assert Rejection(code) and not same
-        assert is_signed % 2 or code in (Rejection.CHECKSUM, Rejection.TICKET)
+        unsigned = Rejection.CHECKSUM, Rejection.TICKET, Rejection.RECEIVED
+        assert is_signed % 2 or code in unsigned
         after = after._replace(rejected=before.rejected)
         after = after._replace(num_rejected=before.num_rejected)
         pairs = zip(tf.nest.flatten(before), tf.nest.flatten(after))
@@ -207,8 +212,9 @@ def messages(script: bytes) -> str:
     weigh = party.server.scheme.aggregation_weight
     assert 0 <= added <= float(weigh(budget, tf.constant(100_000.0)))
     limit = acceptance.MAX_WEIGHT_RATIO * float(ticket.magnitude) * max(added, 1.0)
-    changes = zip(before.weights.kernels, after.weights.kernels)
-    assert all(np.max(np.abs(b - a)) <= 1.001 * limit for a, b in changes)
+    num_trainable = party.spec.num_weights - party.spec.num_statistics
+    changes = np.abs(after.weights - before.weights)[:num_trainable]
+    assert np.max(changes) <= 1.001 * limit
     return TAKEN
 
 
@@ -390,6 +396,100 @@ def result_files(script: bytes) -> str:
     return TAKEN
 
 
+_num_models = itertools.count()
+
+
+@functools.cache
+def _packed_file() -> bytes:
+    """Returns the packed file of a small quantized model."""
+    import tensorflow as tf
+
+    from tff_fedmpq import export
+    from tff_fedmpq.keras import quantize_model
+
+    tf.keras.utils.set_random_seed(0)
+    dense = tf.keras.layers.Dense(3, "relu", name="dense")
+    model = tf.keras.Sequential([tf.keras.Input([4]), dense], "model")
+    path = folder() / "model.fedmpq"
+    export.write_packed(quantize_model(model, 3, 4), path)
+    return path.read_bytes()
+
+
+def packed_files(script: bytes) -> str:
+    """A packed file gives the variables that it holds, or `PackedFileError`.
+
+    Size and checksum may be made to fit, of an edited value of the header too.
+    """
+    import tensorflow as tf
+
+    from tff_fedmpq.export.packed import PackedFileError, unpack_model
+
+    what, script = (script[0] if script else 0) % 3, script[1:]
+    content = sample = _packed_file()
+    header, body = _parts_of(sample)
+    if what == 0:
+        content = edited(sample, script)
+    elif what == 1:
+        rest = edited(sample[56:], script)
+        content = _signed(len(header), rest)
+    elif what == 2:
+        header = lzma.compress(_with_edited_value(lzma.decompress(header), script))
+        content = _signed(len(header), header + body)
+    if next(_num_models) % 100 == 0:
+        tf.keras.backend.clear_session()  # Keras keeps what models are made of.
+    try:
+        model = unpack_model(content)
+    except PackedFileError:
+        assert content != sample
+        return REFUSED
+    assert what or content == sample
+    _check_variables(model, _parts_of(content)[1])
+    return TAKEN
+
+
+def _parts_of(packed_file: bytes) -> tuple[bytes, bytes]:
+    """Returns header and body; see `tff_fedmpq.export.packed`."""
+    end = 56 + struct.unpack_from("<I", packed_file, 52)[0]
+    return packed_file[56:end], packed_file[end:]
+
+
+def _signed(header_size: int, rest: bytes) -> bytes:
+    """Returns a packed file whose size and checksum fit."""
+    start = _packed_file()[:12] + struct.pack("<Q", 56 + len(rest))
+    end = struct.pack("<I", header_size) + rest
+    return start + hashlib.sha256(start + end).digest() + end
+
+
+def _with_edited_value(text: bytes, script: bytes) -> bytes:
+    """Returns JSON of which one value or name is edited."""
+    values = [match.span() for match in re.finditer(rb'"[^"]*"|[-\w.]+', text)]
+    which = int.from_bytes(script[:2], "little") % len(values)
+    begin, end = values[which]
+    return text[:begin] + edited(text[begin:end], script[2:]) + text[end:]
+
+
+def _check_variables(model: Any, body: bytes) -> None:
+    """Asserts that a model's variables are those of a packed file's body."""
+    from tff_fedmpq.keras import quantized_kernels
+
+    widths = {id(kernel.bit_width) for kernel in quantized_kernels(model)}
+    for variable in model.weights:
+        if id(variable) in widths:
+            continue
+        value = variable.numpy()
+        if hasattr(variable, "quantized_kernel"):
+            bits = int(variable.quantized_kernel.bit_width)
+            size = -(-value.size * bits // 8)
+            packed = np.frombuffer(body[:size], np.uint8)
+            codes = oracle.unpack(packed, bits, value.size)
+            assert np.array_equal(value.reshape(-1), codes)
+        else:
+            size = value.nbytes
+            assert value.tobytes() == body[:size]
+        body = body[size:]
+    assert not body
+
+
 TARGETS: Mapping[str, Callable[[bytes], str]] = {
     target.__name__: target
     for target in (
@@ -401,5 +501,6 @@ TARGETS: Mapping[str, Callable[[bytes], str]] = {
         tiny_imagenet_files,
         checkpoints,
         result_files,
+        packed_files,
     )
 }

@@ -59,13 +59,7 @@ class Party:
         result = self._trained[key, train]
         if change is None:
             return result
-        uplink, result = self.server.scheme.uplink, change(result)
-        # A liar counts what it sends, so that only the change is wrong.
-        result = result._replace(
-            uplink_bits=uplink.count_bits(result.message, [result.weight]),
-            symbols=uplink.symbols(result.message),
-        )
-        return self._signed(key, result)
+        return self._signed(key, change(result))
 
     def _signed(self, key: int, result: ClientResult) -> ClientResult:
         result = result._replace(checksum=())
@@ -82,7 +76,6 @@ class Party:
         message = uplink.encode(trained, weights, budget, received["seed"])
         count = tf.constant(NUM_EXAMPLES)
         weight = self.server.scheme.aggregation_weight(budget, count)
-        headers = received["seed"], received["training_rates"]
         return ClientResult(
             key=tf.constant(key),
             weight=weight,
@@ -90,9 +83,6 @@ class Party:
             bit_widths=weights.bit_widths,
             training=TrainingSums(*map(tf.constant, (9.0, NUM_EXAMPLES))),
             msb_densities=tf.fill(weights.bit_widths.shape, 0.5),
-            uplink_bits=uplink.count_bits(message, [weight]),
-            downlink_bits=messages.count_model_bits(received, headers),
-            symbols=uplink.symbols(message),
             num_examples=count,
             fault=tf.constant(0),
             checksum=(),

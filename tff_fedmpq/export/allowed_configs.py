@@ -54,6 +54,8 @@ def check_config(config: Any) -> None:
             _check_class(config)
         if config.get("compile_config"):
             raise UnsafeModelError("A packed model is not compiled.")
+        if isinstance(config.get("vocabulary"), str):
+            raise UnsafeModelError("A packed model reads no vocabulary file.")
         for value in config.values():
             check_config(value)
     elif isinstance(config, list):

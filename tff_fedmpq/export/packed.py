@@ -40,6 +40,7 @@ VERSION = 1
 _FIXED = struct.Struct("<8sHHQ32sI")
 _DIGEST = slice(20, 52)
 _LARGEST_HEADER = 2**26  # Bytes of JSON: a small file must not fill the memory.
+_OTHER_WEIGHTS = 2**16  # Bit-widths, and states of layers, which no file holds.
 _FUNCTIONAL = tf.keras.Sequential.__bases__[0]
 
 
@@ -114,7 +115,7 @@ def unpack_model(content: bytes, name: str = "The file") -> tf.keras.Model:
     try:
         check_config(header["model"])
         values = list(_values(header["variables"], body))
-        model = _build(header["model"])
+        model = _build(header["model"], sum(value.size for _, value in values))
         _assign(model, values)
     except UnsafeModelError as error:
         raise UnsafeFileError(f"{name}: {error}") from None
@@ -192,9 +193,22 @@ def _values(rows: list[Any], body: bytes) -> Iterator[tuple[int, np.ndarray]]:
         raise ValueError(f"{start} bytes of variables expected, found {len(body)}")
 
 
-def _build(config: dict[str, Any]) -> tf.keras.Model:
-    """Returns the model of a configuration, with initial weights."""
-    model = tf.keras.models.model_from_json(json.dumps(config))
+def _build(config: dict[str, Any], num_weights: int) -> tf.keras.Model:
+    """Returns the model of a configuration, with initial weights.
+
+    ValueError before it has more weights than the file holds, which would take memory.
+    """
+    left = num_weights + _OTHER_WEIGHTS
+
+    def create(next_creator: Any, **kwargs: Any) -> tf.Variable:
+        nonlocal left
+        left -= int(np.prod(kwargs.get("shape") or (), dtype=np.float64))
+        if left < 0:
+            raise ValueError(f"a model of more than {num_weights} weights")
+        return next_creator(**kwargs)
+
+    with tf.variable_creator_scope(create):
+        model = tf.keras.models.model_from_json(json.dumps(config))
     if not isinstance(model, _FUNCTIONAL):
         raise TypeError(f"a Sequential or functional model expected, found {model!r}")
     return model

@@ -20,7 +20,7 @@ bit-widths, lie about the model that it received, or weigh more than
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -32,6 +32,7 @@ MIN_SCALE_RATIO, MAX_SCALE_RATIO = 1 / 256, 2.0
 # and move to those of the data in one round.
 MAX_WEIGHT_RATIO, MAX_STATISTICS_RATIO = 100.0, 1e6
 _ROUNDING = 1e-6  # Of a variance that is sent as a change.
+RECEIVED = "received"  # Key of the model that a client received, in its message.
 _PUBLIC_KEY = (0, 0)
 _NUM_FINGERPRINTS = 2**63 - 1
 
@@ -52,7 +53,6 @@ class Rejection(enum.IntEnum):
     LENGTH = 9
     SCALES = 10
     WEIGHT = 11
-    COUNTS = 12
     RECEIVED = 13
     MAGNITUDE = 14
     VARIANCE = 15
@@ -61,6 +61,7 @@ class Rejection(enum.IntEnum):
     DATASET = 18
     TIME = 19
     DROPOUT = 20
+    NO_EXAMPLES = 21
 
 
 REASONS = {
@@ -75,7 +76,6 @@ REASONS = {
     Rejection.LENGTH: "its codes are not as many bytes as they should be",
     Rejection.SCALES: "its scales are out of bounds",
     Rejection.WEIGHT: "its weight is not that of its budget and allowed examples",
-    Rejection.COUNTS: "its counts are not those of its message",
     Rejection.RECEIVED: "it says that it received another model",
     Rejection.MAGNITUDE: "its weights or statistics are out of bounds",
     Rejection.VARIANCE: "its variances are negative",
@@ -84,6 +84,7 @@ REASONS = {
     Rejection.DATASET: "its dataset raises an error",
     Rejection.TIME: "it took longer than `client_timeout_seconds`",
     Rejection.DROPOUT: "it dropped out",
+    Rejection.NO_EXAMPLES: "it has no examples",
 }
 # What clients report of themselves; the others are found by the server.
 OF_CLIENTS = (
@@ -93,8 +94,6 @@ OF_CLIENTS = (
     Rejection.LABELS,
     Rejection.IMAGES,
 )
-# Without these, other checks cannot be computed.
-_GATES = (Rejection.SHAPES, Rejection.LENGTH)
 # What training with too large a rate leads to.
 OF_DIVERGENCE = {REASONS[r] for r in (Rejection.NOT_FINITE, Rejection.MAGNITUDE)}
 
@@ -114,8 +113,8 @@ class Ticket(NamedTuple):
     bit_widths: Any  # Sent to the client, uint8[L].
     scales: Any  # Sent, float32[L].
     magnitude: Any  # Largest magnitude of scales and float parameters, float32[].
-    variances: Sequence[Any]  # Those of the statistics sent, float32.
-    downlink_bits: Any  # Size of the message, int64[4].
+    variances: Any  # Those of the statistics sent, float32[V].
+    downlink_bits: Any  # Size of the message, int64[4] by `messages.BIT_ITEMS`.
     model: Any  # Keyed fingerprint of the model sent, int64[].
     tag: Any  # Keyed fingerprint of all fields above, int64[].
 
@@ -126,8 +125,8 @@ def fingerprint(tensors: Any, key: Sequence[int] = _PUBLIC_KEY) -> tf.Tensor:
     def digest(strings: tf.Tensor) -> tf.Tensor:
         return tf.strings.to_hash_bucket_strong(strings, _NUM_FINGERPRINTS, list(key))
 
-    parts = [digest(tf.io.serialize_tensor(t)) for t in tf.nest.flatten(tensors)]
-    return digest(tf.io.serialize_tensor(tf.stack(parts)))
+    parts = [tf.io.serialize_tensor(t) for t in tf.nest.flatten(tensors)]
+    return digest(tf.io.serialize_tensor(digest(tf.stack(parts))))
 
 
 def sign(ticket: Ticket, secret: Sequence[int]) -> Ticket:
@@ -136,8 +135,12 @@ def sign(ticket: Ticket, secret: Sequence[int]) -> Ticket:
 
 
 def checksum(result: Any, seed: tf.Tensor) -> tf.Tensor:
-    """Returns the checksum of a `ClientResult` for the seed that it was sent."""
-    return fingerprint([seed, *result._replace(checksum=())])
+    """Returns the checksum of a `ClientResult` for the seed that it was sent.
+
+    The model that was received has its own, `Ticket.model`.
+    """
+    message = {k: v for k, v in result.message.items() if k != RECEIVED}
+    return fingerprint([seed, *result._replace(message=message, checksum=())])
 
 
 def usable_examples(
@@ -165,15 +168,26 @@ def usable_examples(
 def first_fault(checks: Sequence[Check]) -> tf.Tensor:
     """Returns the reason of the first check that fails, or 0; int32[].
 
-    A check may rely on shapes and lengths that were checked before: it does not run
-    after one of these has failed. All others run together, in a graph that is small.
+    A check may rely on shapes that were checked before: it does not run after that has
+    failed. Shapes that are known when a graph is built cost it nothing.
     """
-    gates = [i for i, (_, reason) in enumerate(checks, start=1) if reason in _GATES]
-    end = gates[0] if gates else len(checks)
-    fault = tf.constant(0)
-    for holds, reason in reversed(checks[:end]):
-        fault = tf.where(holds(), fault, int(reason))
-    rest = checks[end:]
+    holding, reasons, rest = [], [], list(checks)
+    while rest:
+        holds, reason = rest.pop(0)
+        value = holds()
+        known = tf.get_static_value(value)
+        if known:
+            continue
+        holding.append(value)
+        reasons.append(int(reason))
+        if known is not None:
+            rest = []  # It fails.
+        elif reason == Rejection.SHAPES:
+            break
+    if not holding:
+        return tf.constant(0)
+    places = tf.where(tf.stack(holding), len(reasons), tf.range(len(reasons)))
+    fault = tf.gather([*reasons, 0], tf.reduce_min(places))
     if not rest:
         return fault
     return tf.cond(tf.equal(fault, 0), lambda: first_fault(rest), lambda: fault)
@@ -181,9 +195,18 @@ def first_fault(checks: Sequence[Check]) -> tf.Tensor:
 
 def all_finite(tensors: Any) -> tf.Tensor:
     """Returns whether all numbers in a structure are finite, bool[]."""
-    tensors = tf.nest.flatten(tensors)
-    parts = [tf.reduce_all(tf.math.is_finite(t)) for t in tensors if is_float(t)]
-    return tf.reduce_all([True, *parts])
+    floats = filter(is_float, tf.nest.flatten(tensors))
+    parts = [tf.reduce_all(tf.math.is_finite(t)) for t in joined(floats)]
+    return tf.reduce_all(parts) if parts else tf.constant(True)
+
+
+def joined(tensors: Iterable[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the numbers of all tensors of a dtype as one vector: for fewer steps."""
+    found: dict[tf.DType, list[tf.Tensor]] = {}
+    for tensor in tensors:
+        flat = tensor if tensor.shape.rank == 1 else tf.reshape(tensor, [-1])
+        found.setdefault(tensor.dtype, []).append(flat)
+    return [tf.concat(flat, 0) for flat in found.values()]
 
 
 def is_float(tensor: Any) -> bool:
@@ -191,10 +214,9 @@ def is_float(tensor: Any) -> bool:
     return tensor.dtype.is_floating
 
 
-def all_within(tensors: Sequence[tf.Tensor], bound: tf.Tensor) -> tf.Tensor:
+def all_within(values: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
     """Returns whether no magnitude is above a bound, or NaN; bool[]."""
-    parts = [tf.reduce_all(tf.abs(t) <= bound) for t in tensors]
-    return tf.reduce_all([True, *parts])
+    return tf.reduce_all(tf.abs(values) <= bound)
 
 
 def have_shapes(
@@ -203,9 +225,12 @@ def have_shapes(
     """Returns whether tensors are of these shapes and as many, bool[]."""
     if [t.shape.rank for t in tensors] != list(map(len, shapes)):
         return tf.constant(False)
-    pairs = zip(tensors, shapes)
-    same = [tf.reduce_all(tf.equal(tf.shape(t), shape)) for t, shape in pairs if shape]
-    return tf.reduce_all([True, *same])
+    pairs = list(zip(tensors, shapes))
+    if not all(t.shape.is_compatible_with(shape) for t, shape in pairs):
+        return tf.constant(False)
+    unknown = [(t, s) for t, s in pairs if not t.shape.is_fully_defined()]
+    same = [tf.reduce_all(tf.equal(tf.shape(t), shape)) for t, shape in unknown]
+    return tf.reduce_all(same) if same else tf.constant(True)
 
 
 def scales_are_kept(scales: tf.Tensor, sent: tf.Tensor) -> tf.Tensor:
@@ -214,10 +239,6 @@ def scales_are_kept(scales: tf.Tensor, sent: tf.Tensor) -> tf.Tensor:
     return tf.reduce_all((scales >= at_least) & (scales <= at_most))
 
 
-def variances_are_possible(
-    variances: Sequence[tf.Tensor], sent: Sequence[tf.Tensor]
-) -> tf.Tensor:
+def variances_are_possible(variances: tf.Tensor, sent: tf.Tensor) -> tf.Tensor:
     """Returns whether variances are not negative but for rounding, bool[]."""
-    pairs = zip(variances, sent)
-    parts = [tf.reduce_all(v >= -_ROUNDING * s) for v, s in pairs]
-    return tf.reduce_all([True, *parts])
+    return tf.reduce_all(variances >= -_ROUNDING * sent)

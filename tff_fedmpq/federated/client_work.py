@@ -35,9 +35,6 @@ class ClientResult(NamedTuple):
     bit_widths: Any  # Bits per weight of the trained kernels, int32[L].
     training: local_training.TrainingSums
     msb_densities: Any  # Of each layer before pruning, float32[L].
-    uplink_bits: Any  # Size of what was sent, int64[4] by `messages.BIT_ITEMS`.
-    downlink_bits: Any  # Size of what was received, int64[4].
-    symbols: Any  # Of the message, to entropy-code, int16[streams, symbols].
     num_examples: Any  # Float32[].
     fault: Any  # `acceptance.Rejection` of its examples, or 0; int32[].
     checksum: Any  # Of all other fields (`acceptance.checksum`), int64[].
@@ -124,9 +121,6 @@ def build_client_work(
                 trained.bit_widths,
                 sums,
                 densities,
-                scheme.uplink.count_bits(message, [weight]),
-                messages.count_model_bits(received, [received["seed"], rates]),
-                scheme.uplink.symbols(message),
                 num_examples,
                 fault,
                 checksum=(),

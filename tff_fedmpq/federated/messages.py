@@ -261,11 +261,11 @@ class ModelChangeUplink(ModelUplink):
 
     def encode(self, trained, received, budget, seed) -> Message:
         sent = super().encode(trained, received, budget, seed)
-        return {"sent": sent, "received": pack_model(received)}
+        return {"sent": sent, acceptance.RECEIVED: pack_model(received)}
 
     def decode(self, message: Message, spec: ModelSpec) -> FloatWeights:
         trained = super().decode(message["sent"], spec)
-        received = super().decode(message["received"], spec)
+        received = super().decode(message[acceptance.RECEIVED], spec)
         return tf.nest.map_structure(tf.subtract, trained, received)
 
     def apply(self, present: FloatWeights, mean: FloatWeights) -> FloatWeights:
@@ -275,7 +275,7 @@ class ModelChangeUplink(ModelUplink):
         return super().checks(message["sent"], *others)
 
     def received(self, message: Message) -> Message:
-        return message["received"]
+        return message[acceptance.RECEIVED]
 
     def count_bits(self, message, headers=()) -> tf.Tensor:
         return super().count_bits(message["sent"], headers)

@@ -47,8 +47,9 @@ from tff_fedmpq.federated.config import LocalTrainingConfig
 from tff_fedmpq.federated.learning_process import FederatedProcess
 from tff_fedmpq.federated.local_training import Augment, OnStep
 from tff_fedmpq.federated.population import Population
+from tff_fedmpq.federated.round_sums import merge
 from tff_fedmpq.federated.scheme import Scheme
-from tff_fedmpq.federated.server import Server, merge
+from tff_fedmpq.federated.server import Server
 from tff_fedmpq.federated.tasks import Task, check_loss, check_metrics, split_example
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import ModelFn, ModelSpec, float_non_trainable_variables

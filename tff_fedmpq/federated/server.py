@@ -27,7 +27,7 @@ import dataclasses
 import itertools
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
@@ -37,80 +37,17 @@ from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
 from tff_fedmpq.federated.aggregation import Aggregated, Aggregation
 from tff_fedmpq.federated.client_work import ClientResult
+from tff_fedmpq.federated.contributions import Checks
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
+from tff_fedmpq.federated.round_sums import Contribution, RoundSums, only_of_round
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
 # The type of `tff.learning.templates.LearningAlgorithmState`, which has no stubs.
 State = Any
-
-
-class RoundSums(NamedTuple):
-    """Sums and tables over the clients of a round; rows of other clients are zero."""
-
-    weights: FloatWeights  # Sum of p_n W_n.
-    weighted_bit_widths: Any  # Sum of p_n b_n, float32[L].
-    total_weight: Any  # Sum of p_n, float32[].
-    training: TrainingSums
-    msb_densities: Any  # Sum over clients, float32[L].
-    participations: Any  # How often each client took part, int32[N].
-    bit_widths: Any  # Bits per weight after training, int32[N, L].
-    uplink_bits: Any  # Size of what each client sent, int64[N, 4].
-    downlink_bits: Any  # Size of what each client received, int64[N, 4].
-    symbols: Any  # To entropy-code, int16[N, streams, symbols].
-    statistics: Sequence[Any]  # Sums of p_n times statistics by budget, [G, ...] each.
-    budget_weights: Any  # Sums of p_n by budget, float32[G].
-    num_contributions: Any  # Clients that have weight, int32[].
-    rejected: Any  # `Rejection` of each client that was left out, or 0; int32[N].
-    num_rejected: Any  # Also of those that cannot be named, int32[].
-    round: Any  # Of all contributions, -1 if there is none; int32[].
-    client_training: Any = ()  # `TrainingSums` [N, ...], if wanted.
-
-    @property
-    def is_empty(self) -> tf.Tensor:
-        """Whether no client of the round had weight, bool[]."""
-        return tf.logical_not(self.total_weight > 0)
-
-    def mean_weights(self) -> FloatWeights:
-        """Returns the average of Eq. 15; zeros for an empty round."""
-        return tf.nest.map_structure(self._divide, self.weights)
-
-    def mean_bit_widths(self) -> tf.Tensor:
-        """Returns the average bit-widths, float32[L]; zeros for an empty round."""
-        return self._divide(self.weighted_bit_widths)
-
-    def _divide(self, total: tf.Tensor) -> tf.Tensor:
-        return tf.math.divide_no_nan(total, self.total_weight)
-
-
-def merge(a: RoundSums, b: RoundSums) -> RoundSums:
-    """Returns the sums over two disjoint sets of clients."""
-    latest = tf.maximum(a.round, b.round)
-    a, b = only_of_round(a, latest), only_of_round(b, latest)
-    added = tf.nest.map_structure(tf.add, a, b)
-    return added._replace(rejected=tf.maximum(a.rejected, b.rejected), round=latest)
-
-
-def only_of_round(sums: RoundSums, round_number: tf.Tensor) -> RoundSums:
-    """Returns the sums, from which contributions to another round are taken out.
-
-    No ticket of a later round than the present exists: the latest one seen is right.
-    """
-
-    def reject_all() -> list[tf.Tensor]:
-        took_part = sums.participations > 0
-        late = tf.where(took_part, int(Rejection.ROUND), sums.rejected)
-        emptied = tf.nest.map_structure(tf.zeros_like, sums)._replace(
-            rejected=late,
-            num_rejected=sums.num_rejected + tf.reduce_sum(sums.participations),
-            round=round_number,
-        )
-        return tf.nest.flatten(emptied)
-
-    is_other = tf.not_equal(sums.round, round_number)
-    flat = tf.cond(is_other, reject_all, lambda: tf.nest.flatten(sums))
-    return tf.nest.pack_sequence_as(sums, flat)
+# A message's weights, flat, its size in bits, and its symbols to entropy-code.
+_Decoded = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 def _draw_secret() -> tuple[int, int]:
@@ -141,6 +78,12 @@ class Server:
         """Budgets that have statistics of their own, ascending, float64[G]."""
         own = self.scheme.statistics_per_budget
         return np.unique(self.budgets) if own else self.budgets[:1]
+
+    @property
+    def _checks(self) -> Checks:
+        return Checks(
+            self.scheme, self.spec, self.budgets, self.is_variance, self.secret
+        )
 
     def _level_of(self, key: Any) -> tf.Tensor:
         """Returns the index of a client's budget among `levels`, int64[]."""
@@ -191,18 +134,16 @@ class Server:
         seed = tf.random.fold_in(round_seed, key)
         rates = learning_rates_at(self.scheme.training, round_number)
         model = messages.pack_model(self.model_for(state, key))
-        others = model["float_parameters"]
-        magnitudes = [tf.reduce_max(tf.abs(t)) for t in [model["scales"], *others]]
+        (flat,) = acceptance.joined([model["scales"], *model["float_parameters"]])
+        statistics = flat[tf.size(flat) - self.spec.num_statistics :]
         ticket = Ticket(
             tf.convert_to_tensor(key),
             round_number,
             seed,
             model["bit_widths"],
             model["scales"],
-            tf.maximum(tf.reduce_max(magnitudes), 1.0),
-            self._variances(
-                others[-len(self.spec.non_trainable_shapes) or len(others) :]
-            ),
+            tf.maximum(tf.reduce_max(tf.abs(flat)), 1.0),
+            self._checks.variances(statistics),
             messages.count_model_bits(model, [seed, rates]),
             acceptance.fingerprint(model, self.secret),
             tag=(),
@@ -214,9 +155,6 @@ class Server:
             ticket=acceptance.sign(ticket, self.secret),
             training_rates=rates,
         )
-
-    def _variances(self, statistics: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(itertools.compress(statistics, self.is_variance))
 
     def model_for(self, state: State, key: Any) -> messages.QuantizedWeights:
         """Returns the model of the client of row `key`, at its own bit-widths."""
@@ -272,34 +210,13 @@ class Server:
 
     def zero(self) -> RoundSums:
         """Returns the sums over no client."""
-        spec, num_clients = self.spec, len(self.budgets)
-        num_layers, num_items = len(spec.kernel_shapes), len(messages.BIT_ITEMS)
-        float_parameters = tuple(map(tf.zeros, spec.float_parameter_shapes))
-        training = TrainingSums.zero(self.build_metrics().zeros())
-        client_training: Any = ()
-        if self.per_client:
-            client_training = tf.nest.map_structure(
-                lambda value: tf.zeros([num_clients, *value.shape], value.dtype),
-                training,
-            )
-        return RoundSums(
-            FloatWeights(tuple(map(tf.zeros, spec.kernel_shapes)), float_parameters),
-            tf.zeros([num_layers]),
-            tf.zeros([]),
-            training,
-            tf.zeros([num_layers]),
-            tf.zeros([num_clients], tf.int32),
-            tf.zeros([num_clients, num_layers], tf.int32),
-            tf.zeros([num_clients, num_items], tf.int64),
-            tf.zeros([num_clients, num_items], tf.int64),
-            tf.zeros([num_clients, *self.scheme.uplink.symbols_shape(spec)], tf.int16),
-            [tf.zeros([len(self.levels), *s]) for s in spec.non_trainable_shapes],
-            tf.zeros([len(self.levels)]),
-            tf.constant(0),
-            tf.zeros([num_clients], tf.int32),
-            tf.constant(0),
-            tf.constant(-1),
-            client_training,
+        return RoundSums.zero(
+            self.spec,
+            len(self.budgets),
+            len(self.levels),
+            self.scheme.uplink.symbols_shape(self.spec),
+            TrainingSums.zero(self.build_metrics().zeros()),
+            self.per_client,
         )
 
     def accumulate(
@@ -307,179 +224,57 @@ class Server:
     ) -> RoundSums:
         """Returns the sums with one more client, which answers to `ticket`.
 
-        A result that fails a check is only noted.
+        Of a result that fails a check only that is noted.
         """
-        is_genuine = self._is_genuine(ticket)
+        checks = self._checks
+        is_genuine = checks.is_genuine(ticket)
         latest = tf.where(is_genuine, tf.maximum(sums.round, ticket.round), sums.round)
         sums = only_of_round(sums, latest)
-        genuine: list[Check] = [(lambda: is_genuine, Rejection.TICKET)]
-        fault = acceptance.first_fault(genuine + self._checks(latest, result, ticket))
-
-        def reject(fault: tf.Tensor) -> list[tf.Tensor]:
-            # Nobody is blamed by a forged ticket.
-            row = tf.where(is_genuine, ticket.key, 0)
-            fault = tf.where(is_genuine, fault, 0)
-            rejected = tf.tensor_scatter_nd_max(sums.rejected, [[row]], [fault])
-            count = sums.num_rejected + 1
-            noted = sums._replace(rejected=rejected, num_rejected=count)
-            return tf.nest.flatten(noted)
-
-        def add_unless_wrong() -> list[tf.Tensor]:
-            decoded = self.scheme.uplink.decode(result.message, self.spec)
-            fault = acceptance.first_fault(self._checks_of_decoded(decoded, ticket))
-            return tf.cond(
-                tf.equal(fault, 0),
-                lambda: tf.nest.flatten(self._add(sums, result, ticket.key, decoded)),
-                lambda: reject(fault),
-            )
-
-        flat = tf.cond(tf.equal(fault, 0), add_unless_wrong, lambda: reject(fault))
-        return tf.nest.pack_sequence_as(sums, flat)
-
-    def _is_genuine(self, ticket: Ticket) -> tf.Tensor:
-        """Returns whether this server made the ticket, bool[]."""
-        in_range = (ticket.key >= 0) & (ticket.key < len(self.budgets))
-        expected = acceptance.sign(ticket, self.secret).tag
-        return in_range & tf.equal(expected, ticket.tag)
-
-    def _checks(
-        self, latest: tf.Tensor, result: ClientResult, ticket: Ticket
-    ) -> list[Check]:
-        """Returns what has to hold before the message is decoded."""
-        uplink, message = self.scheme.uplink, result.message
-
-        def bit_widths_are_given() -> tf.Tensor:
-            widths = result.bit_widths
-            at_most = tf.cast(ticket.bit_widths, tf.int32)
-            return tf.reduce_all((widths >= 1) & (widths <= at_most))
-
-        def counts_are_right() -> tf.Tensor:
-            pairs = (
-                (result.uplink_bits, uplink.count_bits(message, [result.weight])),
-                (result.downlink_bits, ticket.downlink_bits),
-                (result.symbols, uplink.symbols(message)),
-            )
-            return tf.reduce_all([tf.reduce_all(tf.equal(a, b)) for a, b in pairs])
-
-        def model_is_that_sent() -> tf.Tensor:
-            received = uplink.received(message)
-            if received is None:
-                return tf.constant(True)
-            found = acceptance.fingerprint(received, self.secret)
-            return tf.equal(found, ticket.model)
-
-        layers = (len(self.spec.kernel_shapes),)
-        symbols = uplink.symbols_shape(self.spec)
-        own = [result.bit_widths, result.msb_densities, result.num_examples]
-        own += [result.weight, result.uplink_bits, result.downlink_bits, result.symbols]
-        items = (len(messages.BIT_ITEMS),)
-        shapes = [layers, layers, (), (), items, items, symbols]
-        row = tf.clip_by_value(ticket.key, 0, len(self.budgets) - 1)
-        budget = tf.gather(self.budgets.astype(np.float32), row)
-
-        def weight_is_right() -> tf.Tensor:
-            count, weight = result.num_examples, result.weight
-            expected = self.scheme.aggregation_weight(budget, count)
-            known = (count >= 0) & (count <= self.scheme.training.max_examples)
-            same = tf.abs(weight - expected) <= 1e-5 * expected
-            return known & same & tf.math.is_finite(expected)
-
-        return [
+        of_ticket: list[Check] = [
+            (lambda: is_genuine, Rejection.TICKET),
             (lambda: tf.equal(ticket.round, latest), Rejection.ROUND),
-            (lambda: tf.equal(result.key, ticket.key), Rejection.TICKET),
-            (
-                lambda: tf.equal(
-                    acceptance.checksum(result, ticket.seed), result.checksum
-                ),
-                Rejection.CHECKSUM,
-            ),
-            *(
-                (lambda fault=fault: tf.not_equal(result.fault, int(fault)), fault)
-                for fault in acceptance.OF_CLIENTS
-            ),
-            (
-                lambda: acceptance.have_shapes(own, shapes),
-                Rejection.SHAPES,
-            ),
-            (
-                lambda: acceptance.all_finite(result._replace(message={})),
-                Rejection.NOT_FINITE,
-            ),
-            (bit_widths_are_given, Rejection.BIT_WIDTHS),
-            *uplink.checks(message, ticket, result.bit_widths, budget, self.spec),
-            (weight_is_right, Rejection.WEIGHT),
-            (counts_are_right, Rejection.COUNTS),
-            (model_is_that_sent, Rejection.RECEIVED),
         ]
+        fault = acceptance.first_fault([*of_ticket, *checks.of_result(result, ticket)])
+        can_decode = tf.equal(fault, 0)
+        decoded = tf.cond(can_decode, lambda: self._decode(result), self._nothing)
+        wrong = acceptance.first_fault(list(checks.of_decoded(decoded[0], ticket)))
+        fault = tf.where(can_decode, wrong, fault)
+        key = tf.where(is_genuine, ticket.key, 0)
+        contribution = self._contribution(result, ticket, key, decoded)
+        is_good = tf.equal(fault, 0)
+        added = sums.add(contribution, is_good)
+        # It takes part, with weight zero.
+        is_empty = is_good & tf.equal(result.num_examples, 0)
+        fault = tf.where(is_empty, int(Rejection.NO_EXAMPLES), fault)
+        return added.note(key, fault, is_genuine)
 
-    def _checks_of_decoded(self, decoded: FloatWeights, ticket: Ticket) -> list[Check]:
-        """Returns what has to hold before decoded values are added."""
-        trainable, statistics = self.spec.join(decoded)
-        # Of a change the server can only judge what it makes of the statistics.
-        variances = self.scheme.uplink.apply(
-            FloatWeights((), ticket.variances),
-            FloatWeights((), self._variances(statistics)),
-        ).float_parameters
-        limits = (
-            acceptance.MAX_WEIGHT_RATIO * ticket.magnitude,
-            acceptance.MAX_STATISTICS_RATIO * ticket.magnitude,
-        )
-        return [
-            (
-                lambda: (
-                    acceptance.all_within(trainable, limits[0])
-                    & acceptance.all_within(statistics, limits[1])
-                ),
-                Rejection.MAGNITUDE,
-            ),
-            (
-                lambda: acceptance.variances_are_possible(variances, ticket.variances),
-                Rejection.VARIANCE,
-            ),
-        ]
+    def _decode(self, result: ClientResult) -> _Decoded:
+        uplink, message = self.scheme.uplink, result.message
+        weights = self.spec.flatten(uplink.decode(message, self.spec))
+        bits = uplink.count_bits(message, [result.weight])
+        return weights, bits, uplink.symbols(message)
 
-    def _add(
-        self, sums: RoundSums, result: ClientResult, key: Any, decoded: FloatWeights
-    ) -> RoundSums:
-        """Returns the sums with a client's contribution."""
-        _, statistics = self.spec.join(decoded)
-        level = self._level_of(key)
+    def _nothing(self) -> _Decoded:
+        """Returns zeros of the shapes of `_decode`."""
+        symbols = tf.zeros(self.scheme.uplink.symbols_shape(self.spec), tf.int16)
+        bits = tf.zeros([len(messages.BIT_ITEMS)], tf.int64)
+        return tf.zeros([self.spec.num_weights]), bits, symbols
 
-        def add_weighted(total: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-            return total + result.weight * tf.cast(value, tf.float32)
-
-        def add_row(table: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-            if table.shape.num_elements() == 0:
-                return table  # A float model's; TensorFlow cannot update it.
-            return tf.tensor_scatter_nd_add(table, [[key]], [row])
-
-        return sums._replace(
-            weights=tf.nest.map_structure(add_weighted, sums.weights, decoded),
-            weighted_bit_widths=add_weighted(
-                sums.weighted_bit_widths, result.bit_widths
-            ),
-            total_weight=sums.total_weight + result.weight,
-            training=tf.nest.map_structure(tf.add, sums.training, result.training),
-            client_training=tf.nest.map_structure(
-                add_row, sums.client_training, result.training
-            )
-            if self.per_client
-            else (),
-            msb_densities=sums.msb_densities + result.msb_densities,
-            participations=add_row(sums.participations, tf.constant(1)),
-            bit_widths=add_row(sums.bit_widths, result.bit_widths),
-            uplink_bits=add_row(sums.uplink_bits, result.uplink_bits),
-            downlink_bits=add_row(sums.downlink_bits, result.downlink_bits),
-            symbols=add_row(sums.symbols, result.symbols),
-            statistics=[
-                tf.tensor_scatter_nd_add(rows, [[level]], [result.weight * value])
-                for rows, value in zip(sums.statistics, statistics)
-            ],
-            budget_weights=tf.tensor_scatter_nd_add(
-                sums.budget_weights, [[level]], [result.weight]
-            ),
-            num_contributions=sums.num_contributions
-            + tf.cast(result.weight > 0, tf.int32),
+    def _contribution(
+        self, result: ClientResult, ticket: Ticket, key: tf.Tensor, decoded: _Decoded
+    ) -> Contribution:
+        weights, bits, symbols = decoded
+        return Contribution(
+            key,
+            self._level_of(key),
+            result.weight,
+            weights,
+            result.bit_widths,
+            result.training,
+            result.msb_densities,
+            bits,
+            ticket.downlink_bits,
+            symbols,
         )
 
     def change(
@@ -493,7 +288,7 @@ class Server:
         sums = self.accumulate(self.zero(), result, ticket)
         sums = only_of_round(sums, round_number)
         present = self.spec.split(tuple(model.trainable), tuple(model.non_trainable))
-        trained = self.scheme.uplink.apply(present, sums.mean_weights())
+        trained = self.scheme.uplink.apply(present, sums.mean_weights(self.spec))
         changes = [
             [tf.where(sums.is_empty, 0.0, new - old) for new, old in zip(*pair)]
             for pair in zip(self.spec.join(trained), self.spec.join(present))
@@ -532,7 +327,8 @@ class Server:
         next_state.distributor["round"] = state.distributor["round"] + 1
         table = self.bit_widths(next_state)
         rates = learning_rates_at(self.scheme.training, state.distributor["round"])
-        measured = self.measurements(sums, table, rates, ~is_kept)
+        metrics = self.build_metrics()
+        measured = sums.measurements(metrics, table, rates, ~is_kept)
         if aggregated is not None:
             measured["aggregator"] = aggregated.measurements
         return next_state, measured
@@ -576,7 +372,7 @@ class Server:
         """Returns trainable weights, and statistics of each budget and in common."""
         if aggregated is None:
             present = self.float_weights(state)
-            weights = self.scheme.uplink.apply(present, sums.mean_weights())
+            weights = self.scheme.uplink.apply(present, sums.mean_weights(self.spec))
             rows = self._next_statistics(state, sums)
             shares = tf.math.divide_no_nan(sums.budget_weights, sums.total_weight)
             common = [tf.tensordot(shares, new, 1) for new in rows]
@@ -589,64 +385,6 @@ class Server:
         common = [tf.maximum(t, 0) if v else t for t, v in zip(common, flags)]
         return trainable, [value[tf.newaxis] for value in common], common
 
-    def measurements(
-        self,
-        sums: RoundSums,
-        table: tf.Tensor,
-        rates: tf.Tensor,
-        is_abandoned: tf.Tensor,
-    ) -> dict[str, Any]:
-        """Returns a round's measurements.
-
-        client_work.train: loss, metrics of the task by their names, and num_examples,
-          of all steps, float32[] each; accuracy is that of classification.
-        client_work.clients: where it is wanted, the same of each client, [N] each; 0
-          examples for those that did not take part.
-        participations: 1 for the clients whose contributions count, int32[N].
-        rejected: `acceptance.Rejection` of clients that were left out, or 0; int32[N].
-        num_rejected: their number, with those that no row can be given, int32[].
-        abandoned: whether the state stays as it was, bool[].
-        uplink_bits, downlink_bits: sizes of messages by `messages.BIT_ITEMS`, int64[N,
-          4]; see `Uplink.count_bits` for entropy coding.
-        uplink_symbols: symbols to entropy-code, int16[N, streams, symbols]; empty for
-          schemes without entropy coding.
-        mean_bit_widths: average bits per weight after training, float32[L].
-        msb_densities: mean over clients, before pruning, float32[L].
-        bit_widths: bits per weight in the next round (the argument `table`), int32[N,
-          L].
-        training_rates: learning rates of kernels and of float parameters, float32[2].
-        aggregator: measurements of the aggregators, if there are any (`update`).
-        """
-        metrics = self.build_metrics()
-
-        def measured(training: TrainingSums, results: Any) -> Mapping[str, Any]:
-            loss = tf.math.divide_no_nan(training.loss, training.count)
-            return collections.OrderedDict(
-                loss=loss, **results, num_examples=training.count
-            )
-
-        num_clients = tf.cast(tf.reduce_sum(sums.participations), tf.float32)
-        work = collections.OrderedDict(
-            train=measured(sums.training, metrics.results(sums.training.metrics))
-        )
-        if self.per_client:
-            rows = sums.client_training
-            work["clients"] = measured(rows, metrics.results_of_rows(rows.metrics))
-        return collections.OrderedDict(
-            client_work=work,
-            participations=sums.participations,
-            rejected=sums.rejected,
-            num_rejected=sums.num_rejected,
-            abandoned=is_abandoned,
-            uplink_bits=sums.uplink_bits,
-            downlink_bits=sums.downlink_bits,
-            uplink_symbols=sums.symbols,
-            mean_bit_widths=sums.mean_bit_widths(),
-            msb_densities=tf.math.divide_no_nan(sums.msb_densities, num_clients),
-            bit_widths=table,
-            training_rates=rates,
-        )
-
     def _next_statistics(self, state: State, sums: RoundSums) -> list[tf.Tensor]:
         """Returns the statistics of each budget after a round, float32[G, ...] each."""
 
@@ -655,7 +393,7 @@ class Server:
 
         means = [
             tf.math.divide_no_nan(rows, by_budget(sums.budget_weights, rows))
-            for rows in sums.statistics
+            for rows in sums.statistics_of(self.spec)
         ]
         following = self.scheme.uplink.apply(
             FloatWeights((), self.statistics_of(state, self.levels, self.levels)),

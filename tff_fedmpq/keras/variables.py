@@ -89,6 +89,11 @@ class ModelSpec:
         shapes = self.trainable_shapes + self.non_trainable_shapes
         return int(sum(np.prod(shape) for shape in shapes))
 
+    @property
+    def num_statistics(self) -> int:
+        """Number of the weights that do not train."""
+        return int(sum(np.prod(shape) for shape in self.non_trainable_shapes))
+
     def split(self, trainable: Sequence, non_trainable: Sequence) -> FloatWeights:
         """Returns weights in Keras's order as `FloatWeights`."""
         kernels = tuple(itertools.compress(trainable, self.is_kernel))
@@ -107,6 +112,19 @@ class ModelSpec:
         kernels, others = iter(weights.kernels), iter(weights.float_parameters)
         trainable = tuple(next(kernels if k else others) for k in self.is_kernel)
         return trainable, tuple(others)
+
+    def flatten(self, weights: FloatWeights) -> tf.Tensor:
+        """Returns weights as a vector in Keras's order, float32[num_weights]."""
+        trainable, others = self.join(weights)
+        return tf.concat([tf.reshape(t, [-1]) for t in (*trainable, *others)], 0)
+
+    def restore(self, flat: tf.Tensor) -> FloatWeights:
+        """Returns the weights of a vector of `flatten`."""
+        shapes = self.trainable_shapes + self.non_trainable_shapes
+        parts = tf.split(flat, [int(np.prod(shape)) for shape in shapes])
+        weights = list(map(tf.reshape, parts, shapes))
+        num_trainable = len(self.trainable_shapes)
+        return self.split(weights[:num_trainable], weights[num_trainable:])
 
 
 def float_non_trainable_variables(model: tf.keras.Model) -> list[tf.Variable]:
