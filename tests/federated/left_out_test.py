@@ -87,7 +87,7 @@ def test_errors_of_clients_end_the_round_if_wished(runtime, problem):
     data = data_with(problem, {"bert": fails_at_third})
     process = build(problem, data, on_client_error="raise")
     state = process.initialize()
-    with pytest.raises(ValueError, match="Round 1, left out: client 'bert': .*raises"):
+    with pytest.raises(ValueError, match="Round 1, .*client 'bert': .*raises"):
         process.next(state, problem.client_ids)
     assert process.next(state, ["cleo", "dora"]).metrics["num_rejected"] == 0
     with pytest.raises(ValueError, match="Round 1, left out: client 'anna': .* no ex"):
