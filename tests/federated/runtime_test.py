@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import uuid
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -184,6 +185,18 @@ def test_worker_outlives_the_thread_that_started_it():
         context = tff.framework.SyncExecutionContext(**arguments)
         with tff.framework.get_context_stack().install(context):
             assert _total([1, 2]) == 3
+
+
+@pytest.mark.faults
+def test_a_channel_that_does_not_close_holds_nobody_up(monkeypatch):
+    """As gRPC's under a clock that was set back by ten years."""
+    stub, forever = runtime.Stub("unix:/nowhere"), threading.Event()
+    monkeypatch.setattr(runtime, "_CLOSE_SECONDS", 0.1)
+    channel, stub._own_channel = stub._own_channel, mock.Mock(close=forever.wait)
+    stub.close()
+    assert stub.is_closed and stub.dispose(None) is None
+    forever.set()
+    channel.close()
 
 
 @pytest.mark.faults

@@ -51,6 +51,49 @@ def relative_error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
+# --- numbers that are not finite, and zeros ----------------------------------
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["NaN", "infinite"])
+@pytest.mark.parametrize("first_epoch", [True, False], ids=["first", "third"])
+def test_a_fit_on_one_bad_input_stops_with_finite_weights(caplog, value, first_epoch):
+    """Its epoch is named; weights and momentum are those of before that epoch."""
+    x, y = normal(24, 4), np.arange(24) % 3
+    model = Sequential([Input([4]), layers.Dense(8, "relu"), layers.Dense(3)])
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    quantized, expected = (quantize_model(model, 4) for _ in range(2))
+    for one in (quantized, expected):
+        tf.keras.utils.set_random_seed(0)
+        one.compile(IntegerSGD(0.1, momentum=0.9), loss)
+        if not first_epoch:
+            one.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    bad = x.copy()
+    bad[5, 2] = value
+    with caplog.at_level("ERROR"):
+        start = 0 if first_epoch else 2
+        history = quantized.fit(
+            bad, y, 8, epochs=9, initial_epoch=start, verbose=0, shuffle=False
+        )
+    assert len(history.epoch) == 1
+    assert f"Training diverged in epoch {start + 1}: the loss is" in caplog.text
+    for a, b in zip(quantized.weights, expected.weights):
+        np.testing.assert_array_equal(a, b)
+    tf.keras.utils.set_random_seed(1)
+    quantized.fit(x, y, batch_size=8, verbose=0)
+    assert all(np.isfinite(v).all() for v in quantized.get_weights())
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("value", [0.0, 1e-40], ids=["zero", "denormal"])
+def test_kernels_of_nothing_stay_nothing(value, bits):
+    quantized = quantize_model(dense_of(np.full((4, 3), value, np.float32)), bits)
+    (kernel,) = quantized_kernels(quantized)
+    assert np.abs(read(kernel)).max() <= 1e-38
+    assert not quantized(np.ones([2, 4], np.float32)).numpy().any()
+
+
 # --- K1, K4: TFLite ---------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import IO, Any, cast
@@ -50,6 +51,7 @@ _SHARED_NETWORK = (
     "This system allows no network namespaces: everyone who reaches this machine can "
     "run code in the TFF worker, as you. Allow user namespaces, or close its ports."
 )
+_CLOSE_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0  # How long a worker may take to answer between computations.
 _running: set[Worker] = set()
 _LOG_TAIL_BYTES = 3000
@@ -130,7 +132,14 @@ class Stub(tff.framework.RemoteExecutorGrpcStub):
 
     def close(self) -> None:
         self.is_closed = True
-        self._own_channel.close()
+        # gRPC waits for threads of its own, for years if the clock was set back.
+        closing = threading.Thread(target=self._own_channel.close, daemon=True)
+        try:
+            closing.start()
+        except RuntimeError:  # Python ends, and starts none any more.
+            self._own_channel.close()
+        else:
+            closing.join(_CLOSE_SECONDS)
 
     def dispose(self, request: Any) -> Any:
         # Collecting the values of an interrupted call would print tracebacks.

@@ -272,7 +272,9 @@ class _Run:
         self, process: FederatedProcess, records: list[dict[str, Any]], state: Any
     ) -> Mapping[str, Any]:
         dataset, spec = self._dataset, process.spec
-        privacy = {}
+        privacy, differing = {}, {}
+        if dataset.differing_files:
+            differing = {"dataset_differing_files": list(dataset.differing_files)}
         if self._config.noise_multiplier:
             epsilon = aggregation.epsilon(state, _DELTA)
             privacy = {"privacy": {"epsilon": epsilon, "delta": _DELTA}}
@@ -281,6 +283,7 @@ class _Run:
             "precision": process.scheme.precision,
             "dataset": dataset.name,
             "dataset_source": dataset.source,
+            **differing,
             "settings": self._config.as_dict(),
             "model": self._config.as_dict()["model"] or dataset.model,
             **provenance.describe(),

@@ -6,6 +6,7 @@ The official files are pickles, which can run any code when read; see `array_pic
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import urllib.error
@@ -32,6 +33,7 @@ class _Cifar(NamedTuple):
     train_files: tuple[str, ...]
     test_file: str
     label_key: str
+    md5: tuple[str, ...]  # As published, of the files in this order.
 
     @property
     def title(self) -> str:
@@ -43,8 +45,29 @@ class _Cifar(NamedTuple):
 
 
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
-_CIFAR10 = _Cifar(10, "cifar-10-batches-py", _BATCHES, "test_batch", "labels")
-_CIFAR100 = _Cifar(100, "cifar-100-python", ("train",), "test", "fine_labels")
+_CIFAR10 = _Cifar(
+    10,
+    "cifar-10-batches-py",
+    _BATCHES,
+    "test_batch",
+    "labels",
+    (
+        "c99cafc152244af753f735de768cd75f",
+        "d4bba439e000b95fd0a9bffe97cbabec",
+        "54ebc095f3ab1f0389bbae665268c751",
+        "634d18415352ddfa80567beed471001a",
+        "482c414d41f54cd18b22e5b47cb7c3cb",
+        "40351d587109b95175f43aff81a1287e",
+    ),
+)
+_CIFAR100 = _Cifar(
+    100,
+    "cifar-100-python",
+    ("train",),
+    "test",
+    "fine_labels",
+    ("16019d7e3df5f24257cddd939b257f8d", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+)
 
 
 def load_cifar10(data_dir: PathLike | None = None) -> ImageDataset:
@@ -59,6 +82,7 @@ def load_cifar100(data_dir: PathLike | None = None) -> ImageDataset:
 
 def _load_cifar(cifar: _Cifar, data_dir: PathLike | None) -> ImageDataset:
     folder = image_dataset.find_folder(cifar.folder, cifar.test_file, data_dir)
+    differing: list[str] = []
     if folder is None:
         train, test = _download(cifar)
     else:
@@ -66,6 +90,7 @@ def _load_cifar(cifar: _Cifar, data_dir: PathLike | None) -> ImageDataset:
         images, labels = zip(*parts)
         train = np.concatenate(images), np.concatenate(labels)
         test = _read_file(folder / cifar.test_file, cifar)
+        differing = _differing_files(folder, cifar)
     return ImageDataset(
         f"cifar{cifar.num_classes}",
         str(folder or "keras download"),
@@ -74,7 +99,25 @@ def _load_cifar(cifar: _Cifar, data_dir: PathLike | None) -> ImageDataset:
         num_classes=cifar.num_classes,
         model="resnet20",
         augment=random_crop_and_flip,
+        differing_files=tuple(differing),
     )
+
+
+def _differing_files(folder: pathlib.Path, cifar: _Cifar) -> list[str]:
+    """Returns the names of files that are not the published ones, and warns of them."""
+    names = *cifar.train_files, cifar.test_file
+    contents = ((folder / name).read_bytes() for name in names)
+    found = [hashlib.md5(content, usedforsecurity=False) for content in contents]
+    triples = zip(names, found, cifar.md5)
+    differing = [name for name, md5, known in triples if md5.hexdigest() != known]
+    if differing:
+        logging.warning(
+            "%s: not as %s was published, by their MD5: %s.",
+            folder,
+            cifar.title,
+            ", ".join(differing),
+        )
+    return differing
 
 
 def _read_file(path: pathlib.Path, cifar: _Cifar) -> tuple[np.ndarray, np.ndarray]:

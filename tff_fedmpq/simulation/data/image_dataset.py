@@ -41,6 +41,7 @@ class ImageDataset:
       model: Name of the default network in `simulation.models`.
       augment: Augmentation of training images, (images [n, h, w, c], stateless seed
         int32[2]) -> images; None where these images are not augmented.
+      differing_files: Names of files that are not those that were published.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ImageDataset:
     num_classes: int
     model: str = "resnet20"
     augment: Callable[..., Any] | None = None
+    differing_files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         train, test, remedy = self.train_images, self.test_images, "correct the arrays"
