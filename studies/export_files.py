@@ -2,7 +2,7 @@
 
     python examples/cifar10_fedmpq.py --preset=quick --model=resnet20 \
         --budgets=2,3,4,8 --output_dir=runs/export
-    python studies/export_files.py runs/export
+    python -m studies.export_files runs/export
 
 For each budget the device's model is written as a packed file, for LiteRT and for
 TFLite Micro (docs/export.md); 2,000 test images then go through each file in its own
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import tff_fedmpq
+from studies import pages
 from tff_fedmpq import export
 from tff_fedmpq.export.report import report_of
 from tff_fedmpq.simulation import data, provenance
@@ -30,7 +31,6 @@ from tff_fedmpq.simulation.finished_run import load_run
 _ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = _ROOT / "studies" / "results" / "export"
 PAGE = _ROOT / "docs" / "export.md"
-_MARKS = "<!-- measured -->\n", "<!-- end -->"
 _BUDGETS = (2.0, 3.0, 4.0, 8.0)
 _WRITERS = {"litert": export.write_litert, "micro": export.write_tflite_micro}
 _IMAGES, _PART, _COMPARED = 2000, 100, 50
@@ -63,7 +63,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{settings['model']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    write_page(result)
+    pages.put(PAGE, "measured", tables(result))
 
 
 def write_packed_files(folder: pathlib.Path) -> None:
@@ -153,19 +153,10 @@ def _comparison(
     }
 
 
-def write_page(result: dict[str, Any]) -> None:
-    """Puts the tables of a result between the marks of the page."""
-    text = PAGE.read_text()
-    head, rest = text.split(_MARKS[0])
-    _, tail = rest.split(_MARKS[1])
-    PAGE.write_text(head + _MARKS[0] + tables(result) + _MARKS[1] + tail)
-
-
 def tables(result: dict[str, Any]) -> str:
     """Returns the tables of a result in Markdown."""
     run = result["run"]
     lines = [
-        "",
         f"{run['model']} after {run['rounds']} rounds of {run['epochs']} epoch on "
         f"{run['train_examples']:,} images of {run['dataset']}, clients of "
         f"{', '.join(f'{b:g}' for b in run['budgets'])} bits.",
@@ -197,7 +188,7 @@ def tables(result: dict[str, Any]) -> str:
                 f"{file['equal_labels']:,} | "
                 f"{file['median_difference']:.1e} | {file['largest_difference']:.1e} |"
             )
-    return "\n".join([*lines, "", ""])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

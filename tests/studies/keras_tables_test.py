@@ -1,0 +1,36 @@
+"""The tables of Keras models are those of the committed results."""
+
+from __future__ import annotations
+
+import pytest
+
+from studies import keras_models, pages
+
+
+def test_the_page_has_the_tables_of_the_results():
+    page = keras_models.PAGE.read_text()
+    assert keras_models.table(keras_models.read_rows()) in page
+
+
+def test_every_model_was_quantized_trained_and_loaded():
+    rows = keras_models.read_rows()
+    assert [row["name"] for row in rows] == list(keras_models.MODELS)
+    for row in rows:
+        assert row["quantized_share"] >= 0.95
+        assert row["float_layers"] == []
+        assert row["relative_error"] < 0.05
+        assert row["loaded_is_equal"]
+        for kernels in (row["kernels_moved"], row["kernels_moved_after_loading"]):
+            assert kernels > 0.8 * row["kernels"]
+
+
+def test_a_table_goes_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- end -->\n")
+    pages.put(page, "one", "new")
+    expected = "a\n<!-- one -->\n\nnew\n\n<!-- end -->\nb\n<!-- end -->\n"
+    assert page.read_text() == expected
+    pages.put(page, "one", "new")
+    assert page.read_text() == expected
+    with pytest.raises(ValueError, match="two"):
+        pages.put(page, "two", "new")
