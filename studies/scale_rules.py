@@ -5,6 +5,7 @@
 Each run of `examples/federated_tasks.py` adds a line to
 `studies/results/scale_rules/tasks.jsonl`; runs that are there are not repeated. Keras's
 initial weights, which these models have, are uniform and fill the range of their codes.
+At the end the table of docs/ranges.md is written.
 """
 
 from __future__ import annotations
@@ -14,16 +15,28 @@ import itertools
 import json
 import pathlib
 import sys
+from typing import Any
+
+import numpy as np
+import tabulate
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "examples")]
 
 import federated_tasks  # noqa: E402
 
+from studies import analysis, pages  # noqa: E402
 from tff_fedmpq.simulation import provenance  # noqa: E402
 
 RESULTS = _ROOT / "studies" / "results" / "scale_rules" / "tasks.jsonl"
 RULES = "widening", "least_squares"
+PAGE = _ROOT / "docs" / "ranges.md"
+_MODELS = {
+    "initial": "before",
+    "global model": "global model",
+    "device of 4 bits": "4 bits",
+    "central": "Keras, pooled",
+}
 
 
 def main() -> None:
@@ -49,6 +62,29 @@ def main() -> None:
             source = {"commit": commit, **provenance.describe()}
             with RESULTS.open("a") as file:
                 print(json.dumps({**record, **source}), file=file)
+    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    pages.put(PAGE, "tasks", table(records))
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Returns a row for each task and rule: means over seeds with 95 % intervals."""
+    groups: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for record in records:
+        run = record["run"]
+        group = run["task"], record["metric"].replace("_", " "), run["rule"]
+        groups.setdefault(group, []).append(record["value"])
+    rows = [
+        [*group, *(_mean([v[model] for v in values]) for model in _MODELS)]
+        for group, values in sorted(groups.items())
+    ]
+    headers = ["task", "metric", "rule", *_MODELS.values()]
+    return tabulate.tabulate(rows, headers, tablefmt="pipe")
+
+
+def _mean(values: list[float]) -> str:
+    mean, half_width, seeds = analysis.estimate(values) or (np.nan, None, 0)
+    interval = "" if half_width is None else f" ± {half_width:.3f}"
+    return f"{mean:.3f}{interval} ({seeds})"
 
 
 if __name__ == "__main__":
