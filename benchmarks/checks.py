@@ -38,9 +38,8 @@ class _UncheckedServer(server.Server):
     """A server that adds whatever it gets."""
 
     def accumulate(self, sums, result, ticket):
-        decoded = self._decode(result)
-        contribution = self._contribution(result, ticket, result.key, decoded)
-        added = sums.add(contribution, tf.constant(True))
+        row = result.key, self._level_of(result.key), ticket.downlink_bits
+        added = sums.add(self._reader.contribution(result), *row, tf.constant(True))
         return added._replace(round=ticket.round)
 
 

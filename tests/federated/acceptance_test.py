@@ -384,6 +384,21 @@ def test_a_client_cannot_lie_about_the_model_it_received(parties, honest, factor
     check_left_out(parties, honest, "feedback", lie, Rejection.RECEIVED)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "field_name", ["bit_widths", "msb_densities", "num_examples", "weight"]
+)
+def test_numbers_are_as_many_as_layers(parties, honest, name, field_name):
+    """Found by the fuzzer: others could not be added."""
+
+    def change(result):
+        present = getattr(result, field_name)
+        return result._replace(**{field_name: tf.zeros([3], present.dtype)})
+
+    check_left_out(parties, honest, name, change, Rejection.SHAPES)
+
+
 # --- who, when, and damage on the way -------------------------------------------
 
 

@@ -19,15 +19,13 @@ from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 class Contribution(NamedTuple):
     """What one client adds to the sums."""
 
-    key: Any  # Its row in tables, int32[].
-    level: Any  # Index of its budget among those that have statistics, int64[].
     weight: Any  # p_n, float32[].
-    weights: Any  # Decoded and flat, float32[W].
+    weights: Any  # Decoded, by `ModelSpec.flatten`, float32[W].
     bit_widths: Any  # Int32[L].
     training: TrainingSums
     msb_densities: Any  # Float32[L].
+    num_examples: Any  # Float32[].
     uplink_bits: Any  # Int64[4].
-    downlink_bits: Any  # Int64[4].
     symbols: Any  # Int16[streams, symbols].
 
 
@@ -113,8 +111,19 @@ class RoundSums(NamedTuple):
     def _divide(self, total: tf.Tensor) -> tf.Tensor:
         return tf.math.divide_no_nan(total, self.total_weight)
 
-    def add(self, contribution: Contribution, is_good: tf.Tensor) -> RoundSums:
-        """Returns the sums with a contribution, or as they are unless it `is_good`."""
+    def add(
+        self,
+        contribution: Contribution,
+        key: tf.Tensor,
+        level: tf.Tensor,
+        downlink_bits: tf.Tensor,
+        is_good: tf.Tensor,
+    ) -> RoundSums:
+        """Returns the sums with a contribution, or as they are unless it `is_good`.
+
+        It is of row `key`, and of the budget of index `level` among those that have
+        statistics.
+        """
 
         def if_good(value: tf.Tensor) -> tf.Tensor:
             return tf.where(is_good, value, tf.zeros([], value.dtype))
@@ -122,7 +131,7 @@ class RoundSums(NamedTuple):
         def add_row(table: tf.Tensor, row: tf.Tensor, index: Any = None) -> tf.Tensor:
             if table.shape.num_elements() == 0:
                 return table  # A float model's; TensorFlow cannot update it.
-            index = contribution.key if index is None else index
+            index = key if index is None else index
             return tf.tensor_scatter_nd_add(table, [[index]], [if_good(row)])
 
         weight = if_good(contribution.weight)
@@ -144,14 +153,14 @@ class RoundSums(NamedTuple):
             participations=add_row(self.participations, tf.constant(1)),
             bit_widths=add_row(self.bit_widths, contribution.bit_widths),
             uplink_bits=add_row(self.uplink_bits, contribution.uplink_bits),
-            downlink_bits=add_row(self.downlink_bits, contribution.downlink_bits),
+            downlink_bits=add_row(self.downlink_bits, downlink_bits),
             symbols=add_row(self.symbols, contribution.symbols),
             statistics=add_row(
                 self.statistics,
                 weighted[weighted.shape[0] - num_statistics :],
-                contribution.level,
+                level,
             ),
-            budget_weights=add_row(self.budget_weights, weight, contribution.level),
+            budget_weights=add_row(self.budget_weights, weight, level),
             num_contributions=self.num_contributions + tf.cast(weight > 0, tf.int32),
         )
 

@@ -37,17 +37,15 @@ from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
 from tff_fedmpq.federated.aggregation import Aggregated, Aggregation
 from tff_fedmpq.federated.client_work import ClientResult
-from tff_fedmpq.federated.contributions import Checks
+from tff_fedmpq.federated.contributions import Reader
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
-from tff_fedmpq.federated.round_sums import Contribution, RoundSums, only_of_round
+from tff_fedmpq.federated.round_sums import RoundSums, only_of_round
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
 # The type of `tff.learning.templates.LearningAlgorithmState`, which has no stubs.
 State = Any
-# A message's weights, flat, its size in bits, and its symbols to entropy-code.
-_Decoded = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 def _draw_secret() -> tuple[int, int]:
@@ -80,8 +78,8 @@ class Server:
         return np.unique(self.budgets) if own else self.budgets[:1]
 
     @property
-    def _checks(self) -> Checks:
-        return Checks(
+    def _reader(self) -> Reader:
+        return Reader(
             self.scheme, self.spec, self.budgets, self.is_variance, self.secret
         )
 
@@ -143,7 +141,7 @@ class Server:
             model["bit_widths"],
             model["scales"],
             tf.maximum(tf.reduce_max(tf.abs(flat)), 1.0),
-            self._checks.variances(statistics),
+            self._reader.variances(statistics),
             messages.count_model_bits(model, [seed, rates]),
             acceptance.fingerprint(model, self.secret),
             tag=(),
@@ -226,56 +224,33 @@ class Server:
 
         Of a result that fails a check only that is noted.
         """
-        checks = self._checks
-        is_genuine = checks.is_genuine(ticket)
+        reader = self._reader
+        is_genuine = reader.is_genuine(ticket)
         latest = tf.where(is_genuine, tf.maximum(sums.round, ticket.round), sums.round)
         sums = only_of_round(sums, latest)
         of_ticket: list[Check] = [
             (lambda: is_genuine, Rejection.TICKET),
             (lambda: tf.equal(ticket.round, latest), Rejection.ROUND),
         ]
-        fault = acceptance.first_fault([*of_ticket, *checks.of_result(result, ticket)])
-        can_decode = tf.equal(fault, 0)
-        decoded = tf.cond(can_decode, lambda: self._decode(result), self._nothing)
-        wrong = acceptance.first_fault(list(checks.of_decoded(decoded[0], ticket)))
-        fault = tf.where(can_decode, wrong, fault)
-        key = tf.where(is_genuine, ticket.key, 0)
-        contribution = self._contribution(result, ticket, key, decoded)
+        pairs = zip(*map(tf.nest.flatten, (result.training, sums.training)))
+        of_training: list[Check] = [
+            (lambda a=a, b=b: acceptance.have_shapes([a], [b.shape]), Rejection.SHAPES)
+            for a, b in pairs
+        ]
+        of_result = [*of_ticket, *reader.checks(result, ticket), *of_training]
+        fault = acceptance.first_fault(of_result)
+        can_read = tf.equal(fault, 0)
+        contribution = reader.read(result, can_read, sums.training)
+        of_weights = list(reader.checks_of_weights(contribution.weights, ticket))
+        fault = tf.where(can_read, acceptance.first_fault(of_weights), fault)
         is_good = tf.equal(fault, 0)
-        added = sums.add(contribution, is_good)
+        key = tf.where(is_genuine, ticket.key, 0)
+        row = key, self._level_of(key), ticket.downlink_bits
+        added = sums.add(contribution, *row, is_good)
         # It takes part, with weight zero.
-        is_empty = is_good & tf.equal(result.num_examples, 0)
+        is_empty = is_good & tf.equal(contribution.num_examples, 0)
         fault = tf.where(is_empty, int(Rejection.NO_EXAMPLES), fault)
         return added.note(key, fault, is_genuine)
-
-    def _decode(self, result: ClientResult) -> _Decoded:
-        uplink, message = self.scheme.uplink, result.message
-        weights = self.spec.flatten(uplink.decode(message, self.spec))
-        bits = uplink.count_bits(message, [result.weight])
-        return weights, bits, uplink.symbols(message)
-
-    def _nothing(self) -> _Decoded:
-        """Returns zeros of the shapes of `_decode`."""
-        symbols = tf.zeros(self.scheme.uplink.symbols_shape(self.spec), tf.int16)
-        bits = tf.zeros([len(messages.BIT_ITEMS)], tf.int64)
-        return tf.zeros([self.spec.num_weights]), bits, symbols
-
-    def _contribution(
-        self, result: ClientResult, ticket: Ticket, key: tf.Tensor, decoded: _Decoded
-    ) -> Contribution:
-        weights, bits, symbols = decoded
-        return Contribution(
-            key,
-            self._level_of(key),
-            result.weight,
-            weights,
-            result.bit_widths,
-            result.training,
-            result.msb_densities,
-            bits,
-            ticket.downlink_bits,
-            symbols,
-        )
 
     def change(
         self, result: ClientResult, ticket: Ticket, model: Any, round_number: tf.Tensor
