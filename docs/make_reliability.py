@@ -29,6 +29,7 @@ its log is `docs/results/faults/kills.log`. `.ci/fuzz.py` fuzzes a parser for mi
 """
 _AREAS = {
     "baselines": "Other schemes",
+    "export": "Files for devices",
     "federated": "Rounds and clients",
     "integration": "Runs",
     "keras": "Keras layers",

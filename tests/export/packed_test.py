@@ -126,6 +126,7 @@ def with_header(content, header):
     return signed(content[:52] + size + compressed + body)
 
 
+@pytest.mark.faults
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_is_a_typed_error(content, data):
@@ -221,6 +222,7 @@ _HOSTILE = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", _HOSTILE)
 def test_no_code_comes_from_a_file(content, kind, capsys):
     header, _ = header_of(content)
@@ -234,11 +236,30 @@ def test_no_code_comes_from_a_file(content, kind, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+@pytest.mark.faults
 def test_a_compressed_header_cannot_fill_the_memory(content):
     bomb = lzma.compress(b" " * 2**27)
     size = struct.pack("<I", len(bomb))
     with pytest.raises(export.DamagedFileError, match="too large"):
         unpack_model(signed(content[:52] + size + bomb))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("units", [10**6, 10**9])
+def test_a_small_file_builds_no_large_model(content, units):
+    header, _ = header_of(content)
+    header["model"]["config"]["layers"][-1]["config"]["units"] = units
+    with pytest.raises(export.DamagedFileError, match="more than 16 weights"):
+        unpack_model(with_header(content, header))
+
+
+@pytest.mark.faults
+def test_a_file_names_no_other_file(content):
+    header, _ = header_of(content)
+    config = {"vocabulary": "/dev/zero"}
+    header["model"]["config"]["layers"].append(_layer("StringLookup", config=config))
+    with pytest.raises(export.UnsafeFileError, match="vocabulary"):
+        unpack_model(with_header(content, header))
 
 
 def test_models_that_cannot_be_packed_are_refused(tmp_path):
