@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tff_fedmpq import export
+
 _EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
@@ -36,6 +38,13 @@ def _run(
     assert finished.returncode == 0, errors.read_text()
     assert not is_silent or errors.read_text() == ""
     return printed.read_text()
+
+
+def _has_runtimes() -> bool:
+    try:
+        return bool(export.find_python())
+    except export.ExportError:
+        return False
 
 
 @pytest.mark.slow
@@ -69,8 +78,12 @@ def test_device_model(tmp_path):
     ]
     sizes = [int(size.replace(",", "")) for _, size in found]
     assert sizes == sorted(sizes) and sizes[2] > 2 * sizes[0]
-    for path, size in zip(found, sizes):
-        file = tmp_path / f"{path[0]}.fedmpq"
-        assert file.stat().st_size == size
+    files = [f"{path}.fedmpq" for path, _ in found]
+    if _has_runtimes():  # As in .ci/export.
+        ends = ("litert.tflite", "micro.tflite")
+        files += [f"{path}.{end}" for path, _ in found for end in ends]
+    for file in files:
+        size = (tmp_path / file).stat().st_size
+        assert f" {file}: {size:,} bytes" in printed
     accuracies = re.findall(r"bits: accuracy (\S+)", printed)
     assert len(accuracies) == 3 and float(accuracies[2]) > 0.2

@@ -567,6 +567,15 @@ def test_k14_weights_that_are_no_numbers(wrong, per_channel):
         QuantDense(3, kernel_initializer=constant, name="other").build([None, 2])
 
 
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_k14_ranges_that_are_no_numbers(wrong):
+    model = Sequential([Input([2]), layers.ReLU(), layers.Flatten()])
+    with pytest.raises(ValueError, match="has to be .*finite"):
+        quantize_model(model, 8, 8, activation_range=wrong)
+    with pytest.raises(ValueError, match="calibration_data.*not finite"):
+        quantize_model(model, 8, 8, calibration_data=np.array([[1, 2], [wrong, 0.5]]))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

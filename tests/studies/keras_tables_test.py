@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from studies import keras_models, pages
+from studies import digits_bits, keras_models, pages
 
 
 def test_the_page_has_the_tables_of_the_results():
     page = keras_models.PAGE.read_text()
     assert keras_models.table(keras_models.read_rows()) in page
+    result = json.loads(digits_bits.RESULT.read_text())
+    assert digits_bits.table(result["rows"]) in page
 
 
 def test_every_model_was_quantized_trained_and_loaded():
@@ -22,6 +26,12 @@ def test_every_model_was_quantized_trained_and_loaded():
         assert row["loaded_is_equal"]
         for kernels in (row["kernels_moved"], row["kernels_moved_after_loading"]):
             assert kernels > 0.8 * row["kernels"]
+
+
+def test_three_seeds_of_every_method_and_bit_width():
+    rows = json.loads(digits_bits.RESULT.read_text())["rows"]
+    cells = {(row["method"], row["bits"], row["seed"]) for row in rows}
+    assert len(cells) == len(rows) == 3 * (1 + 4 + 4 + 1 + 4)
 
 
 def test_a_table_goes_between_its_marks(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -31,9 +32,13 @@ def range_of(function: Any) -> tuple[float, float] | None:
     return activations.RANGES.get(name) if function in known else None
 
 
-def _pair(limits: Any) -> tuple[float, float]:
-    low, high = limits
-    return float(low), float(high)
+def _checked_range(limits: Any) -> tuple[float, float]:
+    low, high = map(float, limits)
+    if not -math.inf < low <= 0 < high < math.inf:
+        raise ValueError(
+            f"An activation range has to be finite and hold 0, found {low}, {high}."
+        )
+    return low, high
 
 
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
@@ -54,9 +59,7 @@ class ActivationOfBits:
             limits = (default[0] if default else 0.0, limits)
         if (limits or default) is None:
             raise ValueError(f"{function} has no known range: give activation_range.")
-        low, high = self.limits = _pair(limits or default)
-        if not low <= 0 < high:
-            raise ValueError(f"An activation range has to hold 0, found {low}, {high}.")
+        self.limits = _checked_range(limits or default)
         self.bits = representations.check_bit_width(bits, "activation_bits")
         self.function = function
         self.observed: tuple[float, float] | None = None
@@ -73,9 +76,10 @@ class ActivationOfBits:
             )
         values = tf.cast(y, tf.float32)
         low, high = self.observed
+        # Not `min` and `max` of Python, which overlook NaN.
         self.observed = (
-            min(low, float(tf.reduce_min(values))),
-            max(high, float(tf.reduce_max(values))),
+            float(tf.minimum(low, tf.reduce_min(values))),
+            float(tf.maximum(high, tf.reduce_max(values))),
         )
         return y
 
@@ -111,8 +115,10 @@ class QuantReLU(tf.keras.layers.Layer):
         self, activation_bits: int = 4, clip_value: float = CLIP_VALUE, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        if not clip_value > 0:
-            raise ValueError(f"clip_value has to be above 0, found {clip_value!r}.")
+        if not 0 < clip_value < math.inf:
+            raise ValueError(
+                f"clip_value has to be above 0 and finite, found {clip_value!r}."
+            )
         self.activation = ActivationOfBits(tf.nn.relu, activation_bits, clip_value)
         self.activation_bits = self.activation.bits
         self.supports_masking = True

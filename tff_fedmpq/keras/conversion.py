@@ -8,6 +8,7 @@ named in the report.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -164,6 +165,11 @@ def _calibrate(model: tf.keras.Model, data: Any, quantizers: list[Any]) -> None:
         model(batch, training=False)
     for quantizer in quantizers:
         low, high = quantizer.observed
+        if not math.isfinite(high - low):
+            raise ValueError(
+                "calibration_data gives activations that are not finite: "
+                f"{low:g} to {high:g}."
+            )
         if high > 0:
             quantizer.limits = low, high
         quantizer.observed = None
