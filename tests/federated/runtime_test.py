@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from unittest import mock
 
 import numpy as np
@@ -212,6 +214,25 @@ def test_forked_child_does_not_keep_the_worker(marker):
     assert not _processes_with(marker, b"worker_binary")
     release.set()
     child.join()
+
+
+def test_a_computation_is_forgotten_with_its_graphs_in_the_worker():
+    def make(number):
+        return tff.tensorflow.computation(lambda: tf.constant(number))
+
+    with runtime.local_runtime() as context:
+        kept, first = make(1), make(2)
+        executors = context.executor_factory._executors
+        assert (kept(), first(), kept()) == (1, 2, 1)
+        (used,) = executors.values()
+        reference = weakref.ref(first)
+        del first
+        gc.collect()
+        assert reference() is None
+        assert kept() == 1 and used in executors.values()  # Not for so little.
+        del kept
+        gc.collect()
+        assert make(3)() == 3 and used not in executors.values()
 
 
 def test_async_runtime_runs_federated_programs():

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tff_fedmpq.quantization import packing, scales
 from tff_fedmpq.quantization.representations import SIGN_MAGNITUDE
-from tff_fedmpq.quantization.tracing import traced
+from tff_fedmpq.quantization.tracing import forgotten_gradients, traced
 
 
 def test_a_graph_is_not_kept_by_what_was_traced_in_it():
@@ -40,3 +40,23 @@ def test_a_function_is_traced_once_for_each_graph():
         with tf.Graph().as_default():
             double(tf.ones([2])), tf.function(lambda: double(tf.ones([3])))()
     assert len(traces) == 3
+
+
+def test_gradients_in_a_graph_do_not_keep_it():
+    @tf.custom_gradient
+    def triple(x):
+        return 3 * x, lambda upstream: 3 * upstream
+
+    @forgotten_gradients()
+    def build():
+        with tf.Graph().as_default() as graph:
+            x = tf.ones([2])
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.function(triple)(x)
+            assert tape.gradient(y, x) is not None
+        return weakref.ref(graph)
+
+    reference = build()
+    gc.collect()
+    assert reference() is None

@@ -20,6 +20,7 @@ from tff_fedmpq.federated import acceptance, local_training, messages
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.tasks import Task, split_example
 from tff_fedmpq.keras.variables import ModelSpec
+from tff_fedmpq.quantization.tracing import forgotten_gradients
 
 # More than any client holds: all of its examples form one batch.
 _ALL_EXAMPLES = 2**31 - 1
@@ -40,6 +41,7 @@ class ClientResult(NamedTuple):
     checksum: Any  # Of all other fields (`acceptance.checksum`), int64[].
 
 
+@forgotten_gradients()
 def build_client_work(
     model: tf.keras.Model,
     scheme: Scheme,

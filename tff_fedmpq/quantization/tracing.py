@@ -1,15 +1,18 @@
-"""TensorFlow functions that every graph has for itself.
+"""TensorFlow functions that every graph has for itself, so that none keeps graphs.
 
-A `tf.function` keeps the graphs in which it was traced. Those of a module would keep
-what every federated process was built of, 40 MB for that of a tiny model.
+A `tf.function` keeps those in which it was traced, and TensorFlow those of gradients:
+all that federated processes were built of, 40 MB for that of a tiny model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 _FUNCTIONS = "_tff_fedmpq_functions"  # Attribute of a graph.
 
@@ -42,3 +45,18 @@ def traced(signature: Any = None) -> Callable[[Callable[..., Any]], Callable[...
         return call
 
     return decorate
+
+
+@contextlib.contextmanager
+def forgotten_gradients() -> Iterator[None]:
+    """Unregisters, after the block, gradients of functions that were traced in it.
+
+    TensorFlow keeps them, and so their graphs, which once they are whole need none.
+    """
+    registry = ops.gradient_registry._registry
+    before = set(registry)
+    try:
+        yield
+    finally:
+        for name in set(registry) - before:
+            del registry[name]
