@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -50,7 +51,7 @@ class Reader:
             Rejection.CHECKSUM,
         )
         for fault in acceptance.OF_CLIENTS:
-            yield lambda fault=fault: tf.not_equal(result.fault, int(fault)), fault
+            yield functools.partial(tf.not_equal, result.fault, int(fault)), fault
         layers = (len(self.spec.kernel_shapes),)
         numbers = [result.bit_widths, result.msb_densities]
         numbers += [result.num_examples, result.weight]
@@ -113,7 +114,7 @@ class Reader:
             return tf.nest.flatten(zeros)
 
         flat = tf.cond(can_read, read, nothing)
-        like = Contribution(*Contribution._fields)._replace(training=training)
+        like = Contribution(0, 0, 0, training, 0, 0, 0, 0)
         return tf.nest.pack_sequence_as(like, flat)
 
     def contribution(self, result: ClientResult) -> Contribution:

@@ -232,12 +232,12 @@ class Server:
             (lambda: is_genuine, Rejection.TICKET),
             (lambda: tf.equal(ticket.round, latest), Rejection.ROUND),
         ]
-        pairs = zip(*map(tf.nest.flatten, (result.training, sums.training)))
-        of_training: list[Check] = [
-            (lambda a=a, b=b: acceptance.have_shapes([a], [b.shape]), Rejection.SHAPES)
-            for a, b in pairs
-        ]
-        of_result = [*of_ticket, *reader.checks(result, ticket), *of_training]
+        training, like = map(tf.nest.flatten, (result.training, sums.training))
+        of_training: Check = (
+            lambda: acceptance.have_shapes(training, [t.shape for t in like]),
+            Rejection.SHAPES,
+        )
+        of_result = [*of_ticket, *reader.checks(result, ticket), of_training]
         fault = acceptance.first_fault(of_result)
         can_read = tf.equal(fault, 0)
         contribution = reader.read(result, can_read, sums.training)
