@@ -7,7 +7,8 @@ formats and of zipfile is instrumented, so that inputs that reach new code are k
 edited further. A case fails when its target raises, takes more than 20 seconds or more
 than 4 GB, or ends the process. Its input is then in a file crash-... in the working
 directory, and the status is 1. Pieces of several calls are rows of the same file;
-`--corpus` is a folder that passes inputs from one to the next. Committed results are in
+`--corpus` is a folder that passes inputs from one to the next; seconds include the
+start of each. Committed results are in
 docs/results/faults/fuzzing.json.
 """
 
