@@ -8,6 +8,7 @@ code_updates.py      the integer weight update
 activations.py       ReLU outputs of k bits
 packing.py           codes of b bits in bytes
 gaussian.py          optimal quantizers of Gaussian weights
+tracing.py           functions that are traced once for each graph
 """
 
 # First: a hook of `tff_fedmpq` on this import loads `tff_fedmpq.keras`, which must not
