@@ -69,7 +69,7 @@ def test_tff_can_be_imported_after_this_package():
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert finished.stdout.split() == ["0.87.0"], finished.stderr
     assert "Traceback" not in finished.stderr
