@@ -25,7 +25,7 @@ def _run_python(code, **variables):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**environment, **variables},
     )
 

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tff_fedmpq import _tff_shim
 from tff_fedmpq._tff import tff
@@ -38,6 +39,21 @@ def test_a_differentially_private_aggregator_adds_noise_to_clipped_values(runtim
     assert output.result == pytest.approx([0.3, 0.65])
 
 
+def test_the_worker_reads_record_files(runtime, tmp_path):
+    """Those of a client's dataset, where no size of a buffer is given."""
+    path = str(tmp_path / "records")
+    with tf.io.TFRecordWriter(path) as writer:
+        for number in (b"1", b"2"):
+            writer.write(number)
+
+    @tff.tensorflow.computation
+    def total():
+        records = tf.data.TFRecordDataset(path).map(tf.strings.to_number)
+        return records.reduce(0.0, lambda total, number: total + number)
+
+    assert total() == 3.0
+
+
 @needs_repairs
 def test_tff_can_be_imported_after_this_package():
     code = (
@@ -53,7 +69,7 @@ def test_tff_can_be_imported_after_this_package():
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert finished.stdout.split() == ["0.87.0"], finished.stderr
     assert "Traceback" not in finished.stderr

@@ -1,8 +1,8 @@
 """What TensorFlow Federated 0.87.0 misses on Python 3.12 and 3.13.
 
 Its metadata allow Python below 3.12 and TensorFlow 2.14, but its Python files and its
-worker, which has a TensorFlow of its own, work on newer ones after these repairs. TFF's
-versions after 0.87.0, which are not on the package index, need none of them.
+worker, which has a TensorFlow 2.14 of its own, work on newer ones after these repairs.
+TFF's versions after 0.87.0, which are not on the package index, need none of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             sys.meta_path.remove(self)
             _import_queries_of_tensorflow_privacy()
             _restore_names_of_jaxlib()
+            _restore_buffer_of_record_files()
 
 
 def install() -> None:
@@ -59,3 +60,13 @@ def _restore_names_of_jaxlib() -> None:
     for name in ("XlaComputation", "Shape"):
         if not hasattr(xla_client, name):
             setattr(xla_client, name, type(name, (), {}))
+
+
+def _restore_buffer_of_record_files() -> None:
+    # Newer TensorFlows leave the size to the kernel by a -1, which the worker refuses.
+    from tensorflow.python.data.ops import readers
+
+    if hasattr(readers, "_DEFAULT_TF_RECORD_BUFFER_SIZE_BYTES"):
+        readers._DEFAULT_TF_RECORD_BUFFER_SIZE_BYTES = (
+            readers._DEFAULT_READER_BUFFER_SIZE_BYTES
+        )

@@ -354,6 +354,6 @@ def test_settings_do_not_wait_for_tensorflow(module):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert found.stdout.strip() == "[]", found.stderr

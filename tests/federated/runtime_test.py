@@ -528,7 +528,7 @@ def test_a_program_that_does_not_leave_the_block_ends(marker, enter):
         [sys.executable, "-c", _NEVER_LEFT.format(enter=enter)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd=_ROOT,
     )
     assert completed.returncode == 0, completed.stderr
