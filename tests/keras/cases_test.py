@@ -400,6 +400,19 @@ def test_k10_activations_of_k_bits(name, low, high, bits):
     assert np.all(gradients[1][(position < -1e-3) | (position > 2**bits)] == 0)
 
 
+def test_k10_leaky_relu_by_name_and_in_a_copy():
+    dense = layers.Dense(5, "leaky_relu", kernel_initializer="identity")
+    model = Sequential([Input([5]), dense, layers.Flatten()])
+    quantized = quantize_model(model, None, 8)
+    copy = Sequential.from_config(quantized.get_config())
+    copy.set_weights(quantized.get_weights())
+    x = 4 * normal(40, 5)
+    expected = np.clip(np.where(x < 0, 0.2 * x, x), -1.2, 6)
+    for each in (quantized, copy):
+        np.testing.assert_allclose(each(x), expected, atol=7.2 / 255)
+        assert len(np.unique(each(x))) < np.unique(expected).size
+
+
 def test_k10_what_stays_float_is_named():
     inputs = Input([5])
     x = tf.nn.gelu(layers.Dense(5, "exponential", name="grow")(inputs))
