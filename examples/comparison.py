@@ -83,7 +83,8 @@ def run_comparison(
 def summarise(scheme: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the row of one scheme from the results of its seeds.
 
-    scheme, precision: its name; bits of updates, weights, activations.
+    scheme, precision: its name; bits of updates, weights, activations: v is a client's
+      budget, int(v) that of which a scheme uses whole bits only.
     seeds: number of runs.
     accuracy, accuracy_std: test accuracy after the last round, %, mean and standard
       deviation over seeds (None for one seed).

@@ -21,7 +21,7 @@ def test_everyone_keeps_the_bits_of_the_budget(runtime, problem):
     state = process.initialize()
     start = device_bit_widths(process, state)
     assert start.tolist() == [[4, 4], [8, 8], [5, 5], [2, 2]]  # Of a budget of 5.5.
-    for participants in (["bert", "cleo"], problem.client_ids):
+    for participants in (["bert", "cléo"], problem.client_ids):
         output = process.next(state, participants)
         state = output.state
         np.testing.assert_array_equal(output.metrics["bit_widths"], start)

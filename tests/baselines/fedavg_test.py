@@ -67,7 +67,7 @@ def test_agrees_with_tffs_fed_avg(our_process, tffs_process, problem):
     ours, theirs = our_process.initialize(), tffs_process.initialize()
     theirs = tffs_process.set_model_weights(theirs, our_process.get_model_weights(ours))
     start = our_process.get_model_weights(ours).trainable
-    for participants in (["anna", "bert", "cleo"], ["bert", "dora"]):
+    for participants in (["anna", "bert", "cléo"], ["bert", "dora"]):
         data = [
             tf.data.Dataset.from_tensor_slices(problem.examples[name])
             .batch(ALL_EXAMPLES)
@@ -103,7 +103,7 @@ def test_the_whole_model_goes_both_ways_in_float(our_process, problem):
 def test_there_are_no_codes_to_give_to_a_device(our_process):
     """The model of a device is the global model."""
     state = our_process.initialize()
-    device = our_process.device_model(state, "cleo")
+    device = our_process.device_model(state, "cléo")
     for value, expected in zip(
         device.get_weights(), our_process.global_model(state).get_weights()
     ):

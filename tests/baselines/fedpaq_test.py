@@ -136,7 +136,7 @@ def test_the_norm_is_the_largest_magnitude_by_default():
 
 @pytest.mark.parametrize("budget", [1, 1.99])
 def test_budgets_below_two_bits_are_refused(problem, budget):
-    budgets = {**problem.budgets, "cleo": budget}
+    budgets = {**problem.budgets, "cléo": budget}
     with pytest.raises(ValueError, match=f"fedpaq.*at least 2 bits.*{budget}"):
         build_fedpaq(problem.model_fn, budgets, problem.client_data)
 
@@ -151,10 +151,10 @@ def test_a_round_is_fedavgs_but_for_the_quantization(runtime, problem):
     ):
         process = build(*problem.setting, config)
         before = process.initialize()
-        output = process.next(before, ["cleo"])
+        output = process.next(before, ["cléo"])
         after[name] = process.get_model_weights(output.state)
     start = process.get_model_weights(before)
-    row = problem.client_ids.index("cleo")
+    row = problem.client_ids.index("cléo")
     sizes, bits = [4 * 27, 4 * 36], 5  # The budget is 5.5.
     codes = output.metrics["uplink_bits"][row][0]
     assert codes == sum(-(-size * bits // 8) * 8 for size in sizes)

@@ -16,7 +16,7 @@ from tff_fedmpq.federated.checkpoints import Checkpoints
 from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.robust_means import TrimmedMeanFactory
 
-CLIENTS = ["bert", "cleo", "dora"]  # Anna has no examples.
+CLIENTS = ["bert", "cléo", "dora"]  # Anna has no examples.
 SETTINGS = {"epochs": 1, "batch_size": 8, "learning_rate_decay": "none"}
 NOISE, DELTA = 0.2, 1e-5
 ALL = [name for name in SCHEMES if not name.endswith("_literal")]

@@ -139,7 +139,7 @@ def test_own_functions_decide_a_round(runtime, problem):
     np.testing.assert_array_equal(output.metrics["mean_bit_widths"], [3, 3])
     table = output.metrics["bit_widths"]
     assert table.tolist() == [[1, 1], [3, 3], [1, 1], [1, 1]]
-    model = process.device_model(start, "cleo")
+    model = process.device_model(start, "cléo")
     assert [float(k.scale) for k in quantized_kernels(model)] == [7, 7]
     # A rate of zero in the first round: the codes stay, the float parameters do not.
     old, new = (

@@ -40,7 +40,7 @@ class Round(NamedTuple):
 def recorded_round(runtime, process, problem) -> Round:
     """The second round of a run, of three clients, one of them without examples."""
     participants = ["anna", "bert", "dora"]
-    before = process.next(process.initialize(), ["bert", "cleo"]).state
+    before = process.next(process.initialize(), ["bert", "cléo"]).state
     output = process.next(before, participants)
     work = _client_computation(problem)
     messages, results = {}, {}

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_fedmpq.baselines.fedavg import FedAvgConfig
+from tff_fedmpq.federated import left_out
 from tff_fedmpq.federated.acceptance import REASONS, Rejection
 from tff_fedmpq.federated.process import build_process
 
@@ -68,16 +69,16 @@ def has_labels_out_of_range(dataset):
 
 @pytest.fixture(scope="module")
 def faulty(problem):
-    """A process of two clients, bert and cleo, whose datasets raise."""
+    """A process of two clients, bert and cléo, whose datasets raise."""
     return build(
-        problem, data_with(problem, {"bert": is_no_image, "cleo": has_no_file})
+        problem, data_with(problem, {"bert": is_no_image, "cléo": has_no_file})
     )
 
 
 @pytest.fixture(scope="module")
 def strict(problem):
     """A process whose rounds end with the error of a client."""
-    bad = {"bert": fails_at_third, "cleo": has_labels_out_of_range}
+    bad = {"bert": fails_at_third, "cléo": has_labels_out_of_range}
     return build(problem, data_with(problem, bad), on_client_error="raise")
 
 
@@ -88,7 +89,7 @@ def test_a_dataset_that_raises_leaves_its_client_out(
     state = expected = process.initialize()
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
-            output = faulty.next(state, ["bert", "cleo", "dora"])
+            output = faulty.next(state, ["bert", "cléo", "dora"])
         wanted = process.next(expected, ["dora"])
         state, expected = output.state, wanted.state
         rejected = output.metrics["rejected"].tolist()
@@ -99,7 +100,7 @@ def test_a_dataset_that_raises_leaves_its_client_out(
     assert len(lines) == 2 and "\n" not in lines[0]
     reason = REASONS[Rejection.DATASET]
     assert lines[0].startswith(f"Round 1, left out: client 'bert': {reason} (")
-    assert f"client 'cleo': {reason} (" in lines[0] and "nowhere/" in lines[0]
+    assert f"client 'cléo': {reason} (" in lines[0] and "nowhere/" in lines[0]
 
 
 def test_errors_of_clients_end_the_round_if_wished(runtime, strict):
@@ -112,19 +113,43 @@ def test_errors_of_clients_end_the_round_if_wished(runtime, strict):
 
 
 def test_bad_labels_end_the_round_if_wished(runtime, strict):
-    with pytest.raises(ValueError, match="'cleo': its examples have labels out of"):
-        strict.next(strict.initialize(), ["cleo", "dora"])
+    with pytest.raises(ValueError, match="'cléo': its examples have labels out of"):
+        strict.next(strict.initialize(), ["cléo", "dora"])
 
 
 def test_a_round_whose_clients_all_fail_is_abandoned(runtime, faulty):
     before = faulty.initialize()
-    output = faulty.next(before, ["anna", "bert", "cleo"])  # Anna has no examples.
+    output = faulty.next(before, ["anna", "bert", "cléo"])  # Anna has no examples.
     assert output.metrics["abandoned"] and output.metrics["num_rejected"] == 3
     tf.nest.map_structure(
         np.testing.assert_array_equal,
         output.state.global_model_weights,
         before.global_model_weights,
     )
+
+
+def test_missing_data_of_all_clients_are_one_line(runtime, problem, faulty):
+    with pytest.raises(
+        ValueError, match="of no client can be read; .*'cléo': .*nowh"
+    ) as e:
+        faulty.next(faulty.initialize(), ["cléo", "bert"])
+    assert "\n" not in str(e.value)
+
+
+def test_examples_of_unequal_shapes_are_to_be_padded(runtime, problem):
+    def uneven(dataset):
+        """Rows of images, one more in every example."""
+        rows = lambda i, pair: (pair[0][: i + 1], pair[1])  # noqa: E731
+        return dataset.enumerate().map(rows)
+
+    data = problem.client_data.preprocess(uneven)
+    inspect = left_out.build_inspection(data, 100)
+
+    def run(client_ids):
+        raise ValueError("of the round")
+
+    with pytest.raises(ValueError, match=r"'dora': .* Pad examples to one shape\.$"):
+        left_out.run_without_unreadable(run, ["dora"], inspect)
 
 
 def test_a_client_without_examples_is_named(runtime, problem, process, caplog):
@@ -154,7 +179,7 @@ def slow(dataset):
 def test_a_slow_client_is_left_out(runtime, problem):
     """While it reads, in a scheme of float weights."""
     config = FedAvgConfig(epochs=1, batch_size=4, client_timeout_seconds=5.0)
-    data = data_with(problem, {"cleo": slow})
+    data = data_with(problem, {"cléo": slow})
     process = build_process(problem.model_fn, problem.budgets, data, config)
     output = process.next(process.initialize(), problem.client_ids)
     assert output.metrics["rejected"].tolist() == [21, 0, Rejection.TIME, 0]
@@ -174,7 +199,7 @@ def test_dropouts_are_drawn_by_the_seed(runtime, problem, process):
     unreliable = problem.build(dropout_rate=0.5)
     state, seen = process.initialize(), set()
     for _ in range(4):
-        output = unreliable.next(state, ["bert", "cleo", "dora"])
+        output = unreliable.next(state, ["bert", "cléo", "dora"])
         rejected = output.metrics["rejected"].tolist()
         assert set(rejected) <= {0, Rejection.DROPOUT}
         stay = [c for c, code in zip(process.client_ids, rejected) if not code][1:]

@@ -308,22 +308,31 @@ def test_a_keras_schedule_is_a_rate_by_round():
 
 
 @pytest.mark.parametrize(
-    ("builder", "config", "budgets", "used"),
+    ("builder", "config", "budgets", "used", "in_tables"),
     [
-        (build_fedpaq, FedPAQConfig(), (2.5, 2.9), "[2.0, 2.0]"),
-        (build_aqfl, AQFLConfig(), (2.9, 4), "[2.0, 4.0]"),
-        (build_fedmpq, FedMPQConfig(allocation="uniform"), (2.9, 4), "[2.0, 4.0]"),
-        (build_aqfl, AQFLConfig(), (2, 4), None),
-        (build_fedmpq, FedMPQConfig(), (2.5, 2.9), None),
+        (build_fedpaq, FedPAQConfig(), (2.5, 2.9), "[2.0, 2.0]", "int(v)/32/32"),
+        (build_aqfl, AQFLConfig(), (2.9, 4), "[2.0, 4.0]", "int(v)/int(v)/4"),
+        (
+            build_fedmpq,
+            FedMPQConfig(allocation="uniform"),
+            (2.9, 4),
+            "[2.0, 4.0]",
+            "int(v)/int(v)/4",
+        ),
+        (build_aqfl, AQFLConfig(), (2, 4), None, "v/v/4"),
+        (build_fedmpq, FedMPQConfig(), (2.5, 2.9), None, "v/v/4"),
     ],
 )
-def test_bits_that_a_scheme_cannot_use_are_said(caplog, builder, config, budgets, used):
+def test_bits_that_a_scheme_cannot_use_are_said(
+    caplog, builder, config, budgets, used, in_tables
+):
     class Stop(Exception):
         pass
 
     def stop():
         raise Stop
 
+    assert config.compose().precision_of(np.array(budgets)) == in_tables
     caplog.set_level(logging.WARNING)
     with pytest.raises(Stop):
         builder(stop, dict(zip("ab", budgets)), data_of("a", "b"), config)

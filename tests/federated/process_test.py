@@ -237,7 +237,7 @@ def test_rows_are_pruned_and_grown_from_the_mean(process, recorded_round, proble
         state["mean_bit_widths"], recorded_round.metrics["mean_bit_widths"]
     )
     remembered = recorded_round.before.distributor["bit_reductions"]
-    assert remembered[problem.client_ids.index("cleo")].any()  # From the first round.
+    assert remembered[problem.client_ids.index("cléo")].any()  # From the first round.
     for row, name in enumerate(problem.client_ids):
         reductions = remembered[row]
         if name in results:
@@ -279,7 +279,7 @@ def test_a_round_measures_its_participants(recorded_round, problem):
 def test_the_table_stays_within_budgets(runtime, process, problem):
     state = process.initialize()
     everyone = problem.client_ids
-    for participants in (everyone, ["dora", "cleo"], everyone, ["bert"], everyone):
+    for participants in (everyone, ["dora", "cléo"], everyone, ["bert"], everyone):
         state, metrics = process.next(state, participants)
         table = metrics["bit_widths"]
         np.testing.assert_array_equal(table, device_bit_widths(process, state))
@@ -483,7 +483,7 @@ def test_model_weights_go_out_and_in(runtime, process, recorded_round):
 
 
 def run_two_rounds(process):
-    state = process.next(process.initialize(), ["bert", "cleo"]).state
+    state = process.next(process.initialize(), ["bert", "cléo"]).state
     return process.next(state, ["bert", "dora"])
 
 

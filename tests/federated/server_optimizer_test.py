@@ -98,7 +98,7 @@ def test_a_rounds_steps_are_those_of_the_formula(runtime, problem, scheme, make)
     process = build(*problem.setting, config, server_optimizer_fn=make.tff)
     state = process.initialize()
     oracles = [make() for _ in state.global_model_weights.trainable]
-    for participants in (["bert", "cleo"], ["anna"], ["bert", "dora"]):
+    for participants in (["bert", "cléo"], ["anna"], ["bert", "dora"]):
         # What plain averaging makes of the same state.
         average = plain.next(state._replace(finalizer=()), participants).state
         following = process.next(state, participants).state

@@ -209,6 +209,12 @@ def test_losses_of_layers_are_minimized_too(runtime):
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_ragged_examples_are_to_be_padded():
+    ragged = tf.RaggedTensorSpec([2, None], tf.float32)
+    with pytest.raises(ValueError, match="dense tensors of one shape.*; pad"):
+        split_example(({"a": ragged}, tf.TensorSpec([], tf.int32)))
+
+
 def train_client(model_fn, examples, loss=None, metrics=None, seed=(1, 2)):
     """Returns the trained weights of a client by themselves, its sums and results."""
     model, example = model_fn(), ClientData({"a": examples}).element_type_structure
@@ -281,6 +287,7 @@ def test_metrics_are_sums_over_clients_and_not_means_of_means(runtime):
         tf.keras.metrics.AUC(50, name="auc", from_logits=True),
         tf.keras.metrics.BinaryAccuracy(threshold=0.0),
         tf.keras.metrics.Precision(thresholds=0.0, name="precision"),
+        tf.keras.metrics.BinaryIoU(threshold=0.0, name="iou"),
     ]
     loss = losses.BinaryCrossentropy(from_logits=True)
     config = FedAvgConfig(epochs=2, batch_size=4, learning_rate=0.0, weight_decay=0.0)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.keras.conversion_test import warnings_of_absl
+from tff_fedmpq import export
 from tff_fedmpq.keras import (
     IntegerSGD,
     QuantDense,
@@ -400,6 +401,19 @@ def test_k10_activations_of_k_bits(name, low, high, bits):
     assert np.all(gradients[1][(position < -1e-3) | (position > 2**bits)] == 0)
 
 
+def test_k10_leaky_relu_by_name_and_in_a_copy():
+    dense = layers.Dense(5, "leaky_relu", kernel_initializer="identity")
+    model = Sequential([Input([5]), dense, layers.Flatten()])
+    quantized = quantize_model(model, None, 8)
+    copy = Sequential.from_config(quantized.get_config())
+    copy.set_weights(quantized.get_weights())
+    x = 4 * normal(40, 5)
+    expected = np.clip(np.where(x < 0, 0.2 * x, x), -1.2, 6)
+    for each in (quantized, copy):
+        np.testing.assert_allclose(each(x), expected, atol=7.2 / 255)
+        assert len(np.unique(each(x))) < np.unique(expected).size
+
+
 def test_k10_what_stays_float_is_named():
     inputs = Input([5])
     x = tf.nn.gelu(layers.Dense(5, "exponential", name="grow")(inputs))
@@ -546,10 +560,20 @@ def test_k12_schedules_of_both_rates():
 # --- K13 to K15: errors of users --------------------------------------------
 
 
-def test_k13_codes_are_not_set_to_float_weights():
+def loaded(model, path):
+    model.save(path)
+    return tf.keras.models.load_model(path)
+
+
+def unpacked(model, folder):
+    export.write_packed(model, folder / "model.fedmpq")
+    return export.read_packed(folder / "model.fedmpq")
+
+
+def test_k13_codes_are_not_set_to_float_weights(tmp_path):
     model = quantize_model(dense_of(normal(5, 3)), 8)
     values = [normal(5, 3), *model.get_weights()[1:]]
-    for each in (model, model.layers[0]):
+    for each in (model, model.layers[0], unpacked(model, tmp_path)):
         with pytest.raises(ValueError, match="only/kernel holds codes.*float32"):
             each.set_weights(values)
         each.set_weights(model.get_weights())
@@ -595,6 +619,83 @@ def test_k15_other_optimizers_are_refused(arguments):
     model.compile(IntegerSGD(), "mse")
     floats = quantize_model(dense_of(normal(5, 3)), None)
     floats.compile(loss="mse", **arguments)
+
+
+def functional_around(model, _):
+    inputs = Input([5])
+    return tf.keras.Model(inputs, layers.Activation("tanh")(model(inputs)))
+
+
+class Subclassed(tf.keras.Model):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, inputs):
+        return self.model(inputs)
+
+
+def subclassed(model, _):
+    model = Subclassed(model)
+    model.build([None, 5])
+    return model
+
+
+def direct(model, _):
+    return Sequential([Input([5]), QuantDense(3, name="only"), layers.Dense(2)])
+
+
+MODELS_WITH_CODES = {
+    "keras": lambda model, folder: loaded(model, folder / "model.keras"),
+    "h5": lambda model, folder: loaded(model, folder / "model.h5"),
+    "saved_model": lambda model, folder: loaded(model, folder / "model"),
+    "packed": unpacked,
+    "sequential": lambda model, _: Sequential([Input([5]), model]),
+    "functional": functional_around,
+    "subclassed": subclassed,
+    "clone": lambda model, _: tf.keras.models.clone_model(model),
+    "direct": direct,
+}
+
+
+@pytest.fixture(params=MODELS_WITH_CODES, scope="module")
+def model_with_codes(request, tmp_path_factory):
+    dense = layers.Dense(3, name="only")
+    model = quantize_model(Sequential([Input([5]), dense, layers.Dense(2)]), 8)
+    return MODELS_WITH_CODES[request.param](model, tmp_path_factory.mktemp("model"))
+
+
+def test_k15_only_integer_sgd_trains_a_model_however_it_was_made(model_with_codes):
+    """Others are refused before a weight changes, also by a loop of one's own."""
+    model, x, y = model_with_codes, normal(8, 5), normal(8, 2, seed=1)
+    before = [v.numpy() for v in model.weights]
+    refused = pytest.raises(ValueError, match="^.* cannot train .*IntegerSGD, .*$")
+    with refused:
+        model.compile("adam", "mse")
+        model.fit(x, y, verbose=0)
+    optimizer = tf.keras.optimizers.SGD(0.1)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(model(x) - y))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    with refused:
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+    for variable, value in zip(model.weights, before):
+        np.testing.assert_array_equal(variable, value)
+
+    model.compile(IntegerSGD(0.1), "mse")
+    losses = model.fit(x, y, epochs=5, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    for variable, value in zip(model.weights, before):
+        if hasattr(variable, "quantized_kernel"):
+            assert (variable.numpy() != value).any()
+
+
+def test_k13_quantized_layers_of_any_model_refuse_float_weights(model_with_codes):
+    layer = next(x for x in model_with_codes.submodules if x.name == "only")
+    weights = layer.get_weights()
+    with pytest.raises(ValueError, match="only/kernel holds codes.*float32"):
+        layer.set_weights([normal(5, 3), *weights[1:]])
+    layer.set_weights(weights)
 
 
 # --- K16, K17: rules --------------------------------------------------------

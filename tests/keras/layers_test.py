@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -549,6 +550,19 @@ def test_functions_are_no_initializers_of_codes():
     layer = QuantDense(3, kernel_initializer=lambda shape, dtype: tf.ones(shape, dtype))
     with pytest.raises(TypeError, match="Keras initializer"):
         layer.build([None, 2])
+
+
+def test_a_deep_copy_of_a_layer_has_codes_of_its_own():
+    layer = QuantDense(3, "relu", bit_width=3, activation_bits=4, name="one")
+    x = tf.random.normal([5, 4])
+    expected = layer(x)
+    copied = copy.deepcopy(layer)
+    tf.debugging.assert_equal(copied(x), expected)
+    (kernel,), (own,) = map(quantized_kernels, (layer, copied))
+    kernel.codes.assign(tf.zeros_like(kernel.codes))
+    tf.debugging.assert_equal(copied(x), expected)
+    assert own.codes.quantized_kernel is own
+    assert own.codes is copied.trainable_variables[0]
 
 
 @pytest.mark.parametrize("clip_value", [0, -1.0, float("nan")])

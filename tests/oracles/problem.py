@@ -16,8 +16,8 @@ from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
 # Rows of tables are in the order of the ids, which is another one.
-BUDGETS = {"dora": 2, "bert": 8, "cleo": 5.5, "anna": 4}
-NUM_EXAMPLES = {"anna": 0, "bert": 12, "cleo": 5, "dora": 7}
+BUDGETS = {"dora": 2, "bert": 8, "cléo": 5.5, "anna": 4}
+NUM_EXAMPLES = {"anna": 0, "bert": 12, "cléo": 5, "dora": 7}
 NUM_CLASSES = 3
 NUM_OUTPUTS = 4  # One more, so that kernels differ: 108 and 144 weights.
 SEED = 7

@@ -5,6 +5,7 @@ import types
 import pytest
 
 from studies import run, time_left
+from studies.definitions import load_study
 
 STUDY = """
 title = "Small"
@@ -177,6 +178,21 @@ def test_missing_data_fail_but_other_runs_go_on(world, capsys):
     world.failures.clear()
     assert world.main() == 0
     assert world.calls[len(ALL) :] == ["aqfl/seed0"]
+
+
+def test_a_run_whose_data_set_is_not_there_is_an_exit_code(tmp_path, capsys):
+    """By the experiment itself, which looks for the data before it builds anything."""
+    (tmp_path / "data").mkdir()
+    cell = load_study("quick_populations").cells[0].id
+    folders = [
+        f"--{name}_dir={tmp_path}/{name}" for name in ("data", "work", "results")
+    ]
+    options = [f"--runs={cell}", "--seeds=0", *folders]
+    assert run.main(["quick_populations", *options]) == 1
+    printed = capsys.readouterr()
+    assert "0 of 1 runs are finished." in printed.out
+    assert f"{cell}/seed0: " in printed.err and str(tmp_path / "data") in printed.err
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_divergence_is_recorded_and_not_repeated(world, capsys):

@@ -33,6 +33,7 @@ from tff_fedmpq.export.allowed_configs import UnsafeModelError, check_config
 from tff_fedmpq.export.report import ExportReport, report_of
 from tff_fedmpq.files import PathLike, write_atomically
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
+from tff_fedmpq.keras.quantized_model import refusing_optimizers
 from tff_fedmpq.quantization.packing import pack_numpy, packed_size, unpack_numpy
 
 MAGIC = b"\x89FedMPQ\n"
@@ -123,6 +124,7 @@ def unpack_model(content: bytes, name: str = "The file") -> tf.keras.Model:
         raise DamagedFileError(
             f"{name} cannot be built: {type(error).__name__}: {error}"
         ) from error
+    model.__class__ = refusing_optimizers(type(model))
     return model
 
 

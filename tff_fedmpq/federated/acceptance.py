@@ -125,8 +125,18 @@ def fingerprint(tensors: Any, key: Sequence[int] = _PUBLIC_KEY) -> tf.Tensor:
     def digest(strings: tf.Tensor) -> tf.Tensor:
         return tf.strings.to_hash_bucket_strong(strings, _NUM_FINGERPRINTS, list(key))
 
-    parts = [tf.io.serialize_tensor(t) for t in tf.nest.flatten(tensors)]
-    return digest(tf.io.serialize_tensor(digest(tf.stack(parts))))
+    flat = list(map(tf.convert_to_tensor, tf.nest.flatten(tensors)))
+    parts = [_shapes_of(flat), *joined(flat)]
+    strings = tf.stack(list(map(tf.io.serialize_tensor, parts)))
+    return digest(tf.io.serialize_tensor(digest(strings)))
+
+
+def _shapes_of(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns all ranks and then all sizes of axes, int32[...]."""
+    ranks = [t.shape.rank for t in tensors]
+    if all(t.shape.is_fully_defined() for t in tensors):
+        return tf.constant(sum((t.shape.as_list() for t in tensors), ranks), tf.int32)
+    return tf.concat([ranks, *map(tf.shape, tensors)], 0)
 
 
 def sign(ticket: Ticket, secret: Sequence[int]) -> Ticket:

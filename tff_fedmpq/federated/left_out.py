@@ -48,26 +48,40 @@ def build_inspection(
 
 
 def run_without_unreadable(
-    run: Callable[[list[str]], Any], client_ids: Any, inspect: Callable[..., Any]
+    run: Callable[[Any], Any], client_ids: Any, inspect: Callable[..., Any]
 ) -> tuple[Any, dict[str, str]]:
     """Returns a round's output, and the clients that it had to do without.
 
     These are ids with the error that reading their examples raises. Where none can be
-    read, the round's own error is raised: data are missing, not clients.
+    read, this is a ValueError: data are missing, not clients.
     """
     try:
-        return run(client_ids), {}
+        return run(_encoded(client_ids)), {}
     # Of TensorFlow in the worker; a ValueError is what is made of its assertions.
-    except (grpc.RpcError, ValueError):
-        causes = {}
+    except (grpc.RpcError, ValueError) as failure:
+        causes: dict[str, str] = {}
         for client in client_ids if isinstance(client_ids, list) else ():
             try:
-                inspect([client])
+                inspect(_encoded([client]))
             except grpc.RpcError as error:
                 causes[client] = str(error.details()).split("\n")[0]
-        if len(causes) in (0, len(client_ids)):
+                if "batch tensors with different shapes" in causes[client]:
+                    causes[client] += " Pad examples to one shape"
+        if not causes:
             raise
-    return run([client for client in client_ids if client not in causes]), causes
+        if len(causes) == len(client_ids):
+            client, cause = next(iter(causes.items()))
+            raise ValueError(
+                f"The examples of no client can be read; of client {client!r}: {cause}."
+            ) from failure
+    left = [client for client in client_ids if client not in causes]
+    return run(_encoded(left)), causes
+
+
+def _encoded(client_ids: Any) -> Any:
+    """Returns a list of ids as bytes, for of texts TFF takes only those in ASCII."""
+    is_list = isinstance(client_ids, list)
+    return [client.encode() for client in client_ids] if is_list else client_ids
 
 
 def tell(

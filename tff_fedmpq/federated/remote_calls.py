@@ -6,6 +6,7 @@ sent once, and what it returns stays on the worker until somebody asks for it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -15,6 +16,24 @@ from tff_fedmpq._tff import tff
 from tff_fedmpq.federated.waiting import wait_for
 
 _LOST = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
+
+
+class WeakTable:
+    """Values of objects, each kept for as long as its object is.
+
+    Objects are told apart by identity: to compare computations takes all of them.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Any, Any]] = {}
+
+    def get(self, key: Any) -> Any:
+        """Returns the value of an object, or None."""
+        return self._kept.get(id(key), (None,))[0]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        kept, number = self._kept, id(key)
+        kept[number] = value, weakref.ref(key, lambda _: kept.pop(number, None))
 
 
 class OnWorker:
@@ -42,7 +61,7 @@ class Calls:
         self._executor = tff.framework.RemoteExecutor(stub)
         self._executor.set_cardinalities({tff.CLIENTS: 0, **(cardinalities or {})})
         self._compiled = compiled
-        self._sent: dict[int, tuple[Any, Any]] = {}
+        self._sent = WeakTable()
 
     def send(self, value: Any, type_signature: tff.Type) -> OnWorker:
         """Sends a value that several calls take."""
@@ -58,12 +77,10 @@ class Calls:
 
     async def _start(self, computation: Any, arguments: Any) -> Any:
         create = self._executor.create_value
-        if id(computation) not in self._sent:
+        if (function := self._sent.get(computation)) is None:
             compiled = self._compiled(computation)
-            sent = await create(compiled, compiled.type_signature)
-            # The original is kept, so that its id is not given to another.
-            self._sent[id(computation)] = sent, computation
-        function = self._sent[id(computation)][0]
+            function = await create(compiled, compiled.type_signature)
+            self._sent[computation] = function
         parameter, argument = function.type_signature.parameter, None
         if any(isinstance(part, OnWorker) for part in arguments):
             parts = [

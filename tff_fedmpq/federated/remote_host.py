@@ -13,7 +13,7 @@ import grpc
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import wire
-from tff_fedmpq.federated.remote_calls import Calls, first_line, is_lost
+from tff_fedmpq.federated.remote_calls import Calls, WeakTable, first_line, is_lost
 from tff_fedmpq.federated.remote_round import Job, Round
 from tff_fedmpq.federated.runtime import Stub
 from tff_fedmpq.version import __version__
@@ -35,7 +35,7 @@ class Host:
         self._context, self.address = context, address
         self.connections: list[Stub] = []
         self._gone, self._was_there = threading.Event(), True
-        self.checked: set[tuple[int, str]] = set()  # Clients whose data was compared.
+        self._checked = WeakTable()  # By process, the clients whose data was compared.
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
@@ -87,7 +87,7 @@ class Host:
             if self._context.round is not None:
                 self._context.round.put_back(self)
             self._context.changed.notify_all()
-        self.checked.clear()
+        self._checked = WeakTable()
         for stub in stubs:  # Ends calls that are under way.
             stub.close()
         if is_news and why is not None:
@@ -102,14 +102,8 @@ class Host:
         """Does clients on one connection, until it is lost."""
         try:
             calls = Calls(stub, self._context.compiled)
-            while (task := self._next_job(stub)) is not None:
-                current, job, argument = task
-                self._compare(stub, current)
-                begun = time.monotonic()
-                result = calls.get(calls.start(current.parts.work, *argument))
-                with self._context.changed:
-                    current.give(self, job, result, time.monotonic() - begun)
-                    self._context.changed.notify_all()
+            while self._do_next(calls, stub):
+                pass
         except Exception as error:
             if stub.is_closed or stub not in self.connections:
                 return  # It is known to be lost.
@@ -121,6 +115,19 @@ class Host:
                 error = ValueError(f"A client failed: {first_line(error)}")
             self._context.fail(error)
             self.lose(None)
+
+    def _do_next(self, calls: Calls, stub: Stub) -> bool:
+        """Does a client as soon as there is one; False when the worker is lost."""
+        if (task := self._next_job(stub)) is None:
+            return False
+        current, job, argument = task
+        self._compare(stub, current)
+        begun = time.monotonic()
+        result = calls.get(calls.start(current.parts.work, *argument))
+        with self._context.changed:
+            current.give(self, job, result, time.monotonic() - begun)
+            self._context.changed.notify_all()
+        return True
 
     def _next_job(self, stub: Stub) -> tuple[Round, Job, Any] | None:
         """Returns a client as soon as there is one; None when the worker is lost."""
@@ -135,15 +142,15 @@ class Host:
 
     def _compare(self, stub: Stub, current: Round) -> None:
         """Raises NoWorkersError unless the worker has the examples of this machine."""
-        process = id(current.parts.inspect)
-        expected = self._context.expected[process]
-        ids = (job.client_id for job in current.jobs)
-        left = [c for c in ids if (process, c) not in self.checked]
+        inspect = current.parts.inspect
+        expected = self._context.expected.get(inspect)
+        checked = self._checked.get(inspect) or set()
+        left = [job.client_id for job in current.jobs if job.client_id not in checked]
         if not left:
             return
         calls = Calls(stub, self._context.compiled, {tff.CLIENTS: len(left)})
         try:
-            rows = calls.get(calls.start(current.parts.inspect, left))
+            rows = calls.get(calls.start(inspect, left))
         except grpc.RpcError as error:
             if is_lost(error):
                 raise
@@ -155,9 +162,10 @@ class Host:
         if wrong:
             raise NoWorkersError(
                 f"The worker {self.address} has other examples of the clients "
-                f"{wrong[:5]} than this machine: another data set or partition."
+                f"{[client_id.decode() for client_id in wrong[:5]]} than this machine: "
+                "another data set or partition."
             )
-        self.checked |= {(process, client) for client in left}
+        self._checked[inspect] = checked | set(left)
 
 
 def _wait_for(path: pathlib.Path) -> None:

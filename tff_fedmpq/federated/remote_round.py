@@ -21,7 +21,7 @@ _AHEAD = 2  # Messages that wait for each connection.
 class Job:
     """A client in a round; `size` is its number of examples."""
 
-    def __init__(self, index: int, client_id: str, size: int):
+    def __init__(self, index: int, client_id: bytes, size: int):
         self.index, self.client_id, self.size = index, client_id, size
         self.argument: Any = None  # Of its work, as soon as its message is there.
         self.ticket: Any = None  # Stays here: no worker can forge one.
@@ -40,7 +40,7 @@ class Round:
     """
 
     def __init__(
-        self, parts: Any, client_ids: Sequence[str], sizes: Sequence[int], slots: int
+        self, parts: Any, client_ids: Sequence[bytes], sizes: Sequence[int], slots: int
     ):
         self.parts = parts
         self.jobs = [Job(i, c, n) for i, (c, n) in enumerate(zip(client_ids, sizes))]

@@ -36,7 +36,7 @@ from absl import logging
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import wire
-from tff_fedmpq.federated.remote_calls import Calls, is_lost
+from tff_fedmpq.federated.remote_calls import Calls, WeakTable, is_lost
 from tff_fedmpq.federated.remote_host import Host, NoWorkersError
 from tff_fedmpq.federated.remote_round import Round
 from tff_fedmpq.federated.runtime import (
@@ -120,9 +120,9 @@ class RemoteContext(tff.framework.SyncContext):
         self.hosts: dict[str, Host] = {}
         self.report: dict[str, Any] = {}
         self._events: list[str] = []
-        self._compiled: dict[int, Any] = {}
-        # What every worker shall find: by process, examples and digest by client.
-        self.expected: dict[int, dict[str, tuple[int, ...]]] = {}
+        self._compiled = WeakTable()
+        # What workers shall find, by `inspect`: examples and digest by client.
+        self.expected = WeakTable()
         self._follow_addresses()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -228,17 +228,14 @@ class RemoteContext(tff.framework.SyncContext):
 
     def compiled(self, computation: Any) -> Any:
         """Returns what is sent to workers; compiled once for all connections."""
-        if id(computation) not in self._compiled:
-            # The original is kept, so that its id is not given to another.
-            self._compiled[id(computation)] = (
-                compile_computation(computation),
-                computation,
-            )
-        return self._compiled[id(computation)][0]
+        if (compiled := self._compiled.get(computation)) is None:
+            self._compiled[computation] = compiled = compile_computation(computation)
+        return compiled
 
-    def _expect(self, inspect: Any, client_ids: list[str]) -> dict[str, Any]:
+    def _expect(self, inspect: Any, client_ids: list[bytes]) -> dict[str, Any]:
         """Returns number and digest of the examples of clients, these included."""
-        known = self.expected.setdefault(id(inspect), {})
+        if (known := self.expected.get(inspect)) is None:
+            self.expected[inspect] = known = {}
         if new := [client for client in client_ids if client not in known]:
             rows = self.local.invoke(inspect, new)
             known |= {client: tuple(map(int, row)) for client, row in zip(new, rows)}

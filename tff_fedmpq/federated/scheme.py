@@ -88,6 +88,11 @@ class Scheme:
         updates = self.uplink.update_bits or weights
         return f"{updates}/{weights}/{self.activation_bits or 32}"
 
+    def precision_of(self, budgets: np.ndarray) -> str:
+        """Returns `precision`, with "int(v)" if a part of some budgets is not used."""
+        is_whole = (self.usable_budgets(budgets) == budgets).all()
+        return self.precision if is_whole else self.precision.replace("v", "int(v)")
+
     def build_client_model(
         self, model: tf.keras.Model, dtype_policy: str | None = None
     ) -> tf.keras.Model:

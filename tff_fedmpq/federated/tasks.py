@@ -36,6 +36,12 @@ def split_example(element: Any) -> tuple[Any, Any, Any]:
     names; x and y are any structures of tensors. ValueError for anything else.
     """
     names = ("x", "y", "sample_weight")
+    no_tensors = tf.RaggedTensorSpec, tf.SparseTensorSpec
+    if any(isinstance(part, no_tensors) for part in tf.nest.flatten(element)):
+        raise ValueError(
+            f"Client data has to hold dense tensors of one shape, found {element}; pad "
+            "ragged ones by `client_data.preprocess`, with `to_tensor(shape=...)`."
+        )
     if isinstance(element, tuple) and len(element) in (2, 3):
         return (*element, None)[:3]
     if isinstance(element, Mapping) and set(element) in ({*names}, {*names[:2]}):
@@ -77,7 +83,9 @@ class Metrics:
 
     def reset(self) -> None:
         """Forgets all batches."""
-        self._container.reset_state()
+        for metric in self._container.metrics:  # Some reset themselves in a session.
+            for variable in metric.variables:
+                variable.assign(tf.zeros_like(variable))
 
     def values(self) -> tuple[tuple[tf.Tensor, ...], ...]:
         """Returns the variables of each metric."""

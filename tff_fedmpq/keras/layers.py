@@ -251,6 +251,13 @@ class QuantizedLayer(_Layer):
         check_codes(self.weights, weights)
         super().set_weights(weights)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedLayer:
+        copy = type(self).from_config(self.get_config())
+        if self.built:
+            copy.build_from_config(self.get_build_config())
+            copy.set_weights(self.get_weights())
+        return copy
+
     def build_from_config(self, config: dict[str, Any]) -> None:
         shape = config.get("input_shape")
         if isinstance(shape, list) and not isinstance(shape[-1], (list, tuple)):

@@ -128,6 +128,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         )
         self._built = True
 
+    def _var_key(self, variable: tf.Variable) -> str:
+        return str(variable._unique_id)  # See `_KeyOfCodes`.
+
     @property
     def float_learning_rate(self) -> Any:
         """Learning rate of the float variables, before it moves with the other."""

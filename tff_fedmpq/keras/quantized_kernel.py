@@ -37,6 +37,29 @@ _CONTROL_FLOW = (
 )
 
 
+class OptimizerError(ValueError):
+    """An optimizer cannot train codes."""
+
+    ag_pass_through = True  # AutoGraph would add a page on where it was raised.
+
+    def __init__(self, optimizer: str = "This optimizer"):
+        super().__init__(
+            f"{optimizer} cannot train integer codes: compile quantized models with "
+            "tff_fedmpq.IntegerSGD, for its float weights too."
+        )
+
+
+class _KeyOfCodes(str):
+    """Name of codes that is no key of a dictionary.
+
+    Optimizers of Keras put their variables into one by name before the first step, in
+    any model or loop. `IntegerSGD` knows codes by a plain name.
+    """
+
+    def __hash__(self) -> int:
+        raise OptimizerError
+
+
 @dataclasses.dataclass(eq=False)
 class QuantizedKernel:
     """Integer codes of a kernel, and how to read them as weights.
@@ -60,6 +83,7 @@ class QuantizedKernel:
     def __post_init__(self) -> None:
         # Optimizers receive variables, not layers, and find the kernel by this.
         self.codes.quantized_kernel = self
+        self.codes._unique_id = _KeyOfCodes(self.codes._unique_id)
         _stop_gradients_of_loops(self.codes.handle)
 
     @property

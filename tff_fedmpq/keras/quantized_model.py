@@ -11,6 +11,7 @@ from absl import logging
 
 from tff_fedmpq.keras.layers import check_codes, check_strategy
 from tff_fedmpq.keras.optimizers import IntegerSGD
+from tff_fedmpq.keras.quantized_kernel import OptimizerError
 
 
 class StopWhereNotFinite(tf.keras.callbacks.Callback):
@@ -62,10 +63,7 @@ def refusing_optimizers(base: Any) -> type:
         has_codes = any(hasattr(v, "quantized_kernel") for v in self.weights)
         if has_codes and not isinstance(inner, IntegerSGD):
             name = inner if isinstance(inner, str) else type(inner).__name__
-            raise ValueError(
-                f"{name} cannot train integer codes: compile quantized models with "
-                "tff_fedmpq.IntegerSGD, for its float weights too."
-            )
+            raise OptimizerError(name)
         if has_codes:
             check_strategy(self.name)
         return base.compile(self, optimizer, *args, **kwargs)

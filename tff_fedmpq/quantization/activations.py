@@ -22,6 +22,7 @@ RANGES = {
     "elu": (-1.0, CLIP_VALUE),
     "gelu": (-0.17, CLIP_VALUE),
     "hard_sigmoid": (0.0, 1.0),
+    "leaky_relu": (-0.2 * CLIP_VALUE, CLIP_VALUE),
     "mish": (-0.309, CLIP_VALUE),
     "relu": (0.0, CLIP_VALUE),
     "relu6": (0.0, CLIP_VALUE),

@@ -280,7 +280,7 @@ class _Run:
             privacy = {"privacy": {"epsilon": epsilon, "delta": _DELTA}}
         return {
             "scheme": process.scheme.name,
-            "precision": process.scheme.precision,
+            "precision": process.scheme.precision_of(process.budgets),
             "dataset": dataset.name,
             "dataset_source": dataset.source,
             **differing,

@@ -132,6 +132,46 @@ def test_clients_that_differ_are_named(tmp_path, second, kind, text):
     assert not list(tmp_path.iterdir())
 
 
+def lengths_of(*lengths):
+    """A data set of pairs of a sequence and a class."""
+    return tf.data.Dataset.from_generator(
+        lambda: ((np.ones(length, np.float32), 1) for length in lengths),
+        output_signature=(tf.TensorSpec([None]), tf.TensorSpec((), tf.int32)),
+    )
+
+
+RAGGED = tf.ragged.constant([[1.0, 2.0], [3.0]])
+UNEQUAL = {
+    "data set": lengths_of(3, 2),
+    "batches of one length": lengths_of(*[3] * 1024, 2),
+    "ragged data set": tf.data.Dataset.from_tensor_slices((RAGGED, [0, 1])),
+    "ragged tensor": (RAGGED, np.zeros(2)),
+    "array of lists": (np.array([[1, 2], [3]], object), np.zeros(2)),
+    "array of arrays": (np.array([np.ones(2), np.ones(1)], object), np.zeros(2)),
+}
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_unequal_lengths_are_to_be_padded(tmp_path, name):
+    with pytest.raises(ValueError, match="'a' has examples of unequal.*; pad") as error:
+        client_data_from_arrays({"a": UNEQUAL[name]}, tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_padded_sequences_are_client_data(tmp_path):
+    """Lengths that differ between clients are refused; padded to one, they are read."""
+    clients = {"a": lengths_of(3, 3), "b": lengths_of(2)}
+    with pytest.raises(ValueError, match="'b' has examples of .*pad them to one"):
+        client_data_from_tf_dataset(clients, tmp_path)
+    padded = {
+        client_id: dataset.padded_batch(2, ([4], [])).unbatch()
+        for client_id, dataset in clients.items()
+    }
+    (example,) = read(client_data_from_tf_dataset(padded, tmp_path), "b")
+    np.testing.assert_array_equal(example[0], [1, 1, 0, 0])
+
+
 @pytest.mark.parametrize(
     ("arrays", "kind", "text"),
     [
@@ -139,6 +179,7 @@ def test_clients_that_differ_are_named(tmp_path, second, kind, text):
         ([make(4)], TypeError, "mapping of client ids"),
         ({"a": make(4)[0]}, ValueError, r"pairs \(x, y\)"),
         ({"a": (np.array(["text"]), np.zeros(1))}, TypeError, "expected numbers"),
+        ({"a": (make(2)[0], [0, 1])}, ValueError, "numbers where arrays"),
         ({1: make(4), "1": make(4)}, ValueError, "given twice"),
     ],
 )

@@ -25,6 +25,7 @@ from tff_fedmpq.federated.tasks import split_example
 from tff_fedmpq.files import PathLike
 
 _CHUNK_BYTES = 2**24
+_PAD = "pad them to one, as by tf.keras.utils.pad_sequences or Dataset.padded_batch"
 _READABLE = "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16".split()
 
 
@@ -51,15 +52,15 @@ def client_data_from_arrays(
       relative: Whether a worker reads them below its own `--data_dir`, not `directory`.
 
     Raises:
-      TypeError, ValueError: for arrays that differ between clients in more than n, and
-        for types of which there are no raw bytes.
+      TypeError, ValueError: for arrays that differ between clients in more than n, for
+        examples of unequal shapes, and for types of which there are no raw bytes.
     """
     if not isinstance(arrays, Mapping) or not arrays:
         raise TypeError(
             "arrays has to be a mapping of client ids to (x, y), not empty."
         )
     ids, values = as_client_ids(list(arrays)), list(arrays.values())
-    first = _load(values[0])
+    first = _load(ids[0], values[0])
     split_example(first)
     specs = [_Leaf(a.dtype, a.shape[1:]) for a in tf.nest.flatten(first)]
     unknown = {s.dtype.name for s in specs if s.dtype.name not in _READABLE}
@@ -116,17 +117,39 @@ def client_data_from_tf_dataset(
     return client_data_from_arrays(datasets, directory)
 
 
-def _load(value: Any) -> Any:
-    """Returns a client's examples as a structure of arrays [n, ...]."""
+def _load(client_id: str, value: Any) -> Any:
+    """Returns a client's examples as a structure of arrays [n, ...].
+
+    ValueError for examples of unequal shapes.
+    """
+    unequal = ValueError(
+        f"arrays: client {client_id!r} has examples of unequal shapes; {_PAD}."
+    )
     if not isinstance(value, tf.data.Dataset):
-        return tf.nest.map_structure(np.asanyarray, value)
+        parts = tf.nest.flatten(value)
+        if any(isinstance(part, tf.RaggedTensor) for part in parts):
+            raise unequal
+        arrays = [np.asanyarray(part) for part in parts]
+        if any(a.dtype == object and a.size and np.ndim(a.flat[0]) for a in arrays):
+            raise unequal
+        return tf.nest.pack_sequence_as(value, arrays)
+    specs = tf.nest.flatten(value.element_spec)
+    if any(isinstance(spec, tf.RaggedTensorSpec) for spec in specs):
+        raise unequal
     empty = tf.nest.map_structure(
         lambda spec: np.zeros(
             [0, *(n or 0 for n in spec.shape)], spec.dtype.as_numpy_dtype
         ),
         value.element_spec,
     )
-    batches = list(value.batch(1024).as_numpy_iterator()) or [empty]
+    try:
+        batches = list(value.batch(1024).as_numpy_iterator()) or [empty]
+    except tf.errors.InvalidArgumentError as error:
+        if "different shapes" not in str(error):  # The data set's own.
+            raise
+        raise unequal from None
+    if len({tuple(a.shape[1:] for a in tf.nest.flatten(b)) for b in batches}) > 1:
+        raise unequal
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
@@ -134,7 +157,7 @@ def _checked_leaves(
     client_id: str, value: Any, first: Any, specs: list[_Leaf]
 ) -> list[np.ndarray]:
     """Returns the arrays of one client, or raises an error that names it."""
-    value = _load(value)
+    value = _load(client_id, value)
     try:
         tf.nest.assert_same_structure(first, value)
     except (TypeError, ValueError):
@@ -146,15 +169,24 @@ def _checked_leaves(
     counts = {a.shape[0] if a.ndim else None for a in leaves}
     if found != specs:
         raise ValueError(
-            f"arrays: client {client_id!r} has examples of {found}, the first one of "
-            f"{specs}."
+            f"arrays: client {client_id!r} has examples of {_describe(found)}, the "
+            f"first one of {_describe(specs)}; where lengths differ, {_PAD}."
         )
-    if len(counts) > 1 or None in counts:
+    if None in counts:
+        raise ValueError(
+            f"arrays: client {client_id!r} has numbers where arrays [n, ...] are "
+            "expected; lists of numbers have to be made arrays."
+        )
+    if len(counts) > 1:
         raise ValueError(
             f"arrays: client {client_id!r} has arrays of {counts} examples; expected "
             "one number."
         )
     return leaves
+
+
+def _describe(specs: list[_Leaf]) -> str:
+    return ", ".join(f"{spec.dtype}{list(spec.shape)}" for spec in specs)
 
 
 def _chunks(array: np.ndarray) -> Iterator[bytes]:
