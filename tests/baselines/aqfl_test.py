@@ -44,6 +44,8 @@ def trainer_of(problem):
             learning_rate=rate,
             learning_rate_unit=unit,
             float_learning_rate=0.02,
+            # A rate of codes suits a range: their steps grow with its square.
+            scale_rule="least_squares",
         ).compose()
         model = scheme.build_client_model(problem.model_fn())
         loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
