@@ -4,7 +4,8 @@
     python studies/python_tests.py FOLDER
 
 Files are named by their Python, `3.13.xml`, or `3.13-keras.xml` where the suite runs in
-parts. Writes `studies/results/pythons/tests.json` (Python, folder, outcome, number).
+parts. Writes the commit and numbers by Python, folder and outcome into
+`studies/results/pythons/tests.json`, and prints the table of `docs/installation.md`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,49 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
+import subprocess
 import sys
 from xml.etree import ElementTree
+
+import tabulate
 
 _OUTPUT = pathlib.Path(__file__).parent / "results" / "pythons" / "tests.json"
 
 
 def main() -> None:
     """Writes the counts of the folder that the command line names."""
-    paths = pathlib.Path(sys.argv[1]).glob("3.*.xml")
-    _OUTPUT.write_text(json.dumps(count(paths), indent=2, sort_keys=True) + "\n")
+    command = ["git", "-C", str(_OUTPUT.parent), "rev-parse", "--short", "HEAD"]
+    found = {
+        "commit": subprocess.check_output(command, text=True).strip(),
+        "tests": count(pathlib.Path(sys.argv[1]).glob("3.*.xml")),
+    }
+    _OUTPUT.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    print(table(found["tests"]))
+
+
+def table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
+    """Returns in Markdown how many tests passed, and what else they did, by folder."""
+    pythons = sorted(counts, key=lambda python: [int(n) for n in python.split(".")])
+    folders = sorted({folder for of_python in counts.values() for folder in of_python})
+    rows = [
+        [f"`{folder}`", *(_cell(counts[python].get(folder, {})) for python in pythons)]
+        for folder in folders
+    ]
+    totals = [
+        sum(map(collections.Counter, counts[p].values()), start=collections.Counter())
+        for p in pythons
+    ]
+    rows.append(["all", *map(_cell, totals)])
+    return tabulate.tabulate(rows, ["tests", *pythons], tablefmt="github")
+
+
+def _cell(outcomes: dict[str, int]) -> str:
+    parts = [
+        f"{outcomes[outcome]:,}" + (f" {outcome}" if outcome != "passed" else "")
+        for outcome in ("passed", "skipped", "failed")
+        if outcome in outcomes
+    ]
+    return ", ".join(parts)
 
 
 def count(paths) -> dict[str, dict[str, dict[str, int]]]:
