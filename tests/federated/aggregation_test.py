@@ -210,8 +210,9 @@ def test_the_parts_of_a_round_are_the_round(runtime, median):
     parts = median.next.split()
     sums, answers = parts.zero(), []
     for client in CLIENTS:
-        *sent, ticket = parts.select(state, client)
-        answers.append((parts.work(client, *sent), ticket))
+        client_id = client.encode()  # TFF sends text in ASCII alone.
+        *sent, ticket = parts.select(state, client_id)
+        answers.append((parts.work(client_id, *sent), ticket))
         sums = parts.accumulate(sums, answers[-1])
     assert_equal(
         weights_of(parts.finish(state, sums, answers).state),

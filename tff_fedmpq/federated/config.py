@@ -159,7 +159,8 @@ class CodeTrainingConfig(LocalTrainingConfig):
         `learning_rate`.
       float_learning_rate_decay: Decay of `float_learning_rate`.
       learning_rate_unit: Unit of `learning_rate`: "weight" moves a weight by the rate
-        times its gradient, "code" moves its code as Eq. 6-10 are printed.
+        times its gradient, "code" moves its code as Eq. 6-10 are printed, by steps that
+        grow with the square of its scale: it suits "least_squares" and "max".
       activation_bits: Bits of ReLU outputs on clients, 1 to 8; None leaves them float.
       representation: Meaning of the codes: "sign_magnitude", or "offset_binary" as the
         paper reads literally.
