@@ -141,7 +141,7 @@ class _Page:
             if baseline:
                 theirs = self._results[baseline]
                 difference = analysis.paired_difference(found, theirs, measure)
-                row[value] = _format(difference, measure, sign="+")
+                row[value] = format_estimate(difference, measure, sign="+")
         return _table(list(rows.values()))
 
     def named(self, runs: Sequence[str], measure: str) -> str:
@@ -181,7 +181,9 @@ class _Page:
             row = {"difference": f"{name(cell)} - {name(baseline)}"}
             for budgets in [(analysis.GLOBAL, analysis.GLOBAL), *devices]:
                 difference = analysis.paired_difference(ours, theirs, measure, budgets)
-                row[_device_title(*budgets)] = _format(difference, measure, sign="+")
+                row[_device_title(*budgets)] = format_estimate(
+                    difference, measure, sign="+"
+                )
             rows.append(row)
         return _table(rows)
 
@@ -193,10 +195,12 @@ def _device_title(ours: str | None, theirs: str | None) -> str:
 
 
 def _mean(of_cell: Mapping, measure: str, budget: str | None = None) -> str:
-    return _format(analysis.mean_over_seeds(of_cell, measure, budget), measure)
+    return format_estimate(analysis.mean_over_seeds(of_cell, measure, budget), measure)
 
 
-def _format(estimate: analysis.Estimate | None, measure: str, sign: str = "") -> str:
+def format_estimate(
+    estimate: analysis.Estimate | None, measure: str, sign: str = ""
+) -> str:
     """Returns "63.2 ± 1.6 (3)": mean, half the interval, number of seeds."""
     if estimate is None:
         return ""

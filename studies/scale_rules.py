@@ -17,7 +17,6 @@ import pathlib
 import sys
 from typing import Any
 
-import numpy as np
 import tabulate
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -26,6 +25,7 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "examples")]
 import federated_tasks  # noqa: E402
 
 from studies import analysis, pages  # noqa: E402
+from studies.document import format_estimate  # noqa: E402
 from tff_fedmpq.simulation import provenance  # noqa: E402
 
 RESULTS = _ROOT / "studies" / "results" / "scale_rules" / "tasks.jsonl"
@@ -67,24 +67,22 @@ def main() -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Returns a row for each task and rule: means over seeds with 95 % intervals."""
+    """Returns a row for each task and rule: means over seeds, accuracies in %."""
     groups: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for record in records:
         run = record["run"]
         group = run["task"], record["metric"].replace("_", " "), run["rule"]
         groups.setdefault(group, []).append(record["value"])
     rows = [
-        [*group, *(_mean([v[model] for v in values]) for model in _MODELS)]
+        [*group]
+        + [
+            format_estimate(analysis.estimate([v[model] for v in values]), group[1])
+            for model in _MODELS
+        ]
         for group, values in sorted(groups.items())
     ]
     headers = ["task", "metric", "rule", *_MODELS.values()]
     return tabulate.tabulate(rows, headers, tablefmt="pipe")
-
-
-def _mean(values: list[float]) -> str:
-    mean, half_width, seeds = analysis.estimate(values) or (np.nan, None, 0)
-    interval = "" if half_width is None else f" ± {half_width:.3f}"
-    return f"{mean:.3f}{interval} ({seeds})"
 
 
 if __name__ == "__main__":

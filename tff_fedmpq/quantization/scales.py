@@ -145,27 +145,9 @@ def widening_scale(
     weights: tf.Tensor, bit_width: tf.Tensor, representation: Representation
 ) -> tf.Tensor:
     """Returns the least-squares scale, from 3 bits on at least the Gaussian one."""
-    scale_of_flat = _widening_scale_of_flat(representation)
-    return scale_of_flat(tf.reshape(weights, [-1]), tf.cast(bit_width, tf.int32))
-
-
-@functools.cache
-def _widening_scale_of_flat(representation: Representation) -> Any:
-    """Returns `widening_scale` of weights float32[n] as a TensorFlow function."""
-
-    @traced(_OF_FLAT)
-    def scale_of_flat(weights: tf.Tensor, bit_width: tf.Tensor) -> tf.Tensor:
-        least_squares = _least_squares_scale_of_flat(representation)(weights, bit_width)
-        smooth = gaussian_scale(weights, bit_width, representation)
-        return _widen(least_squares, smooth, bit_width)
-
-    return scale_of_flat
-
-
-def _widen(
-    least_squares: tf.Tensor, gaussian_scales: tf.Tensor, bit_width: tf.Tensor
-) -> tf.Tensor:
-    wide = tf.maximum(least_squares, gaussian_scales)
+    least_squares = least_squares_scale(weights, bit_width, representation)
+    smooth = gaussian_scale(weights, bit_width, representation)
+    wide = tf.maximum(least_squares, smooth)
     return tf.where(bit_width >= _MIN_WIDENED_BITS, wide, least_squares)
 
 
@@ -179,19 +161,14 @@ def scale_of_shape(
     """Returns scales, float32 of `shape`: () or, with 1 in all other axes, channels.
 
     The least error of a channel is searched up to 3/2 of its `max_scale`: that of a few
-    weights often lies above it.
+    weights often lies above it. Channels are not widened (`widening_scale`): a few
+    weights may be far from a Gaussian's.
     """
     if not shape:
         return rule(weights, bit_width, representation)
     axes = [axis for axis, size in enumerate(shape) if size == 1]
     last = [axis for axis in range(len(shape)) if axis not in axes]
-    if rule is widening_scale:
-        least, normal = (
-            scale_of_shape(shape, part, weights, bit_width, representation)
-            for part in (least_squares_scale, gaussian_scale)
-        )
-        return _widen(least, normal, bit_width)
-    if rule is not least_squares_scale:
+    if rule not in (least_squares_scale, widening_scale):
         rows = tf.transpose(weights, last + axes)
         rows = tf.reshape(rows, [int(np.prod(shape)), -1])
         one = functools.partial(
