@@ -217,22 +217,23 @@ def test_forked_child_does_not_keep_the_worker(marker):
 
 
 def test_a_computation_is_forgotten_with_its_graphs_in_the_worker():
-    def make(number):
-        return tff.tensorflow.computation(lambda: tf.constant(number))
+    def make(numbers):
+        return tff.tensorflow.computation(lambda: tf.reduce_sum(tf.constant(numbers)))
 
     with runtime.local_runtime() as context:
-        kept, first = make(1), make(2)
+        # The larger one, whatever the lengths of names in their graphs.
+        kept, first = make(list(range(100))), make([2])
         executors = context.executor_factory._executors
-        assert (kept(), first(), kept()) == (1, 2, 1)
+        assert (kept(), first(), kept()) == (4950, 2, 4950)
         (used,) = executors.values()
         reference = weakref.ref(first)
         del first
         gc.collect()
         assert reference() is None
-        assert kept() == 1 and used in executors.values()  # Not for so little.
+        assert kept() == 4950 and used in executors.values()  # Not for so little.
         del kept
         gc.collect()
-        assert make(3)() == 3 and used not in executors.values()
+        assert make([3])() == 3 and used not in executors.values()
 
 
 def test_async_runtime_runs_federated_programs():
