@@ -4,9 +4,11 @@
 
 Five clients train for an epoch at batch 64, in float32: ResNet-8 on 280 digits each,
 whose rounds are among the shortest, and ResNet-20 on 500 images of CIFAR-10 each. The
-same process is built twice, as it is and without tickets, checksums, checks of
-examples, of messages, of decoded values and of the next state (`without_checks`). After
-a round both have the same state, bit for bit; then their rounds are timed in turn.
+same process is built as it is and without tickets, checksums, checks of examples, of
+messages, of decoded values and of the next state (`without_checks`): each of them four
+times, in turn, as two builds of the same process may differ in speed by more than what
+is asked for. After a round all have the same state, bit for bit; then their rounds are
+timed in turn, as many as take some seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 from unittest import mock
 
 import numpy as np
@@ -31,6 +33,8 @@ from tff_fedmpq.simulation.data.client_data import build_client_data
 from tff_fedmpq.simulation.models import build_model_fn
 
 IDS = [str(client) for client in range(NUM_CLIENTS)]
+_BUILDS = 4
+_TURN_SECONDS = 4.0  # At least.
 CASES = "resnet8:digits:280", "resnet20:cifar10:500"
 
 
@@ -61,7 +65,7 @@ def without_checks() -> Iterator[None]:
 
 
 class Rounds:
-    """A process that is built, its state, and what building it took."""
+    """A process that is built, its state, and what two rounds took."""
 
     def __init__(self, build: Any):
         started = time.perf_counter()
@@ -69,6 +73,8 @@ class Rounds:
         self.state = self._process.initialize()
         self.run()
         self.first_seconds = time.perf_counter() - started
+        self.run()
+        self.seconds = time.perf_counter() - started - self.first_seconds
 
     def run(self) -> None:
         """Runs a round."""
@@ -91,21 +97,38 @@ def time_rounds(case: str, folder: str, repeats: int) -> dict[str, Any]:
             augment=data.augment,
         )
 
-    checked = Rounds(build)
-    with without_checks():
-        unchecked = Rounds(build)
-    tf.nest.map_structure(np.testing.assert_array_equal, checked.state, unchecked.state)
+    checked, unchecked = [], []
+    for number in range(_BUILDS):
+        # Neither is always the first.
+        for is_checked in (number % 2 == 0, number % 2 == 1):
+            with contextlib.nullcontext() if is_checked else without_checks():
+                (checked if is_checked else unchecked).append(Rounds(build))
+    for rounds in (*checked, *unchecked):
+        tf.nest.map_structure(
+            np.testing.assert_array_equal, rounds.state, checked[0].state
+        )
+
+    def run_all(kind: list[Rounds]) -> Callable[[], None]:
+        def run() -> None:
+            for rounds in kind:
+                rounds.run()
+
+        return run
+
     timings = measure.time_alternately(
-        {"checked": checked.run, "unchecked": unchecked.run}, repeats=repeats, warmup=1
+        {"checked": run_all(checked), "unchecked": run_all(unchecked)},
+        repeats=repeats,
+        calls=max(1, int(_TURN_SECONDS / checked[-1].seconds / _BUILDS)),
+        warmup=1,
     )
     return {
         "case": case,
-        "seconds": timings.median("checked"),
-        "seconds_unchecked": timings.median("unchecked"),
+        "seconds": timings.median("checked") / _BUILDS,
+        "seconds_unchecked": timings.median("unchecked") / _BUILDS,
         "ratio": timings.ratio("checked", "unchecked"),
         "ratio_quartiles": timings.spread("checked", "unchecked"),
-        "first_seconds": checked.first_seconds,
-        "first_seconds_unchecked": unchecked.first_seconds,
+        "first_seconds": np.median([r.first_seconds for r in checked]),
+        "first_seconds_unchecked": np.median([r.first_seconds for r in unchecked]),
     }
 
 
@@ -113,7 +136,7 @@ def main() -> None:
     """Times rounds of both kinds."""
     parser = measure.argument_parser(__doc__)
     parser.add_argument("--cases", nargs="+", default=CASES, help="rows to measure")
-    parser.add_argument("--repeats", type=int, default=11, help="at least 5")
+    parser.add_argument("--repeats", type=int, default=9, help="at least 5")
     options = parser.parse_args()
     before = measure.environment()
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,12 @@ import tensorflow as tf
 
 from tff_fedmpq.lookup import lookup
 from tff_fedmpq.quantization import gaussian
-from tff_fedmpq.quantization.representations import Representation, scale_of
+from tff_fedmpq.quantization.representations import (
+    Representation,
+    max_code,
+    scale_of,
+    step_size,
+)
 from tff_fedmpq.quantization.tracing import traced
 
 ScaleRule = Callable[[tf.Tensor, tf.Tensor, Representation], tf.Tensor]
@@ -112,15 +117,30 @@ def _search_on_histogram(
     usable = tf.reduce_all(tf.math.is_finite(weights)) & tf.math.is_finite(largest)
     binned, bound = tf.where(usable, weights, 0.0), tf.where(usable, bound, 1.0)
     counts = tf.histogram_fixed_width(binned, [-bound, bound], _NUM_BINS)
-    fractions = (np.arange(_NUM_BINS, dtype=np.float32) + 0.5) / _NUM_BINS
-    centres = largest * (fractions - 0.5)
-    candidates = largest * np.arange(1, _NUM_CANDIDATES + 1, dtype=np.float32)
-    candidates = candidates[:, tf.newaxis] / _NUM_CANDIDATES
-    codes = representation.quantize(centres, candidates, bit_width)
-    restored = representation.dequantize(codes, candidates, bit_width)
-    errors = tf.math.squared_difference(centres, restored)
-    totals = tf.linalg.matvec(errors, tf.cast(counts, tf.float32))
-    return candidates[tf.argmin(totals), 0]
+    # In units of the largest scale: bins have the centres (i + 1/2) / n - 1/2, the
+    # candidates steps, a highest level, and a middle below each level but the lowest.
+    fractions = np.arange(1, _NUM_CANDIDATES + 1)[:, np.newaxis] / _NUM_CANDIDATES
+    highest_code, zero_point = max_code(bit_width), representation.zero_point(bit_width)
+
+    def of_candidates(levels: tf.Tensor) -> tf.Tensor:
+        return fractions * tf.cast(step_size(levels, bit_width), tf.float64)
+
+    steps, highest = of_candidates(1.0), of_candidates(highest_code - zero_point)
+    middles = of_candidates(tf.range(highest_code) + 0.5 - zero_point)
+    bins_below = tf.math.ceil((middles + 0.5) * _NUM_BINS - 0.5)
+    bins_below = tf.cast(tf.clip_by_value(bins_below, 0.0, _NUM_BINS), tf.int32)
+    centres = (np.arange(_NUM_BINS) + 0.5) / _NUM_BINS - 0.5
+    number, total = (
+        tf.pad(tf.cumsum(tf.cast(counts, tf.float64) * values), [[1, 0]])
+        for values in (np.ones(_NUM_BINS), centres)
+    )
+    # The sum over weights of (level - weight)**2 - weight**2, were all at the highest
+    # level, and what each of them changes that is below a middle.
+    errors = highest[:, 0] * (highest[:, 0] * number[-1] - 2.0 * total[-1])
+    gained = tf.gather(total, bins_below) - middles * tf.gather(number, bins_below)
+    errors += 2.0 * steps[:, 0] * tf.reduce_sum(gained, 1)
+    best = tf.cast(tf.argmin(errors) + 1, tf.float32)
+    return largest * best / _NUM_CANDIDATES
 
 
 def gaussian_scale(
