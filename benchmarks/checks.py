@@ -27,6 +27,7 @@ from benchmarks import measure
 from benchmarks.round import BATCH_SIZE, BUDGETS, NUM_CLIENTS, split_equally
 from tff_fedmpq.federated import acceptance, process, round_sums, server
 from tff_fedmpq.federated.fedmpq import FedMPQConfig
+from tff_fedmpq.federated.round_sums import Contribution
 from tff_fedmpq.federated.runtime import local_runtime, threads_per_client
 from tff_fedmpq.simulation import data as datasets
 from tff_fedmpq.simulation.data.client_data import build_client_data
@@ -43,7 +44,8 @@ class _UncheckedServer(server.Server):
 
     def accumulate(self, sums, result, ticket):
         row = result.key, self._level_of(result.key), ticket.downlink_bits
-        added = sums.add(self._reader.contribution(result), *row, tf.constant(True))
+        found = Contribution.of(result, self.scheme.uplink, self.spec)
+        added = sums.add(found, *row, tf.constant(True))
         return added._replace(round=ticket.round)
 
 

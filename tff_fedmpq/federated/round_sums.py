@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from tff_fedmpq.federated import messages
 from tff_fedmpq.federated.acceptance import Rejection
+from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums
+from tff_fedmpq.federated.messages import Uplink
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
@@ -27,6 +29,37 @@ class Contribution(NamedTuple):
     num_examples: Any  # Float32[].
     uplink_bits: Any  # Int64[4].
     symbols: Any  # Int16[streams, symbols].
+
+    @classmethod
+    def of(cls, result: ClientResult, uplink: Uplink, spec: ModelSpec) -> Contribution:
+        """Returns what a result holds."""
+        return cls(
+            weight=result.weight,
+            weights=spec.flatten(uplink.decode(result.message, spec)),
+            bit_widths=result.bit_widths,
+            training=result.training,
+            msb_densities=result.msb_densities,
+            num_examples=result.num_examples,
+            uplink_bits=uplink.count_bits(result.message, [result.weight]),
+            symbols=uplink.symbols(result.message),
+        )
+
+    @classmethod
+    def of_nothing(
+        cls, training: TrainingSums, uplink: Uplink, spec: ModelSpec
+    ) -> Contribution:
+        """Returns zeros; `training` has the shapes of its own."""
+        layers = [len(spec.kernel_shapes)]
+        return cls(
+            weight=tf.zeros([]),
+            weights=tf.zeros([spec.num_weights]),
+            bit_widths=tf.zeros(layers, tf.int32),
+            training=tf.nest.map_structure(tf.zeros_like, training),
+            msb_densities=tf.zeros(layers),
+            num_examples=tf.zeros([]),
+            uplink_bits=tf.zeros([len(messages.BIT_ITEMS)], tf.int64),
+            symbols=tf.zeros(uplink.symbols_shape(spec), tf.int16),
+        )
 
 
 class RoundSums(NamedTuple):

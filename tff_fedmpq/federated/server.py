@@ -36,10 +36,10 @@ from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
 from tff_fedmpq.federated.aggregation import Aggregated, Aggregation
+from tff_fedmpq.federated.answer_checks import AnswerChecks
 from tff_fedmpq.federated.client_work import ClientResult
-from tff_fedmpq.federated.contributions import Reader
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
-from tff_fedmpq.federated.round_sums import RoundSums, only_of_round
+from tff_fedmpq.federated.round_sums import Contribution, RoundSums, only_of_round
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
@@ -78,8 +78,8 @@ class Server:
         return np.unique(self.budgets) if own else self.budgets[:1]
 
     @property
-    def _reader(self) -> Reader:
-        return Reader(
+    def _checks(self) -> AnswerChecks:
+        return AnswerChecks(
             self.scheme, self.spec, self.budgets, self.is_variance, self.secret
         )
 
@@ -141,7 +141,7 @@ class Server:
             model["bit_widths"],
             model["scales"],
             tf.maximum(tf.reduce_max(tf.abs(flat)), 1.0),
-            self._reader.variances(statistics),
+            self._checks.variances(statistics),
             messages.count_model_bits(model, [seed, rates]),
             acceptance.fingerprint(model, self.secret),
             tag=(),
@@ -224,8 +224,8 @@ class Server:
 
         Of a result that fails a check only that is noted.
         """
-        reader = self._reader
-        is_genuine = reader.is_genuine(ticket)
+        checks, uplink = self._checks, self.scheme.uplink
+        is_genuine = checks.is_genuine(ticket)
         latest = tf.where(is_genuine, tf.maximum(sums.round, ticket.round), sums.round)
         sums = only_of_round(sums, latest)
         of_ticket: list[Check] = [
@@ -237,11 +237,15 @@ class Server:
             lambda: acceptance.have_shapes(training, [t.shape for t in like]),
             Rejection.SHAPES,
         )
-        of_result = [*of_ticket, *reader.checks(result, ticket), of_training]
+        of_result = [*of_ticket, *checks.of_result(result, ticket), of_training]
         fault = acceptance.first_fault(of_result)
         can_read = tf.equal(fault, 0)
-        contribution = reader.read(result, can_read, sums.training)
-        of_weights = list(reader.checks_of_weights(contribution.weights, ticket))
+        contribution = tf.cond(
+            can_read,
+            lambda: Contribution.of(result, uplink, self.spec),
+            lambda: Contribution.of_nothing(sums.training, uplink, self.spec),
+        )
+        of_weights = list(checks.of_weights(contribution.weights, ticket))
         fault = tf.where(can_read, acceptance.first_fault(of_weights), fault)
         is_good = tf.equal(fault, 0)
         key = tf.where(is_genuine, ticket.key, 0)

@@ -1,4 +1,4 @@
-"""What clients' answers hold, and what has to hold before they count."""
+"""What has to hold before a client's answer counts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.federated import acceptance, messages
+from tff_fedmpq.federated import acceptance
 from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
 from tff_fedmpq.federated.client_work import ClientResult
-from tff_fedmpq.federated.local_training import TrainingSums
-from tff_fedmpq.federated.round_sums import Contribution
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reader:
-    """Checks answers to a server, and reads them; for the fields see `Server`."""
+class AnswerChecks:
+    """Checks answers to a server; for the fields see `Server`."""
 
     scheme: Scheme
     spec: ModelSpec
@@ -41,7 +39,7 @@ class Reader:
         flags = self.is_variance or [False] * len(sizes)
         return tf.gather(statistics, np.flatnonzero(np.repeat(flags, sizes)))
 
-    def checks(self, result: ClientResult, ticket: Ticket) -> Iterator[Check]:
+    def of_result(self, result: ClientResult, ticket: Ticket) -> Iterator[Check]:
         """Yields what has to hold before the message of a result is decoded."""
         scalars = result.key, result.fault, result.checksum
         yield lambda: acceptance.have_shapes(scalars, 3 * [()]), Rejection.SHAPES
@@ -69,7 +67,7 @@ class Reader:
         yield lambda: self._weight_is_right(result, budget), Rejection.WEIGHT
         yield lambda: self._model_is_that_sent(result, ticket), Rejection.RECEIVED
 
-    def checks_of_weights(self, decoded: tf.Tensor, ticket: Ticket) -> Iterator[Check]:
+    def of_weights(self, decoded: tf.Tensor, ticket: Ticket) -> Iterator[Check]:
         """Yields what has to hold before decoded weights, flat, are added."""
         num_trainable = self.spec.num_weights - self.spec.num_statistics
         trainable, statistics = decoded[:num_trainable], decoded[num_trainable:]
@@ -89,46 +87,6 @@ class Reader:
         yield (
             lambda: acceptance.variances_are_possible(variances, ticket.variances),
             Rejection.VARIANCE,
-        )
-
-    def read(
-        self, result: ClientResult, can_read: tf.Tensor, training: TrainingSums
-    ) -> Contribution:
-        """Returns what a result holds, or zeros; `training` has their shapes."""
-
-        def read() -> list[tf.Tensor]:
-            return tf.nest.flatten(self.contribution(result))
-
-        def nothing() -> list[tf.Tensor]:
-            layers = [len(self.spec.kernel_shapes)]
-            zeros = Contribution(
-                weight=tf.zeros([]),
-                weights=tf.zeros([self.spec.num_weights]),
-                bit_widths=tf.zeros(layers, tf.int32),
-                training=tf.nest.map_structure(tf.zeros_like, training),
-                msb_densities=tf.zeros(layers),
-                num_examples=tf.zeros([]),
-                uplink_bits=tf.zeros([len(messages.BIT_ITEMS)], tf.int64),
-                symbols=tf.zeros(self.scheme.uplink.symbols_shape(self.spec), tf.int16),
-            )
-            return tf.nest.flatten(zeros)
-
-        flat = tf.cond(can_read, read, nothing)
-        like = Contribution(0, 0, 0, training, 0, 0, 0, 0)
-        return tf.nest.pack_sequence_as(like, flat)
-
-    def contribution(self, result: ClientResult) -> Contribution:
-        """Returns what a result holds."""
-        uplink, message = self.scheme.uplink, result.message
-        return Contribution(
-            weight=result.weight,
-            weights=self.spec.flatten(uplink.decode(message, self.spec)),
-            bit_widths=result.bit_widths,
-            training=result.training,
-            msb_densities=result.msb_densities,
-            num_examples=result.num_examples,
-            uplink_bits=uplink.count_bits(message, [result.weight]),
-            symbols=uplink.symbols(message),
         )
 
     def _budget_of(self, ticket: Ticket) -> tf.Tensor:
