@@ -228,6 +228,7 @@ OUT_OF_RANGE = {
         "lasso": [-1.0, NAN, INFINITY, None],
         "pruning_threshold": [-0.1, 1.5, 2, NAN],
         "pruning_saturates": ["no", 1, None],
+        "pruning_end": [-0.1, 1.5, NAN],
         "allocation": ["random", "rate_distortion", None],
         "order": ["bits", None],
     },

@@ -82,6 +82,7 @@ def test_options_reach_the_scheme():
         "weight_decay": 0.125,
         "pruning_threshold": 0.5,
         "pruning_saturates": False,
+        "pruning_end": 0.25,
         "lasso": 0.5,
         "allocation": "uniform",
         "activation_bits": None,
@@ -94,7 +95,7 @@ def test_options_reach_the_scheme():
     training = ("epochs", "batch_size", "learning_rate", "float_learning_rate")
     for name in (*training, "momentum", "weight_decay"):
         assert getattr(scheme.training, name) == options[name]
-    assert scheme.pruning == Pruning(0.5, saturates=False)
+    assert scheme.pruning == Pruning(0.5, saturates=False, end=0.25)
     assert scheme.lasso == 0.5
     assert scheme.allocation is uniform_bit_widths
     assert scheme.activation_bits is None
@@ -172,6 +173,7 @@ def test_the_literal_reading_can_be_changed(changes):
         "lasso": 0.01,
         "pruning_threshold": 0.03,
         "pruning_saturates": False,
+        "pruning_end": 1.0,
         "order": "size",
         **changes,
     }
@@ -238,3 +240,19 @@ def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
         assert shown[name] != shown["all"], shown
     # The whole bits of each budget.
     assert shown["no allocation"] == [[4, 4], [8, 8], [5, 5], [2, 2]]
+
+
+def test_nothing_is_pruned_after_the_end(runtime, problem):
+    """A threshold of 1 prunes to one bit, in the first of two rounds alone."""
+    process = problem.build(pruning_threshold=1.0, pruning_end=0.5, rounds=2)
+    first = process.next(process.initialize(), problem.client_ids)
+    second = process.next(first.state, problem.client_ids)
+    assert (first.metrics["mean_bit_widths"] == 1).all()
+    sent = first.metrics["bit_widths"]
+    assert (sent > 1).any() and second.metrics["participations"].all()
+    examples = [len(problem.examples[name][1]) for name in process.client_ids]
+    np.testing.assert_allclose(
+        second.metrics["mean_bit_widths"],
+        np.average(sent, axis=0, weights=process.budgets * examples),
+        rtol=1e-6,
+    )
