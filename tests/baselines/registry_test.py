@@ -263,7 +263,7 @@ def test_the_rows_of_table_4_differ_in_three_settings_alone():
     }
     parts = ("lasso", "pruning", "allocation")
     found = {row: tuple(settings[row].pop(part) for part in parts) for row in settings}
-    pruning = Pruning(THRESHOLD, saturates=True)
+    pruning = Pruning(THRESHOLD, saturates=True, end=0.75)
     assert found == {
         "AQFL": (0.0, None, UNIFORM),
         "Lasso": (LASSO, None, UNIFORM),

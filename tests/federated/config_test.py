@@ -28,7 +28,7 @@ from tff_fedmpq.federated.config import (
 from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.federated.local_training import DECAYS, learning_rates_at
 from tff_fedmpq.federated.process import build_process
-from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS
+from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS, LAYER_WEIGHTS
 from tff_fedmpq.keras import quantized_kernels
 from tff_fedmpq.keras.optimizers import LEARNING_RATE_UNITS
 from tff_fedmpq.quantization.representations import REPRESENTATIONS
@@ -49,6 +49,7 @@ REGISTRIES = {
     "learning_rate_decay": DECAYS,
     "float_learning_rate_decay": DECAYS,
     "aggregation_weight": AGGREGATION_WEIGHTS,
+    "layer_weight": LAYER_WEIGHTS,
     "scale_rule": SCALE_RULES,
     "representation": REPRESENTATIONS,
     "learning_rate_unit": dict.fromkeys(LEARNING_RATE_UNITS),
@@ -221,6 +222,7 @@ OUT_OF_RANGE = {
         "activation_bits": [0, 9, 2.5, "4"],
         "representation": ["ternary", 1, None],
         "scale_rule": ["min", None],
+        "layer_weight": ["bits", None],
         "error_feedback": ["off", 0, None],
         "statistics_per_budget": ["off", 1, None],
     },
@@ -228,6 +230,7 @@ OUT_OF_RANGE = {
         "lasso": [-1.0, NAN, INFINITY, None],
         "pruning_threshold": [-0.1, 1.5, 2, NAN],
         "pruning_saturates": ["no", 1, None],
+        "pruning_end": [-0.1, 1.5, NAN],
         "allocation": ["random", "rate_distortion", None],
         "order": ["bits", None],
     },

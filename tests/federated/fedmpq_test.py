@@ -14,6 +14,7 @@ from tff_fedmpq.allocation.pruning_growing import (
 from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.federated.local_training import LocalTrainer, Pruning
 from tff_fedmpq.federated.messages import ModelChangeUplink, ModelUplink
+from tff_fedmpq.federated.scheme import inverse_variance
 from tff_fedmpq.keras import (
     IntegerSGD,
     QuantDense,
@@ -82,19 +83,21 @@ def test_options_reach_the_scheme():
         "weight_decay": 0.125,
         "pruning_threshold": 0.5,
         "pruning_saturates": False,
+        "pruning_end": 0.25,
         "lasso": 0.5,
         "allocation": "uniform",
         "activation_bits": None,
         "representation": "offset_binary",
         "scale_rule": "max",
         "aggregation_weight": "examples",
+        "layer_weight": "inverse_variance",
         "error_feedback": False,
     }
     scheme = FedMPQConfig(**options).compose()
     training = ("epochs", "batch_size", "learning_rate", "float_learning_rate")
     for name in (*training, "momentum", "weight_decay"):
         assert getattr(scheme.training, name) == options[name]
-    assert scheme.pruning == Pruning(0.5, saturates=False)
+    assert scheme.pruning == Pruning(0.5, saturates=False, end=0.25)
     assert scheme.lasso == 0.5
     assert scheme.allocation is uniform_bit_widths
     assert scheme.activation_bits is None
@@ -102,6 +105,7 @@ def test_options_reach_the_scheme():
     assert scheme.weights.scale_rule is max_scale
     assert type(scheme.uplink) is ModelUplink
     assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 10
+    assert scheme.layer_weight is inverse_variance
     assert FedMPQConfig(pruning_threshold=None).compose().pruning is None
 
 
@@ -172,6 +176,7 @@ def test_the_literal_reading_can_be_changed(changes):
         "lasso": 0.01,
         "pruning_threshold": 0.03,
         "pruning_saturates": False,
+        "pruning_end": 1.0,
         "order": "size",
         **changes,
     }
@@ -238,3 +243,19 @@ def test_every_part_has_its_effect_on_the_table(table_after_two_rounds):
         assert shown[name] != shown["all"], shown
     # The whole bits of each budget.
     assert shown["no allocation"] == [[4, 4], [8, 8], [5, 5], [2, 2]]
+
+
+def test_nothing_is_pruned_after_the_end(runtime, problem):
+    """A threshold of 1 prunes to one bit, in the first of two rounds alone."""
+    process = problem.build(pruning_threshold=1.0, pruning_end=0.5, rounds=2)
+    first = process.next(process.initialize(), problem.client_ids)
+    second = process.next(first.state, problem.client_ids)
+    assert (first.metrics["mean_bit_widths"] == 1).all()
+    sent = first.metrics["bit_widths"]
+    assert (sent > 1).any() and second.metrics["participations"].all()
+    examples = [len(problem.examples[name][1]) for name in process.client_ids]
+    np.testing.assert_allclose(
+        second.metrics["mean_bit_widths"],
+        np.average(sent, axis=0, weights=process.budgets * examples),
+        rtol=1e-6,
+    )

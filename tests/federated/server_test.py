@@ -16,6 +16,7 @@ from tff_fedmpq.federated.fedmpq import FedMPQConfig
 from tff_fedmpq.federated.local_training import TrainingSums
 from tff_fedmpq.federated.messages import ModelUplink
 from tff_fedmpq.federated.round_sums import RoundSums, merge
+from tff_fedmpq.federated.scheme import inverse_variance
 from tff_fedmpq.federated.server import Server
 from tff_fedmpq.keras.variables import ModelSpec
 from tff_fedmpq.quantization.representations import SIGN_MAGNITUDE
@@ -148,6 +149,30 @@ def test_mean_is_numpys_weighted_mean(results):
     assert_close([*mean.kernels, *mean.float_parameters], expected)
     expected_bits = np.average(BIT_WIDTHS, axis=0, weights=WEIGHTS)
     np.testing.assert_allclose(mean_bit_widths, expected_bits, rtol=1e-6)
+
+
+def test_each_layer_has_weights_of_its_own(results):
+    """By the error of Gaussian weights at the bits that a client trained.
+
+    That is given by signal-to-noise ratios in dB (Jayant & Noll, 1984, Table 4.4).
+    """
+    scheme = dataclasses.replace(SERVER_SCHEME, layer_weight=inverse_variance)
+    server = dataclasses.replace(SERVER, scheme=scheme)
+    sums = merge(add_up(results[:2], server), add_up(results[2:], server))
+    mean = sums.mean_weights(SPEC)
+    models = [model_by_oracle(result) for result in results]
+    ratios = np.array([4.40, 9.25, 14.27, 19.38, 24.57, 29.83, 35.13, 40.57])
+    variances = 0.008 + 10 ** (-ratios / 10)
+    for layer, expected in enumerate([mean.kernels[0], mean.kernels[1]]):
+        bits = np.array([row[layer] for row in BIT_WIDTHS])
+        kernels = [model[layer] for model in models]
+        weights = WEIGHTS / variances[bits - 1]
+        np.testing.assert_allclose(
+            expected, np.average(kernels, axis=0, weights=weights), rtol=1e-3, atol=1e-4
+        )
+    others = [np.average(list(t), axis=0, weights=WEIGHTS) for t in zip(*models)][2:]
+    assert_close(list(mean.float_parameters), others)
+    assert_close(sums.mean_bit_widths(), np.average(BIT_WIDTHS, 0, WEIGHTS))
 
 
 def test_mean_of_one_client_is_its_model(results):

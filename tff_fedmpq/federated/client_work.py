@@ -108,7 +108,13 @@ def build_client_work(
                 (features, labels, sample_weight),
             )
             trained, sums, densities = trainer.train(
-                weights, kept[0], kept[1], seeds[0], rates, kept[2], deadline
+                weights,
+                *kept[:2],
+                seeds[0],
+                rates,
+                kept[2],
+                deadline,
+                received["ticket"].round,
             )
             if deadline is not None:
                 is_late = tf.equal(fault, 0) & ~is_before(deadline, trained)

@@ -29,6 +29,7 @@ AggregationWeight = Union[
 ]
 ScaleRule = Union[Literal["widening", "least_squares", "max"], Callable[..., Any]]
 Representation = Literal["sign_magnitude", "offset_binary"]
+LayerWeight = Union[Literal["none", "inverse_variance"], Callable[..., Any]]
 LearningRateUnit = Literal["weight", "code"]
 OnClientError = Literal["skip", "raise"]
 
@@ -167,6 +168,9 @@ class CodeTrainingConfig(LocalTrainingConfig):
       scale_rule: Scale of a layer that is quantized: "widening" (least squared error,
         with room for weights that fill their range), "least_squares", "max" (2 max|W|,
         the paper's), or a function of weights, bit-width, representation.
+      layer_weight: Factor of a client's weight in the average of each layer, by the
+        layer's trained bit-width: "none", "inverse_variance" (of what training at so
+        many bits leaves in a layer), or a function from int32[L] to float32[L].
       error_feedback: Whether the server adds clients' changes to its float weights, so
         that quantization errors do not accumulate; False averages the clients' models.
       statistics_per_budget: Whether the server keeps BatchNorm statistics for each
@@ -180,6 +184,7 @@ class CodeTrainingConfig(LocalTrainingConfig):
     activation_bits: Optional[int] = 4
     representation: Representation = "sign_magnitude"
     scale_rule: ScaleRule = "widening"
+    layer_weight: LayerWeight = "none"
     error_feedback: bool = True
     statistics_per_budget: bool = True
 

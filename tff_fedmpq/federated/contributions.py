@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -101,7 +102,9 @@ class Reader:
 
         def nothing() -> list[tf.Tensor]:
             layers = [len(self.spec.kernel_shapes)]
+            has_layer_weights = self.scheme.layer_weight is not None
             zeros = Contribution(
+                layer_weights=tf.zeros(layers) if has_layer_weights else (),
                 weight=tf.zeros([]),
                 weights=tf.zeros([self.spec.num_weights]),
                 bit_widths=tf.zeros(layers, tf.int32),
@@ -114,13 +117,16 @@ class Reader:
             return tf.nest.flatten(zeros)
 
         flat = tf.cond(can_read, read, nothing)
-        like = Contribution(0, 0, 0, training, 0, 0, 0, 0)
+        layer_weights = () if self.scheme.layer_weight is None else 0
+        like = Contribution(0, 0, 0, training, 0, 0, 0, 0, layer_weights)
         return tf.nest.pack_sequence_as(like, flat)
 
     def contribution(self, result: ClientResult) -> Contribution:
         """Returns what a result holds."""
         uplink, message = self.scheme.uplink, result.message
+        layer_weight: Any = self.scheme.layer_weight
         return Contribution(
+            layer_weights=layer_weight(result.bit_widths) if layer_weight else (),
             weight=result.weight,
             weights=self.spec.flatten(uplink.decode(message, self.spec)),
             bit_widths=result.bit_widths,

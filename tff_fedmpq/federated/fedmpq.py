@@ -24,6 +24,7 @@ Deviations by default, each an option:
   (`representation`, `scale_rule`): layers of 1 bit can be trained;
 * saturating pruning (`pruning_saturates`): weights that held the removed bit keep the
   largest value left;
+* no pruning in the last quarter of the rounds (`pruning_end`);
 * Pruning-Growing in the order of the quantization error that bits remove (`order`);
 * a learning rate of weights instead of codes, which decays to zero
   (`learning_rate_unit`, `learning_rate_decay`);
@@ -64,6 +65,9 @@ class FedMPQConfig(CodeTrainingConfig):
         local training, 0 to 1; None prunes nothing.
       pruning_saturates: Whether weights that held a pruned bit saturate at the largest
         level left (True) or lose the bit (False).
+      pruning_end: Share of the rounds after which nothing is pruned any more, 0 to 1:
+        ranges that were halved can widen again, and no bit is lost that no later round
+        would grow.
       allocation: Rule of a client's bit-widths within its budget: "pruning_growing"
         (Algorithm 2), "uniform", or an `AllocationPolicy`.
       order: Order in which Pruning-Growing prunes and grows bits: "distortion", "size"
@@ -75,6 +79,7 @@ class FedMPQConfig(CodeTrainingConfig):
     lasso: float = 0.0
     pruning_threshold: Optional[float] = None
     pruning_saturates: bool = True
+    pruning_end: float = 0.75
     allocation: Allocation = "pruning_growing"
     order: Order = "distortion"
 
@@ -82,6 +87,10 @@ class FedMPQConfig(CodeTrainingConfig):
         super().__post_init__()
         check_not_negative(self.lasso, "lasso")
         check_bool(self.pruning_saturates, "pruning_saturates")
+        if not 0 <= self.pruning_end <= 1:
+            raise ValueError(
+                f"pruning_end has to be from 0 to 1, found {self.pruning_end!r}."
+            )
         threshold = self.pruning_threshold
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(
@@ -95,6 +104,7 @@ class FedMPQConfig(CodeTrainingConfig):
             "lasso": 0.01,
             "pruning_threshold": 0.03,
             "pruning_saturates": False,
+            "pruning_end": 1.0,
             "order": "size",
         }
         return cls(**(LITERAL_CODE_TRAINING | literal | changes))
@@ -107,7 +117,9 @@ class FedMPQConfig(CodeTrainingConfig):
 
         pruning = None
         if self.pruning_threshold is not None:
-            pruning = Pruning(self.pruning_threshold, self.pruning_saturates)
+            pruning = Pruning(
+                self.pruning_threshold, self.pruning_saturates, self.pruning_end
+            )
         order = lookup(self.order, pruning_growing.ORDERS, "order")
         grow = functools.partial(pruning_growing.prune_and_grow_graph, order=order)
         uniform = pruning_growing.uniform_bit_widths

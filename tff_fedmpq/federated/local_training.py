@@ -28,6 +28,7 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 # (loss of a step, float32[]) -> None; for progress reports only
 OnStep = Callable[[tf.Tensor], None]
 
+_PRUNES_NOTHING = -1.0
 _LAYERS = 1  # Tells the seeds of random layers from those of other uses.
 # Factor of a learning rate by the fraction of the rounds that are done, float32[].
 DECAYS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
@@ -63,6 +64,17 @@ class Pruning(NamedTuple):
 
     threshold: float
     saturates: bool
+    end: float = 1.0  # Share of the rounds after which nothing is pruned.
+
+    def threshold_at(self, round_number: tf.Tensor, rounds: int | None) -> tf.Tensor:
+        """Returns the threshold of a round, from 0: one that nothing is below at last.
+
+        It does not end where the number of rounds is not known.
+        """
+        if rounds is None or self.end >= 1:
+            return tf.constant(self.threshold)
+        goes_on = tf.cast(round_number, tf.float32) < self.end * rounds
+        return tf.where(goes_on, self.threshold, _PRUNES_NOTHING)
 
 
 class TrainingSums(NamedTuple):
@@ -120,20 +132,21 @@ class LocalTrainer:
         learning_rates: tf.Tensor | None = None,
         sample_weight: Any = None,
         deadline: tf.Tensor | None = None,
+        round_number: tf.Tensor | int = 0,
     ) -> tuple[QuantizedWeights, TrainingSums, tf.Tensor]:
         """Trains for the configured epochs, then prunes.
 
         Examples are any structures of tensors [n, ...]; n may be 0, which trains
         nothing. `seed` is stateless, int32[2]. `learning_rates` are those of
-        `learning_rates_at`, by default the first round's. No step begins after
-        `deadline`, a `tf.timestamp`, float64[]. Returns trained weights, sums, and the
-        layers' MSB densities before pruning, float32[L].
+        `learning_rates_at`, by default those of the round, int32[] from 0. No step
+        begins after `deadline`, a `tf.timestamp`, float64[]. Returns trained weights,
+        sums, and the layers' MSB densities before pruning, float32[L].
         """
         assign_quantized_weights(self._model, weights)
         seeds = tf.random.split(seed, 2)
         self._optimizer.reset(seeds[0])
         if learning_rates is None:
-            learning_rates = learning_rates_at(self._config, tf.constant(0))
+            learning_rates = learning_rates_at(self._config, round_number)
         self._optimizer.learning_rate = learning_rates[0]
         self._optimizer.float_learning_rate = learning_rates[1]
         if self._metrics is not None:
@@ -147,7 +160,7 @@ class LocalTrainer:
             for k in self._kernels
         ]
         densities = tf.convert_to_tensor(densities, tf.float32)
-        return self._pruned_weights(), sums, densities
+        return self._pruned_weights(round_number), sums, densities
 
     def _run_epochs(
         self, examples: Any, seed: tf.Tensor, deadline: tf.Tensor | None
@@ -211,13 +224,16 @@ class LocalTrainer:
         count = tf.cast(count_examples(labels), tf.float32)
         return TrainingSums(mean_loss * count, count)
 
-    def _pruned_weights(self) -> QuantizedWeights:
+    def _pruned_weights(self, round_number: tf.Tensor | int) -> QuantizedWeights:
         """Returns the model's weights without nearly empty top planes (Eq. 13)."""
-        layers = []
+        pruning, layers = self._pruning, []
         for k in self._kernels:
             layer = k.codes.value(), k.scale.value(), k.bit_width.value()
-            if self._pruning is not None:
-                layer = bit_planes.prune_msb(k.representation, *layer, *self._pruning)
+            if pruning is not None:
+                threshold = pruning.threshold_at(round_number, self._config.rounds)
+                layer = bit_planes.prune_msb(
+                    k.representation, *layer, threshold, pruning.saturates
+                )
             layers.append(layer)
         return QuantizedWeights(
             tuple(codes for codes, _, _ in layers),

@@ -27,6 +27,7 @@ class Contribution(NamedTuple):
     num_examples: Any  # Float32[].
     uplink_bits: Any  # Int64[4].
     symbols: Any  # Int16[streams, symbols].
+    layer_weights: Any = ()  # Factors of p_n by layer, float32[L], if there are any.
 
 
 class RoundSums(NamedTuple):
@@ -49,6 +50,7 @@ class RoundSums(NamedTuple):
     num_rejected: Any  # Also of those that cannot be named, int32[].
     round: Any  # Of all contributions, -1 if there is none; int32[].
     client_training: Any = ()  # `TrainingSums` [N, ...], if wanted.
+    layer_weights: Any = ()  # Sums of p_n times factors by layer, float32[L], if any.
 
     @classmethod
     def zero(
@@ -59,6 +61,7 @@ class RoundSums(NamedTuple):
         symbols_shape: tuple[int, int],
         training: TrainingSums,
         per_client: bool,
+        has_layer_weights: bool = False,
     ) -> RoundSums:
         """Returns the sums over no client; `training` are those of no step."""
         num_layers, num_items = len(spec.kernel_shapes), len(messages.BIT_ITEMS)
@@ -86,6 +89,7 @@ class RoundSums(NamedTuple):
             tf.constant(0),
             tf.constant(-1),
             client_training,
+            tf.zeros([num_layers]) if has_layer_weights else (),
         )
 
     @property
@@ -95,7 +99,10 @@ class RoundSums(NamedTuple):
 
     def mean_weights(self, spec: ModelSpec) -> FloatWeights:
         """Returns the average of Eq. 15; zeros for an empty round."""
-        return spec.restore(self._divide(self.weights))
+        if isinstance(self.layer_weights, tuple):
+            return spec.restore(self._divide(self.weights))
+        totals = spec.spread(self.layer_weights, self.total_weight)
+        return spec.restore(tf.math.divide_no_nan(self.weights, totals))
 
     def statistics_of(self, spec: ModelSpec) -> list[tf.Tensor]:
         """Returns the sums of `statistics` for each tensor, float32[G, ...]."""
@@ -137,6 +144,9 @@ class RoundSums(NamedTuple):
         weight = if_good(contribution.weight)
         # A weight of zero takes away what is not finite, too.
         weighted = tf.math.multiply_no_nan(contribution.weights, weight)
+        layer_weights = self.layer_weights
+        if not isinstance(layer_weights, tuple):
+            layer_weights += weight * contribution.layer_weights
         bit_widths = weight * tf.cast(contribution.bit_widths, tf.float32)
         num_statistics = self.statistics.shape[1]
         training = tf.nest.map_structure(if_good, contribution.training)
@@ -149,6 +159,7 @@ class RoundSums(NamedTuple):
             total_weight=self.total_weight + weight,
             training=tf.nest.map_structure(tf.add, self.training, training),
             client_training=client_training,
+            layer_weights=layer_weights,
             msb_densities=self.msb_densities + if_good(contribution.msb_densities),
             participations=add_row(self.participations, tf.constant(1)),
             bit_widths=add_row(self.bit_widths, contribution.bit_widths),

@@ -215,6 +215,7 @@ class Server:
             self.scheme.uplink.symbols_shape(self.spec),
             TrainingSums.zero(self.build_metrics().zeros()),
             self.per_client,
+            self.scheme.layer_weight is not None,
         )
 
     def accumulate(
@@ -246,6 +247,10 @@ class Server:
         is_good = tf.equal(fault, 0)
         key = tf.where(is_genuine, ticket.key, 0)
         row = key, self._level_of(key), ticket.downlink_bits
+        if self.scheme.layer_weight is not None:
+            factors = self.spec.spread(contribution.layer_weights, 1.0)
+            weighted = factors * contribution.weights
+            contribution = contribution._replace(weights=weighted)
         added = sums.add(contribution, *row, is_good)
         # It takes part, with weight zero.
         is_empty = is_good & tf.equal(contribution.num_examples, 0)

@@ -118,6 +118,17 @@ class ModelSpec:
         trainable, others = self.join(weights)
         return tf.concat([tf.reshape(t, [-1]) for t in (*trainable, *others)], 0)
 
+    def spread(self, of_kernels: tf.Tensor, of_others: Any) -> tf.Tensor:
+        """Returns a number per weight, as `flatten` orders them; float32[num_weights].
+
+        These are `of_kernels`, float32[L], by kernel, and `of_others`, float32[].
+        """
+        kernels = iter(tf.unstack(of_kernels, len(self.kernel_shapes)))
+        flags = *self.is_kernel, *(False for _ in self.non_trainable_shapes)
+        values = [next(kernels) if flag else of_others for flag in flags]
+        shapes = self.trainable_shapes + self.non_trainable_shapes
+        return tf.repeat(tf.stack(values), [int(np.prod(shape)) for shape in shapes])
+
     def restore(self, flat: tf.Tensor) -> FloatWeights:
         """Returns the weights of a vector of `flatten`."""
         shapes = self.trainable_shapes + self.non_trainable_shapes
