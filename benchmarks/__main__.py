@@ -15,6 +15,7 @@ NAMES = (
     "round",
     "checks",
     "startup",
+    "first_hour",
     "evaluation",
     "server",
     "packing",
