@@ -131,7 +131,7 @@ def emnist(download: bool = False) -> Task:
     for writer in data.client_ids[:30]:
         for example in data.create_tf_dataset_for_client(writer).as_numpy_iterator():
             for _ in range(1 if download else 20):
-                image = example["pixels"]
+                image = 1 - example["pixels"]  # Ink is 1, paper 0.
                 if not download:
                     image = np.roll(image, rng.integers(-2, 3, 2), axis=(0, 1))
                     image = image + rng.normal(0, 0.2, image.shape)

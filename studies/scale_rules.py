@@ -5,7 +5,8 @@
 Each run of `examples/federated_tasks.py` adds a line to
 `studies/results/scale_rules/tasks.jsonl`; runs that are there are not repeated. Keras's
 initial weights, which these models have, are uniform and fill the range of their codes.
-At the end the table of docs/ranges.md is written.
+At the end the tables of docs/ranges.md, and of docs/tasks.md for the default rule, are
+written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import itertools
 import json
 import pathlib
 import sys
-from typing import Any
 
 import tabulate
 
@@ -30,7 +30,7 @@ from tff_fedmpq.simulation import provenance  # noqa: E402
 
 RESULTS = _ROOT / "studies" / "results" / "scale_rules" / "tasks.jsonl"
 RULES = "widening", "least_squares"
-PAGE = _ROOT / "docs" / "ranges.md"
+PAGE, TASKS_PAGE = _ROOT / "docs" / "ranges.md", _ROOT / "docs" / "tasks.md"
 _MODELS = {
     "initial": "before",
     "global model": "global model",
@@ -62,27 +62,34 @@ def main() -> None:
             source = {"commit": commit, **provenance.describe()}
             with RESULTS.open("a") as file:
                 print(json.dumps({**record, **source}), file=file)
-    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    pages.put(PAGE, "tasks", table(records))
+    rows = read_rows()
+    pages.put(PAGE, "tasks", table(rows))
+    pages.put(TASKS_PAGE, "tasks", table(rows, rule="widening"))
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def read_rows() -> list[dict[str, str]]:
     """Returns a row for each task and rule: means over seeds, accuracies in %."""
     groups: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for record in records:
+    for record in map(json.loads, RESULTS.read_text().splitlines()):
         run = record["run"]
         group = run["task"], record["metric"].replace("_", " "), run["rule"]
         groups.setdefault(group, []).append(record["value"])
-    rows = [
-        [*group]
-        + [
-            format_estimate(analysis.estimate([v[model] for v in values]), group[1])
-            for model in _MODELS
-        ]
-        for group, values in sorted(groups.items())
-    ]
-    headers = ["task", "metric", "rule", *_MODELS.values()]
-    return tabulate.tabulate(rows, headers, tablefmt="pipe")
+    rows = []
+    for group, values in sorted(groups.items()):
+        row = dict(zip(("task", "metric", "rule"), group))
+        for model, title in _MODELS.items():
+            found = analysis.estimate([value[model] for value in values])
+            row[title] = format_estimate(found, row["metric"])
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, str]], rule: str | None = None) -> str:
+    """Returns the Markdown table of all rules, or of one without its name."""
+    if rule is not None:
+        chosen = (dict(row) for row in rows)
+        rows = [row for row in chosen if row.pop("rule") == rule]
+    return tabulate.tabulate(rows, "keys", tablefmt="pipe")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of Keras models are those of the committed results."""
+"""Tables inside pages that are written by hand are those of the committed results."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 
 import pytest
 
-from studies import digits_bits, keras_models, pages
+from studies import digits_bits, keras_models, pages, scale_rules
 
 
-def test_the_page_has_the_tables_of_the_results():
+def test_the_pages_have_the_tables_of_the_results():
     page = keras_models.PAGE.read_text()
     assert keras_models.table(keras_models.read_rows()) in page
     result = json.loads(digits_bits.RESULT.read_text())
     assert digits_bits.table(result["rows"]) in page
+    rows = scale_rules.read_rows()
+    assert scale_rules.table(rows) in scale_rules.PAGE.read_text()
+    table = scale_rules.table(rows, rule="widening")
+    assert table in scale_rules.TASKS_PAGE.read_text()
 
 
 def test_every_model_was_quantized_trained_and_loaded():
