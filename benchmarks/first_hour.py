@@ -93,6 +93,7 @@ def time_tests(folder: pathlib.Path) -> tuple[float, str]:
 def main() -> None:
     """Runs one after the other."""
     parser = measure.argument_parser(__doc__)
+    parser.add_argument("--without_tests", action="store_true")
     options = parser.parse_args()
     before = measure.environment()
     rows, bars = [], []
@@ -105,9 +106,11 @@ def main() -> None:
         bars.append(measure.bar(what, measured, at_most=seconds))
         what = f"{dataset}, accuracy in %"
         bars.append(measure.bar(what, row["accuracy"], at_least=accuracy))
-    with tempfile.TemporaryDirectory() as folder:
-        seconds, last_line = time_tests(pathlib.Path(folder))
-    bars.append(measure.bar("test command, s", seconds, at_most=_TEST_BAR))
+    last_line = ""
+    if not options.without_tests:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, last_line = time_tests(pathlib.Path(folder))
+        bars.append(measure.bar("test command, s", seconds, at_most=_TEST_BAR))
     measure.save(
         "first_hour", rows, bars, before, output=options.output, tests=last_line
     )
