@@ -11,8 +11,10 @@ augmentation. Compared, by images per second of a round:
   and the allocation of bits included;
 * TFF's own `build_weighted_fed_avg` on in-memory `tf.data` datasets, as its tutorials
   have it;
-* with `--peers`, Flower's simulation engine with PyTorch, in an environment of its own
-  that is made in the directory given.
+* with `--peers`, the same clients in PyTorch under Flower's simulation engine and under
+  NVFlare's simulator, each in an environment of its own that is made in the directory
+  given. All have one thread per client: Flower trains as many clients at once as there
+  are cores, NVFlare all five.
 
 Then what a FedMPQ round costs beside its steps: a round whose clients hold one image
 each. What the server's parts of it cost is in the benchmark `server`.
@@ -42,8 +44,10 @@ from tff_fedmpq.simulation.models import build_model_fn
 NUM_CLIENTS = 5
 BATCH_SIZE = 64
 BUDGETS = (2, 4, 4, 6, 8)
-_FLOWER_NAME = "Flower, PyTorch float32"
-FLOWER = ("flower_round.py", ("torch==2.13.0", "flwr[simulation]==1.42.0"))
+TORCH = "torch==2.13.0"
+FLOWER = ("flower_round.py", (TORCH, "flwr[simulation]==1.42.0"))
+NVFLARE = ("nvflare_round.py", (TORCH, "nvflare==2.9.0"))
+PEERS = {"Flower, PyTorch float32": FLOWER, "NVFlare, PyTorch float32": NVFLARE}
 
 
 def split_equally(data: datasets.ImageDataset, per_client: int) -> Partition:
@@ -174,8 +178,9 @@ def main() -> None:
                 arrays = data.train_images, data.train_labels
                 peers.save_clients(examples, *arrays, partition.client_indices)
                 arguments = options.peers, examples, BATCH_SIZE
-                flower = stack.enter_context(peers.Peer(*FLOWER, *arguments))
-                rounds[_FLOWER_NAME] = flower.run
+                for name, (program, packages) in PEERS.items():
+                    peer = peers.Peer(program, packages, *arguments)
+                    rounds[name] = stack.enter_context(peer).run
             timings = measure.time_alternately(
                 rounds, repeats=options.repeats, warmup=1
             )
@@ -190,9 +195,9 @@ def main() -> None:
         )
         for compute, limit in (("float32", 1.0), ("bfloat16", 1.2))
     ]
-    if options.peers:
-        advantage = 1 / timings.ratio("FedMPQ float32", _FLOWER_NAME)
-        what = f"FedMPQ float32 / {_FLOWER_NAME}, images per second"
+    for name in PEERS if options.peers else ():
+        advantage = 1 / timings.ratio("FedMPQ float32", name)
+        what = f"FedMPQ float32 / {name}, images per second"
         bars.append(measure.bar(what, advantage, at_least=1.5))
     measure.save(
         "round",
