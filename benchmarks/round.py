@@ -11,10 +11,10 @@ augmentation. Compared, by images per second of a round:
   and the allocation of bits included;
 * TFF's own `build_weighted_fed_avg` on in-memory `tf.data` datasets, as its tutorials
   have it;
-* with `--peers`, the same clients in PyTorch under Flower's simulation engine and under
-  NVFlare's simulator, each in an environment of its own that is made in the directory
-  given. All have one thread per client: Flower trains as many clients at once as there
-  are cores, NVFlare all five.
+* with `--peers`, the same work in other systems, each in an environment of its own that
+  is made in the directory given: PyTorch clients of one thread each, under Flower's
+  simulation engine as many at once as there are cores, under NVFlare's simulator all at
+  once; and FedJAX, whose clients train one after the other on all cores.
 
 Then what a FedMPQ round costs beside its steps: a round whose clients hold one image
 each. What the server's parts of it cost is in the benchmark `server`.
@@ -46,8 +46,11 @@ BATCH_SIZE = 64
 BUDGETS = (2, 4, 4, 6, 8)
 TORCH = "torch==2.13.0"
 FLOWER = ("flower_round.py", (TORCH, "flwr[simulation]==1.42.0"))
-NVFLARE = ("nvflare_round.py", (TORCH, "nvflare==2.9.0"))
-PEERS = {"Flower, PyTorch float32": FLOWER, "NVFlare, PyTorch float32": NVFLARE}
+PEERS = {
+    "Flower, PyTorch float32": FLOWER,
+    "NVFlare, PyTorch float32": ("nvflare_round.py", (TORCH, "nvflare==2.9.0")),
+    "FedJAX, JAX float32": ("fedjax_round.py", ("fedjax==0.0.17", "jax==0.10.2")),
+}
 
 
 def split_equally(data: datasets.ImageDataset, per_client: int) -> Partition:
