@@ -13,9 +13,9 @@ import tff_fedmpq  # noqa: F401  Before TensorFlow and TFF, which it prepares.
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Seeds Python, NumPy and TensorFlow: no test depends on those before it."""
-    import tensorflow as tf
+    from oracles.seeds import set_random_seed
 
-    tf.keras.utils.set_random_seed(1)
+    set_random_seed(1)
 
 
 _ALL_TESTS = pytest.StashKey[list]()

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq.baselines.update_uplink import LatticeUpdateUplink
 from tff_fedmpq.baselines.uveqfed import UVeQFedConfig, build_uveqfed
@@ -259,7 +260,7 @@ def test_a_rounds_measured_bits_are_within_every_budget(runtime, problem):
             ]
         )
 
-    tf.keras.utils.set_random_seed(1)
+    set_random_seed(1)
     config = UVeQFedConfig(epochs=2, batch_size=4)
     process = build_uveqfed(model_fn, problem.budgets, problem.client_data, config)
     before = process.initialize()

@@ -11,6 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq import export
 from tff_fedmpq.export import device
@@ -68,7 +69,7 @@ def with_statistics(model):
 
 
 def convolutional():
-    tf.keras.utils.set_random_seed(3)
+    set_random_seed(3)
     image = Input([8, 8, 3])
     x = layers.Conv2D(6, 3, use_bias=False, name="first")(image)
     x = layers.ReLU()(layers.BatchNormalization()(x))
@@ -135,7 +136,7 @@ def test_activations_of_four_bits_are_exact(tmp_path, target):
 
 @needs_runtimes
 def test_recurrent_and_other_models_on_litert(tmp_path):
-    tf.keras.utils.set_random_seed(3)
+    set_random_seed(3)
     words = Input([6], dtype="int32", name="words")
     numbers = Input([6, 3], name="numbers")
     x = layers.Embedding(9, 5)(words)

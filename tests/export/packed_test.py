@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq import export
 from tff_fedmpq.export.packed import unpack_model
@@ -28,7 +29,7 @@ layers, Input = tf.keras.layers, tf.keras.Input
 
 
 def small_model(bit_width=3):
-    tf.keras.utils.set_random_seed(1)
+    set_random_seed(1)
     model = tf.keras.Sequential([Input([4]), layers.Dense(3, "relu", name="only")])
     return quantize_model(model, bit_width, 4)
 
@@ -285,7 +286,7 @@ class Scaled(tf.keras.layers.Layer):
 
 def test_registered_layers_are_loaded(tmp_path):
     register_quantized_layer(Scaled, "factors")
-    tf.keras.utils.set_random_seed(1)
+    set_random_seed(1)
     model = quantize_model(tf.keras.Sequential([Input([4]), Scaled()]), 2)
     path, _ = write(tmp_path, model)
     assert_equal(model, export.read_packed(path), tf.random.normal([5, 4]))

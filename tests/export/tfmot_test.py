@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq.export import tfmot as bridge
 from tff_fedmpq.keras import QuantReLU, quantize_model, quantized_kernels
@@ -17,7 +18,7 @@ apply = tfmot.quantization.keras.quantize_apply
 
 
 def float_model():
-    tf.keras.utils.set_random_seed(2)
+    set_random_seed(2)
     return tf.keras.Sequential(
         [
             tf.keras.Input([6, 6, 2]),
@@ -85,7 +86,7 @@ def test_back_to_tfmot_with_equal_outputs_and_trains_there(representation):
 
 def test_a_configuration_per_layer():
     config = bridge.BitsQuantizeConfig(bit_width=2)
-    tf.keras.utils.set_random_seed(2)
+    set_random_seed(2)
     annotated = tf.keras.Sequential(
         [
             tf.keras.Input([4]),

@@ -105,20 +105,24 @@ def test_another_structure_is_refused_with_the_mend(structure):
 # --- as a computation -------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def trainer(problem):
+    """Trains as the clients of the problem do."""
+    return LocalTrainer(
+        problem.scheme.build_client_model(problem.model_fn()),
+        problem.scheme.training,
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        pruning=problem.scheme.pruning,
+    )
+
+
 @pytest.mark.parametrize("name", ["bert", "dora", "anna"])
-def test_a_client_trains_as_the_trainer_does(recorded_round, problem, name):
+def test_a_client_trains_as_the_trainer_does(recorded_round, problem, trainer, name):
     """TFF adds nothing: the same message and seed give the same model.
 
     Not quite to the bit on every processor, as the worker has kernels of its own. But
     examples in another order, say, would give another loss and most codes other values.
     """
-    scheme = problem.scheme
-    trainer = LocalTrainer(
-        scheme.build_client_model(problem.model_fn()),
-        scheme.training,
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        pruning=scheme.pruning,
-    )
     sent, result = recorded_round.messages[name], recorded_round.results[name]
     weights = messages.unpack_model(
         tf.nest.map_structure(tf.constant, sent), problem.spec

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 from oracles.problem import device_bit_widths
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq.baselines.fedavg import FedAvgConfig
 from tff_fedmpq.federated.evaluation import (
@@ -30,7 +31,7 @@ def images(count, seed):
 
 
 def make_model(seed=3):
-    tf.keras.utils.set_random_seed(seed)
+    set_random_seed(seed)
     layers = tf.keras.layers
     return tf.keras.Sequential(
         [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from tensorflow.python.data.experimental.ops import testing
 
 from tff_fedmpq.baselines.fedavg import FedAvgConfig
 from tff_fedmpq.federated import left_out
@@ -164,16 +165,7 @@ def test_a_client_without_examples_is_named(runtime, problem, process, caplog):
 
 def slow(dataset):
     """An example every half second, for ever."""
-
-    def wait(*pair):
-        end = tf.timestamp() + 0.5
-        later = tf.while_loop(
-            lambda now: now < end, lambda now: [tf.timestamp()], [tf.timestamp()]
-        )
-        with tf.control_dependencies(later):
-            return tf.nest.map_structure(tf.identity, pair)
-
-    return dataset.repeat().map(wait)
+    return dataset.repeat().apply(testing.sleep(500_000))
 
 
 def test_a_slow_client_is_left_out(runtime, problem):
@@ -188,9 +180,9 @@ def test_a_slow_client_is_left_out(runtime, problem):
 
 def test_training_stops_at_the_limit(runtime, problem):
     """A million epochs would take hours."""
-    process = problem.build(epochs=1_000_000, client_timeout_seconds=2.0)
-    output = process.next(process.initialize(), ["bert", "dora"])
-    assert output.metrics["rejected"].tolist() == [0, 19, 0, 19]
+    process = problem.build(epochs=1_000_000, client_timeout_seconds=1.0)
+    output = process.next(process.initialize(), ["bert"])
+    assert output.metrics["rejected"].tolist() == [0, 19, 0, 0]
     assert output.metrics["abandoned"]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq.baselines.fedavg import FedAvgConfig, build_fedavg
 from tff_fedmpq.federated import acceptance
@@ -42,7 +43,7 @@ def seeded(make):
 
     @functools.wraps(make)
     def model_fn():
-        tf.keras.utils.set_random_seed(3)
+        set_random_seed(3)
         return make()
 
     return model_fn
@@ -278,10 +279,10 @@ def test_regression_by_a_function_finds_the_weights(runtime):
     assert train["loss"] < 1e-5
 
 
-def test_metrics_are_sums_over_clients_and_not_means_of_means(runtime):
-    """Of clients with 1, 5 and 24 examples, without a change of weights."""
+def test_metrics_are_sums_over_clients_and_those_of_each_are_keras_own(runtime):
+    """Of clients with 1, 5, 24 and no examples, without a change of weights."""
     x, y = draw(30, 4), classes(2, 30)
-    parts = {"a": slice(0, 1), "b": slice(1, 6), "c": slice(6, 30)}
+    parts = {"a": slice(0, 1), "b": slice(1, 6), "c": slice(6, 30), "d": slice(0, 0)}
     data = ClientData({name: (x[part], y[part]) for name, part in parts.items()})
     make_metrics = lambda: [  # noqa: E731
         tf.keras.metrics.AUC(50, name="auc", from_logits=True),
@@ -293,53 +294,37 @@ def test_metrics_are_sums_over_clients_and_not_means_of_means(runtime):
     config = FedAvgConfig(epochs=2, batch_size=4, learning_rate=0.0, weight_decay=0.0)
     process = build_fedavg(
         dense(1),
-        dict.fromkeys("abc", 4),
+        dict.fromkeys("abcd", 4),
         data,
         config,
         loss=loss,
         metrics=make_metrics(),
+        metrics_per_client=True,
     )
-    _, metrics = process.next(process.initialize(), ["a", "b", "c"])
+    state = process.initialize()
+    _, metrics = process.next(state, ["d", "c", "b", "a"])
     model = dense(1)()
     model.compile(loss=loss, metrics=make_metrics())
-    expected = model.evaluate(x, y, verbose=0, return_dict=True)
-    train = metrics["client_work"]["train"]
+
+    def by_keras(part):
+        return model.evaluate(x[part], y[part], verbose=0, return_dict=True)
+
+    rows, train = (metrics["client_work"][name] for name in ("clients", "train"))
+    assert list(rows) == list(train)
+    assert rows["num_examples"].tolist() == [2, 10, 48, 0]
+    expected = by_keras(slice(None))  # Not the mean of the clients' means.
     assert train.pop("num_examples") == 60
     assert list(train) == list(expected)
     for name, value in train.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5)
-
-
-def test_metrics_per_client_are_those_of_keras_and_add_up(runtime):
-    """Of clients with 1, 24 and no examples, and of one that does not take part."""
-    x, y = draw(25, 4), classes(2, 25)
-    parts = {"a": slice(0, 1), "b": slice(1, 25), "c": slice(0, 0), "d": slice(0, 25)}
-    data = ClientData({name: (x[part], y[part]) for name, part in parts.items()})
-    make_metrics = lambda: [  # noqa: E731
-        tf.keras.metrics.AUC(50, name="auc", from_logits=True),
-        tf.keras.metrics.BinaryAccuracy(threshold=0.0),
-    ]
-    options = {"loss": losses.BinaryCrossentropy(from_logits=True)}
-    config = FedAvgConfig(epochs=2, batch_size=4, learning_rate=0.0, weight_decay=0.0)
-    arguments = dense(1), dict.fromkeys("abcd", 4), data, config
-    process = build_fedavg(
-        *arguments, metrics=make_metrics(), metrics_per_client=True, **options
-    )
-    _, metrics = process.next(process.initialize(), ["c", "b", "a"])
-    rows, train = (metrics["client_work"][name] for name in ("clients", "train"))
-    assert list(rows) == list(train)
-    assert rows["num_examples"].tolist() == [2, 48, 0, 0]
-    model = dense(1)()
-    model.compile(loss=options["loss"], metrics=make_metrics())
-    for row, name in enumerate("ab"):
-        part = parts[name]
-        expected = model.evaluate(x[part], y[part], verbose=0, return_dict=True)
-        for key, value in expected.items():
+    for row, name in enumerate("abc"):
+        for key, value in by_keras(parts[name]).items():
             np.testing.assert_allclose(rows[key][row], value, rtol=1e-5)
-    for key in rows:
-        assert rows[key].shape == (4,) and (rows[key][2:] == 0).all()
-    mean = rows["loss"] @ rows["num_examples"] / train["num_examples"]
-    np.testing.assert_allclose(mean, train["loss"], rtol=1e-6)
+    # Of those without examples, or that do not take part, there is nothing.
+    _, metrics = process.next(state, ["b", "d"])
+    for key, values in metrics["client_work"]["clients"].items():
+        assert values.shape == (4,) and (values[[0, 2, 3]] == 0).all()
+        np.testing.assert_allclose(values[1], rows[key][1], rtol=1e-6)
 
 
 def test_metrics_per_client_of_a_task_without_metrics(runtime):

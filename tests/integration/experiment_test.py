@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 import tensorflow as tf
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq.simulation import experiment, provenance, run_files
 from tff_fedmpq.simulation.config import make_config
@@ -50,7 +51,7 @@ def two_layers():
 
     def build_model_fn(name, dataset, seed):
         def model_fn():
-            tf.keras.utils.set_random_seed(seed)
+            set_random_seed(seed)
             layers = tf.keras.layers
             return tf.keras.Sequential(
                 [

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracles.seeds import set_random_seed
 
 from tests.keras.conversion_test import warnings_of_absl
 from tff_fedmpq import export
@@ -26,7 +27,7 @@ layers, Input, Sequential = tf.keras.layers, tf.keras.Input, tf.keras.Sequential
 
 @pytest.fixture(autouse=True)
 def _seed():
-    tf.keras.utils.set_random_seed(3)
+    set_random_seed(3)
 
 
 def normal(*shape, seed=0):
@@ -65,7 +66,7 @@ def test_a_fit_on_one_bad_input_stops_with_finite_weights(caplog, value, first_e
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     quantized, expected = (quantize_model(model, 4) for _ in range(2))
     for one in (quantized, expected):
-        tf.keras.utils.set_random_seed(0)
+        set_random_seed(0)
         one.compile(IntegerSGD(0.1, momentum=0.9), loss)
         if not first_epoch:
             one.fit(x, y, batch_size=8, epochs=2, verbose=0)
@@ -80,7 +81,7 @@ def test_a_fit_on_one_bad_input_stops_with_finite_weights(caplog, value, first_e
     assert f"Training diverged in epoch {start + 1}: the loss is" in caplog.text
     for a, b in zip(quantized.weights, expected.weights):
         np.testing.assert_array_equal(a, b)
-    tf.keras.utils.set_random_seed(1)
+    set_random_seed(1)
     quantized.fit(x, y, batch_size=8, verbose=0)
     assert all(np.isfinite(v).all() for v in quantized.get_weights())
 
@@ -180,7 +181,7 @@ def test_k4_tflite_with_optimization(is_integer):
     x = normal(20, 8, 8, 3)
     errors = []
     for seed in range(4):
-        tf.keras.utils.set_random_seed(seed)
+        set_random_seed(seed)
         model = quantize_model(convolutional(), 4, 4)
         converter = tf.lite.TFLiteConverter.from_keras_model(model)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq.keras import (
     IntegerSGD,
@@ -76,7 +77,7 @@ every_model_and_resnet = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
 
 def make(build, seed=0):
     """A model whose weights, biases and moving statistics are all its own."""
-    tf.keras.utils.set_random_seed(seed)
+    set_random_seed(seed)
     model = build()
     rng = np.random.default_rng(seed)
     for variable in model.variables:

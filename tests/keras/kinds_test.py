@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracles.seeds import set_random_seed
 
 from tests.keras.conversion_test import warnings_of_absl
 from tff_fedmpq.keras import (
@@ -114,7 +115,7 @@ IN_A_GRAPH = ("SeparableConv1D", "LSTM", "ConvLSTM1D", "RNN of cells", "transfor
 
 
 def make(kind):
-    tf.keras.utils.set_random_seed(5)
+    set_random_seed(5)
     shape, part, num_kernels = KINDS[kind]
     if isinstance(part, layers.Layer):
         part = type(part).from_config(part.get_config())

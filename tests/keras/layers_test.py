@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from oracles import quantization as oracle
+from oracles.seeds import set_random_seed
 
 from tff_fedmpq import keras
 from tff_fedmpq.keras import (
@@ -260,7 +261,7 @@ class QuantizedLayerBase:
 
     def test_keras_seed_decides_the_initial_codes(self):
         def initial_codes(seed):
-            tf.keras.utils.set_random_seed(seed)
+            set_random_seed(seed)
             layer = self.quantized(**self.arguments)
             layer.build((None, *self.input_shape))
             return layer.quantized_kernel.codes.numpy()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from oracles import quantization as oracle
+from oracles.seeds import set_random_seed
 from oracles.strategies import BIT_WIDTHS
 
 from tff_fedmpq.keras import IntegerSGD, QuantDense, quantized_kernels
@@ -385,7 +386,7 @@ def blobs(num_examples, seed=0):
 
 
 def make_classifier(bit_width):
-    tf.keras.utils.set_random_seed(11)
+    set_random_seed(11)
     model = tf.keras.Sequential(
         [
             tf.keras.Input([6]),

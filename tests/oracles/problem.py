@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from oracles.seeds import set_random_seed
 from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
@@ -40,7 +41,7 @@ OPTIONS = {
 
 def small_model() -> tf.keras.Model:
     """Returns the float model, each time with the same weights."""
-    tf.keras.utils.set_random_seed(1)
+    set_random_seed(1)
     layers = tf.keras.layers
     normal = tf.keras.initializers.RandomNormal(stddev=0.2, seed=1)
     return tf.keras.Sequential(

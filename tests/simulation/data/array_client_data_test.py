@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from oracles.seeds import set_random_seed
 
 import tff_fedmpq
 from tff_fedmpq import client_data_from_arrays, client_data_from_tf_dataset
@@ -199,7 +200,7 @@ def test_a_worker_reads_the_files_and_gets_no_data(runtime, tmp_path):
     arrays = {"a": make(2000), "b": make(1000, seed=1)}
 
     def model_fn():
-        tf.keras.utils.set_random_seed(0)
+        set_random_seed(0)
         layer = tf.keras.layers.Dense(2)
         return tf.keras.Sequential([tf.keras.Input([3]), layer])
 
