@@ -253,9 +253,11 @@ class QuantizedLayer(_Layer):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedLayer:
         copy = type(self).from_config(self.get_config())
-        if self.built:
-            copy.build_from_config(self.get_build_config())
-            copy.set_weights(self.get_weights())
+        # Parts may be built where they are called, as those of attention are.
+        for layer, target in zip(self._flatten_layers(), copy._flatten_layers()):
+            if layer.built and not target.built:
+                target.build_from_config(layer.get_build_config())
+        copy.set_weights(self.get_weights())
         return copy
 
     def build_from_config(self, config: dict[str, Any]) -> None:
