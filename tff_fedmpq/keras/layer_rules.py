@@ -9,11 +9,12 @@ from typing import Any, Callable, Union
 import tensorflow as tf
 
 from tff_fedmpq.keras import inspection
-from tff_fedmpq.keras.layers import QuantizedLayer
+from tff_fedmpq.keras.layers import QuantizedLayer, parts_of
 from tff_fedmpq.quantization import representations
 
-# A layer's name, in which * stands for anything, its type, or a function of the layer.
-Selector = Union[str, type, Callable[[Any], bool]]
+# A layer, its name, in which * stands for anything, its type or that of the layer in a
+# wrapper, or a function of the layer.
+Selector = Union[str, type, tf.keras.layers.Layer, Callable[[Any], bool]]
 
 
 def bit_widths_of(
@@ -22,6 +23,10 @@ def bit_widths_of(
     """Returns each layer's bit-width by a rule of `quantize_model`; None is float."""
     mapping = rule if isinstance(rule, Mapping) else {}
     for selector in (*mapping, *exclude):
+        if not (isinstance(selector, str) or callable(selector)):
+            raise TypeError(
+                f"A layer is chosen by name, type or function; found {selector!r}."
+            )
         if isinstance(selector, str) and not any(_fits(x, selector) for x in layers):
             names = ", ".join(layer.name for layer in layers[:10])
             raise ValueError(f"No layer is called {selector!r}; layers are {names}.")
@@ -47,7 +52,10 @@ def _fits(layer: tf.keras.layers.Layer, selector: Selector) -> bool:
     if isinstance(selector, str):
         return fnmatch.fnmatchcase(layer.name, selector)
     if isinstance(selector, type):
-        return isinstance(layer, selector)
+        parts = parts_of(layer) if inspection.is_wrapper(layer) else [layer]
+        return any(isinstance(part, selector) for part in parts)
+    if isinstance(selector, tf.keras.layers.Layer):
+        return layer is selector
     return bool(selector(layer))
 
 
