@@ -391,6 +391,10 @@ def test_k9_ranges_are_given_or_calibrated_or_said():
         calibrated = quantize_model(model, None, 8, calibration_data=some)
         np.testing.assert_allclose(calibrated(x), 40, rtol=1e-6)
         np.testing.assert_allclose(calibrated(2 * x), 40, rtol=1e-6)
+    steps = Sequential([Input([2, 4]), layers.TimeDistributed(model)])
+    many = np.stack([x, 2 * x], 1)
+    per_step = quantize_model(steps, None, 8, calibration_data=many)
+    np.testing.assert_allclose(per_step(many), steps(many), atol=0.5 * 80 / 255)
     copy = Sequential.from_config(calibrated.get_config())
     copy.set_weights(calibrated.get_weights())
     np.testing.assert_allclose(copy(x), 40, rtol=1e-6)
@@ -837,6 +841,24 @@ def test_k16_a_rule_may_name_a_layer_or_the_type_in_a_wrapper():
     assert bits({layers.Conv1D: 3, head: 2}) == [3, 2]
     assert bits(4, exclude=layers.Conv1D) == [None, 4]
     assert bits(4, exclude=head) == bits(4, exclude=[head]) == [4, None]
+    with pytest.raises(ValueError, match="No layer is called"):
+        bits(4, exclude=layers.Dense(3))
+
+
+def test_k16_a_rule_may_name_an_inner_model():
+    part = Sequential([Input([6]), layers.Dense(5, name="d")], name="part")
+    base = Sequential([Input([6]), part, layers.Dense(4, name="d")], name="base")
+    steps = layers.TimeDistributed(base, name="steps")
+    model = Sequential([Input([3, 6]), steps, layers.Dense(2, name="head")])
+
+    def bits(*args, **kwargs):
+        rows = quantize_model(model, *args, **kwargs).quantization_report.layers
+        return [row.bit_width for row in rows]
+
+    assert bits({"part": 2, "base": 3}) == bits({part: 2, "steps": 3}) == [2, 3, 8]
+    assert bits(4, exclude=base) == bits(4, exclude="b*") == [None, None, 4]
+    assert bits(4, exclude=layers.TimeDistributed) == [None, None, 4]
+    assert bits({"d": 2, "*": 5}) == [2, 2, 5]
 
 
 def test_k16_quantized_layers_get_what_is_given():

@@ -20,6 +20,7 @@ from tff_fedmpq.keras import (
     QuantReLU,
     quantize_model,
     quantized_kernels,
+    register_quantized_layer,
     resnet,
 )
 
@@ -840,3 +841,37 @@ def test_layers_that_cannot_be_made_again_are_named_in_a_sentence():
     with pytest.raises(ValueError, match="broken cannot be copied") as error:
         quantize_model(model, 8)
     assert "\n" not in str(error.value)
+
+
+def test_registered_names_that_no_weight_has_are_said():
+    class Factor(layers.Layer):
+        def build(self, input_shape):
+            self.factor = self.add_weight("other", [input_shape[-1], 3])
+            super().build(input_shape)
+
+        def call(self, inputs):
+            return inputs @ self.factor
+
+    register_quantized_layer(Factor, "factor")
+    model = tf.keras.Sequential([tf.keras.Input([2]), Factor(name="mine")])
+    with warnings_of_absl() as messages:
+        report = quantize_model(model, 8).quantization_report
+    assert "100.0 % of the weights stay in float, in 1 Factor (mine)" in messages[0]
+    assert "add_weight" in report.layers[0].remark
+
+
+def test_methods_that_keras_does_not_copy_are_said():
+    class Kept(tf.keras.Model):
+        pass
+
+    class Lost(tf.keras.Sequential):
+        pass
+
+    inputs = tf.keras.Input([2])
+    with warnings_of_absl() as messages:
+        kept = quantize_model(Kept(inputs, layers.Dense(3)(inputs)), 8)
+        quantize_model(kept, 4)
+        assert messages == []
+        quantize_model(Lost([inputs, layers.Dense(3)]), 8)
+    assert isinstance(kept, Kept)
+    assert messages == ["The copy is a Sequential without the methods of Lost."]

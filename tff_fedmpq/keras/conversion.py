@@ -124,7 +124,7 @@ def quantize_model(
     layers = inspection.leaf_layers(model)
     if isinstance(exclude, str) or not isinstance(exclude, Iterable):
         exclude = [exclude]
-    bits_by_layer = layer_rules.bit_widths_of(layers, bit_width, tuple(exclude))
+    bits_by_layer, excluded = layer_rules.apply_rules(model, bit_width, tuple(exclude))
     num_weights = sum(inspection.count_kernel_weights(layer) for layer in layers)
     convert = _Converter(
         options={
@@ -135,7 +135,7 @@ def quantize_model(
         },
         given={"representation": representation, "per_channel": per_channel},
         bits_by_layer=bits_by_layer,
-        excluded=frozenset(id(x) for x in layers if layer_rules.fits_any(x, exclude)),
+        excluded=excluded,
         activation_bits=activation_bits,
         activation_range=activation_range,
         chooses_representation=representation is None and copy_weights,
@@ -143,6 +143,9 @@ def quantize_model(
         output_ids=frozenset(inspection.output_ids(model)),
     )
     quantized = tf.keras.models.clone_model(model, clone_function=convert)
+    kinds = type(quantized).__name__, type(model).__name__
+    if kinds[0] != kinds[1]:  # Keras copies no class with a constructor of its own.
+        logging.warning("The copy is a %s without the methods of %s.", *kinds)
     if copy_weights:
         for layer in layers:
             if layer.weights:
@@ -228,7 +231,8 @@ class _Converter:
         """Returns the quantized activations whose outputs have no limit in float."""
         found: list[Any] = []
         for id_, converted in self.converted.items():
-            if id_ in self.limited or isinstance(converted, tf.keras.Model):
+            is_model = inspection.inner_model(converted) is not None
+            if id_ in self.limited or is_model:  # Its layers are here, too.
                 continue
             parts = parts_of(converted)
             quantizers = (getattr(part, "activation", None) for part in parts)
@@ -365,7 +369,11 @@ class _Converter:
             and not inspection.is_activation_layer(converted)
         ):
             known = inspection.count_kernel_weights(layer)
-            remarks.append("bit_width=None" if known else "no quantized form")
+            is_wanted = self.bits_by_layer[id(layer)] is not None
+            if is_wanted and known:
+                remarks.append("no quantized form: add_weight has none of these names")
+            else:
+                remarks.append("bit_width=None" if known else "no quantized form")
         activation = getattr(converted, "activation", None)
         activation_bits = getattr(activation, "bits", None)
         if self.activation_bits is not None and activation_bits is None:
