@@ -777,6 +777,22 @@ ADAPTED = {
 }
 
 
+def prelu(initializer):
+    return tf.keras.Sequential([tf.keras.Input([3]), layers.PReLU(initializer)])
+
+
+@pytest.mark.parametrize(("slope", "low"), [("ones", -6.0), ("zeros", -1.5)])
+def test_slopes_of_prelu_in_and_out_of_a_graph(slope, low):
+    """As on clients; one that is yet to be learned gets room."""
+    model = prelu(slope)
+    found = [quantize_model(model, 8, 4)]
+    with tf.Graph().as_default():
+        found.append(quantize_model(model, 8, 4, copy_weights=False))
+        if slope == "zeros":
+            found.append(quantize_model(prelu(slope), 8, 4, copy_weights=False))
+    assert {each.layers[0].activation.limits for each in found} == {(low, 6.0)}
+
+
 @pytest.mark.parametrize("kind", ADAPTED)
 def test_what_preprocessing_was_adapted_to_is_kept(kind, tmp_path):
     model, x = ADAPTED[kind]()

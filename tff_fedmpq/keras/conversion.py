@@ -344,8 +344,7 @@ class _Converter:
         high = float(high or self.activation_range or activations.CLIP_VALUE)
         slope = getattr(layer, "negative_slope", getattr(layer, "alpha", 0.0))
         if isinstance(layer, tf.keras.layers.PReLU):
-            with tf.init_scope():  # In a graph, of a model that was built before.
-                slope = float(tf.reduce_max(tf.abs(layer.alpha)))
+            slope = inspection.slope_of(layer)
         is_elu = isinstance(layer, tf.keras.layers.ELU)
         low = -float(slope) * (1.0 if is_elu else high)
         inner = type(layer).from_config(layer.get_config())

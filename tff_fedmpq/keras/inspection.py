@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tff_fedmpq.keras.activation_layers import RELU_FUNCTIONS, QuantActivation
 from tff_fedmpq.keras.layers import QUANTIZED_FORMS, QuantizedLayer, parts_of
@@ -31,6 +32,7 @@ ACTIVATION_LAYERS = (
     tf.keras.layers.PReLU,
     tf.keras.layers.ThresholdedReLU,
 )
+_LEAST_SLOPE = 0.25
 _KERNELS = ("kernel", "recurrent", "depthwise", "pointwise", "embeddings")
 # Keras does not export the class of functional models, the base of Sequential.
 FUNCTIONAL = tf.keras.Sequential.__bases__[0]
@@ -127,6 +129,14 @@ def is_wrapper(layer: tf.keras.layers.Layer) -> bool:
     return isinstance(layer, _WRAPPERS) or type(layer) is tf.keras.layers.RNN
 
 
+def slope_of(layer: tf.keras.layers.PReLU) -> float:
+    """Returns the largest slope of a PReLU, and at least room for one to be learned."""
+    if not hasattr(layer.alpha.handle, "numpy"):  # Built in a graph.
+        return _LEAST_SLOPE
+    with context.eager_mode():  # Also in a graph, of a model that was built before.
+        return max(_LEAST_SLOPE, float(tf.reduce_max(tf.abs(layer.alpha))))
+
+
 def is_activation_layer(layer: tf.keras.layers.Layer) -> bool:
     """Returns whether a layer is an activation with arguments or weights of its own."""
     return isinstance(layer, (QuantActivation, *ACTIVATION_LAYERS))
@@ -161,8 +171,10 @@ def adapted_state(layer: tf.keras.layers.Layer) -> dict[str, Any]:
     """Returns what a layer was adapted to as arguments; as weights it does nothing."""
     if isinstance(layer, _LOOKUPS):
         config = layer.get_config()
+        if config["vocabulary"] is not None or not tf.executing_eagerly():
+            return {}
         words = layer.get_vocabulary(include_special_tokens=False)
-        if config["vocabulary"] is not None or not words:
+        if not words:
             return {}
         state = {"vocabulary": words, "has_input_vocabulary": True}
         if config["output_mode"] == "tf_idf":
