@@ -90,7 +90,10 @@ def measure(name: str) -> dict[str, Any]:
     x, y = _examples(model)
     quantized = tff_fedmpq.quantize_model(model, 8)
     kernels = tff_fedmpq.quantized_kernels(quantized)
-    expected, found = (each(x, training=False).numpy() for each in (model, quantized))
+    nearest = tff_fedmpq.quantize_model(model, 8, scale_rule="least_squares")
+    expected, found, least = (
+        each(x, training=False).numpy() for each in (model, quantized, nearest)
+    )
     before = [kernel.codes.numpy() for kernel in kernels]
     loss = _step(quantized, x, y)
     moved = [np.any(k.codes.numpy() != old) for k, old in zip(kernels, before)]
@@ -109,10 +112,8 @@ def measure(name: str) -> dict[str, Any]:
         "quantized_share": sum(kernel.size for kernel in kernels)
         / model.count_params(),
         "compression": summary.compression,
-        "relative_error": _relative_error(found, expected),
-        "relative_error_of_contrasts": _relative_error(
-            found - found.mean(0), expected - expected.mean(0)
-        ),
+        "relative_error": _relative_errors(found, expected),
+        "relative_error_of_least_squares": _relative_errors(least, expected),
         "equal_labels": int((found.argmax(1) == expected.argmax(1)).sum()),
         "kernels": len(kernels),
         "kernels_moved": sum(map(int, moved)),
@@ -142,8 +143,13 @@ def _examples(model: tf.keras.Model) -> tuple[np.ndarray, np.ndarray]:
     return rng.uniform(0, 255, shape).astype(np.float32), labels
 
 
-def _relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def _relative_errors(found: np.ndarray, expected: np.ndarray) -> list[float]:
+    """Returns the relative error of outputs, and of their contrasts."""
+    contrasts = found - found.mean(0), expected - expected.mean(0)
+    return [
+        float(np.linalg.norm(one - other) / np.linalg.norm(other))
+        for one, other in ((found, expected), contrasts)
+    ]
 
 
 def _step(model: tf.keras.Model, x: np.ndarray, y: np.ndarray) -> float:
@@ -155,9 +161,10 @@ def _step(model: tf.keras.Model, x: np.ndarray, y: np.ndarray) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns the rows in Markdown."""
     lines = [
-        "| model | weights | quantized | smaller | error of outputs | of contrasts | "
+        "| model | weights | quantized | smaller | error: outputs | contrasts | "
+        "least squares: outputs | contrasts | "
         "equal labels | kernels that moved | loaded: outputs | kernels that moved |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = (
@@ -165,8 +172,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['weights']:,}",
             f"{100 * row['quantized_share']:.1f} %",
             f"{row['compression']:.1f} times",
-            f"{100 * row['relative_error']:.1f} %",
-            f"{100 * row['relative_error_of_contrasts']:.1f} %",
+            *(
+                f"{100 * error:.1f} %"
+                for name in ("relative_error", "relative_error_of_least_squares")
+                for error in row[name]
+            ),
             f"{row['equal_labels']} of {_EXAMPLES}",
             f"{row['kernels_moved']} of {row['kernels']}",
             "equal" if row["loaded_is_equal"] else "differ",

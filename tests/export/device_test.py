@@ -142,7 +142,7 @@ def test_recurrent_and_other_models_on_litert(tmp_path):
     x = layers.Embedding(9, 5)(words)
     x = layers.Concatenate()([x, layers.Conv1D(4, 3, padding="same")(numbers)])
     attended = layers.MultiHeadAttention(2, 3)(x, x)
-    recurrent = layers.LSTM(4, unroll=True)(attended)
+    recurrent = layers.LSTM(4)(attended)  # A loop.
     outputs = [layers.Dense(2)(recurrent), layers.GRU(3, unroll=True)(x)]
     model = quantize_model(tf.keras.Model([words, numbers], outputs), 3)
     inputs = [np.arange(24).reshape(4, 6) % 9, *examples(model, 4)[1:]]

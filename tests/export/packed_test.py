@@ -25,7 +25,7 @@ from tff_fedmpq.keras import (
     resnet20,
 )
 
-layers, Input = tf.keras.layers, tf.keras.Input
+layers, Input, Sequential = tf.keras.layers, tf.keras.Input, tf.keras.Sequential
 
 
 def small_model(bit_width=3):
@@ -82,6 +82,15 @@ def test_loads_models_of_all_kinds_and_trains_them(tmp_path):
     loaded.compile(IntegerSGD(0.1), "mse")
     loaded.fit(x, tf.ones([4, 2]), verbose=0)
     assert report.num_bytes == path.stat().st_size
+
+
+def test_loads_sequential_models_in_others(tmp_path):
+    inner = Sequential([Input([4]), layers.Dense(3), Sequential([layers.Dense(2)])])
+    per_step = layers.TimeDistributed(inner)
+    model = quantize_model(Sequential([Input([5, 4]), per_step, layers.Flatten()]), 3)
+    for each in (model, tf.keras.models.clone_model(model)):
+        path, _ = write(tmp_path, each)
+        assert_equal(each, export.read_packed(path), tf.random.normal([2, 5, 4]))
 
 
 @pytest.mark.parametrize("bit_width", [1, 3, 8])

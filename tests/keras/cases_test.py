@@ -16,6 +16,8 @@ from tff_fedmpq.keras import (
     IntegerSGD,
     QuantDense,
     QuantReLU,
+    StopWhereNotFinite,
+    load_float_weights,
     quantize_model,
     quantized_kernels,
     summary,
@@ -84,6 +86,29 @@ def test_a_fit_on_one_bad_input_stops_with_finite_weights(caplog, value, first_e
     set_random_seed(1)
     quantized.fit(x, y, batch_size=8, verbose=0)
     assert all(np.isfinite(v).all() for v in quantized.get_weights())
+
+
+@pytest.mark.faults
+def test_a_fit_of_any_model_says_that_it_diverged(caplog):
+    x, y = normal(8, 4), normal(8, 3)
+    x[5, 2] = np.nan
+    model = Sequential([Input([4]), QuantDense(3, bit_width=4)])
+    model.compile(IntegerSGD(), "mse")
+    before = model.get_weights()
+    with caplog.at_level("ERROR"):
+        model.fit(x, y, verbose=0, callbacks=[StopWhereNotFinite()])
+        assert "Training diverged in epoch 1" in caplog.text
+        for one, two in zip(model.get_weights(), before):
+            np.testing.assert_array_equal(one, two)
+        caplog.clear()
+        quantized, callbacks = quantize_model(model, 4), tf.keras.callbacks
+        quantized.compile(IntegerSGD(), "mse")
+        own = callbacks.CallbackList([], model=quantized, epochs=1, steps=1)
+        quantized.fit(x, y, verbose=0, callbacks=own)
+        assert "Training diverged in epoch 1" in caplog.text
+        caplog.clear()
+        model.fit(x, y, verbose=0)
+    assert "StopWhereNotFinite()" in caplog.text
 
 
 @pytest.mark.faults
@@ -320,6 +345,19 @@ def test_k3_mirrored_strategy_is_refused_in_a_sentence(is_inside, monkeypatch):
     assert len(str(error.value)) < 200
 
 
+def test_k3_strategies_of_one_device():
+    model = Sequential([Input([4]), layers.Dense(2)])
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        with pytest.raises(ValueError, match="one device.*MirroredStrategy"):
+            quantize_model(model, 8)
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        quantized = quantize_model(model, 8)
+        quantized.compile(IntegerSGD(), "mse", run_eagerly=True)
+    before = quantized.get_weights()
+    quantized.fit(normal(4, 4), normal(4, 2), verbose=0)
+    assert (quantized.get_weights()[0] != before[0]).any()
+
+
 # --- K5, K9, K10: activations -----------------------------------------------
 
 
@@ -346,10 +384,18 @@ def test_k9_ranges_are_given_or_calibrated_or_said():
     assert messages == []
     np.testing.assert_allclose(given(x), 40, atol=0.5 * 50 / 255)
     data = tf.data.Dataset.from_tensor_slices(np.stack([x / 2, x]))
-    for some in (x, data):
+    labelled = tf.data.Dataset.zip((data, tf.data.Dataset.range(2)))
+    for empty in (x[:0], data.take(0)):
+        with pytest.raises(ValueError, match="calibration_data gives no activation"):
+            quantize_model(model, None, 8, calibration_data=empty)
+    for some in (x, data, labelled):
         calibrated = quantize_model(model, None, 8, calibration_data=some)
         np.testing.assert_allclose(calibrated(x), 40, rtol=1e-6)
         np.testing.assert_allclose(calibrated(2 * x), 40, rtol=1e-6)
+    steps = Sequential([Input([2, 4]), layers.TimeDistributed(model)])
+    many = np.stack([x, 2 * x], 1)
+    per_step = quantize_model(steps, None, 8, calibration_data=many)
+    np.testing.assert_allclose(per_step(many), steps(many), atol=0.5 * 80 / 255)
     copy = Sequential.from_config(calibrated.get_config())
     copy.set_weights(calibrated.get_weights())
     np.testing.assert_allclose(copy(x), 40, rtol=1e-6)
@@ -557,6 +603,20 @@ def test_k12_schedules_of_both_rates():
         np.testing.assert_allclose(variable, [expected], rtol=1e-6)
 
 
+def test_k12_a_schedule_that_cannot_be_saved_trains():
+    class Halving(tf.keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.5 ** tf.cast(step + 1, tf.float32)
+
+    optimizer, variable = IntegerSGD(Halving(), 0.25, momentum=0), tf.Variable([8.0])
+    for expected in (7.75, 7.625):  # At first the other rate is what was given.
+        optimizer.apply_gradients([(tf.constant([1.0]), variable)])
+        np.testing.assert_allclose(variable, [expected], rtol=1e-6)
+    for rates in ((lambda: 0.1,), (0.1, lambda: 0.1)):
+        with pytest.raises(TypeError, match="a number or a schedule"):
+            IntegerSGD(*rates)
+
+
 # --- K13 to K15: errors of users --------------------------------------------
 
 
@@ -579,6 +639,32 @@ def test_k13_codes_are_not_set_to_float_weights(tmp_path):
         each.set_weights(model.get_weights())
 
 
+@pytest.mark.parametrize("name", ["old.h5", "new.weights.h5", "checkpoint"])
+def test_k13_float_weights_are_not_loaded_as_codes(name, tmp_path):
+    """But codes are, by a model of other weights of which each layer has few."""
+    model, path = three(), tmp_path / name
+    for variable in model.weights:
+        variable.assign(normal(*variable.shape))
+    quantized, other = quantize_model(model, 8), quantize_model(three(), 4)
+    x, before = normal(9, 6), quantized.get_weights()
+    model.save_weights(path)
+    with pytest.raises(ValueError, match="load_float_weights") as error:
+        quantized.load_weights(path)
+    assert "\n" not in str(error.value)
+    for one, two in zip(quantized.get_weights(), before):
+        np.testing.assert_array_equal(one, two)
+    quantized.save_weights(tmp_path / f"codes-{name}")
+    other.load_weights(tmp_path / f"codes-{name}")
+    np.testing.assert_array_equal(other(x), quantized(x))
+
+
+def test_k13_weights_of_another_model_are_refused():
+    smaller = Sequential(three().layers[:2])
+    for source in (smaller, Sequential([Input([6]), layers.Dense(9)])):
+        with pytest.raises(ValueError, match="was not made from"):
+            load_float_weights(quantize_model(three(), 8), source)
+
+
 @pytest.mark.parametrize("wrong", [np.inf, -np.inf, 2e38, np.nan])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_k14_weights_that_are_no_numbers(wrong, per_channel):
@@ -591,11 +677,18 @@ def test_k14_weights_that_are_no_numbers(wrong, per_channel):
         QuantDense(3, kernel_initializer=constant, name="other").build([None, 2])
 
 
+@pytest.mark.parametrize("wrong", [np.inf, np.nan, 0, -1.0, (0, 3), "6"])
+def test_k14_ranges_that_are_no_range(wrong):
+    for activation in ("relu", "linear"):
+        model = Sequential([Input([2]), layers.Dense(3, activation), layers.ReLU()])
+        with pytest.raises(ValueError, match="activation_range has .*finite") as error:
+            quantize_model(model, 8, 8, activation_range=wrong)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("wrong", [np.inf, np.nan])
-def test_k14_ranges_that_are_no_numbers(wrong):
+def test_k14_calibration_by_what_is_not_finite(wrong):
     model = Sequential([Input([2]), layers.ReLU(), layers.Flatten()])
-    with pytest.raises(ValueError, match="has to be .*finite"):
-        quantize_model(model, 8, 8, activation_range=wrong)
     with pytest.raises(ValueError, match="calibration_data.*not finite"):
         quantize_model(model, 8, 8, calibration_data=np.array([[1, 2], [wrong, 0.5]]))
 
@@ -735,6 +828,65 @@ def test_k16_rules_per_layer(rule, exclude, expected):
     assert [int(k.bit_width) for k in quantized_kernels(named)] == [2, 2, 3]
     rows = {row.name: row.bit_width for row in quantized.quantization_report.layers}
     assert rows == {x.name: expected.get(x.name) for x in model.layers}
+
+
+def test_k16_a_rule_may_name_a_layer_or_the_type_in_a_wrapper():
+    head = layers.Dense(2)
+    hidden = layers.TimeDistributed(layers.Conv1D(2, 3))
+    model = Sequential([Input([3, 6, 3]), hidden, head])
+
+    def bits(*args, **kwargs):
+        rows = quantize_model(model, *args, **kwargs).quantization_report.layers
+        return [row.bit_width for row in rows]
+
+    assert bits({layers.Conv1D: 3, head: 2}) == [3, 2]
+    assert bits(4, exclude=layers.Conv1D) == [None, 4]
+    assert bits(4, exclude=head) == bits(4, exclude=[head]) == [4, None]
+    with pytest.raises(ValueError, match="No layer is called"):
+        bits(4, exclude=layers.Dense(3))
+
+
+def test_k16_a_rule_may_name_an_inner_model():
+    part = Sequential([Input([6]), layers.Dense(5, name="d")], name="part")
+    base = Sequential([Input([6]), part, layers.Dense(4, name="d")], name="base")
+    steps = layers.TimeDistributed(base, name="steps")
+    model = Sequential([Input([3, 6]), steps, layers.Dense(2, name="head")])
+
+    def bits(*args, **kwargs):
+        rows = quantize_model(model, *args, **kwargs).quantization_report.layers
+        return [row.bit_width for row in rows]
+
+    assert bits({"part": 2, "base": 3}) == bits({part: 2, "steps": 3}) == [2, 3, 8]
+    assert bits(4, exclude=base) == bits(4, exclude="b*") == [None, None, 4]
+    assert bits(4, exclude=layers.TimeDistributed) == [None, None, 4]
+    assert bits({"d": 2, "*": 5}) == [2, 2, 5]
+
+
+def test_k16_quantized_layers_get_what_is_given():
+    first, last = layers.Dense(5, "relu"), layers.Dense(2, "tanh")
+    model = Sequential([Input([6]), first, layers.ReLU(), last, layers.ReLU()])
+    plain, of_four = quantize_model(model, 8), quantize_model(model, 8, 4)
+    for bits, most in ((3, 0.3), (8, 0.02)):
+        again = quantize_model(
+            plain, bits, 2, per_channel=True, representation="offset_binary"
+        )
+        assert [x.activation_bits for x in again.layers] == [2, 2, 2, 2]
+        for one, other in zip(quantized_kernels(again), quantized_kernels(plain)):
+            assert one.representation.name == "offset_binary"
+            assert tuple(one.scale.shape) == (1, one.codes.shape[1])
+            assert 0 < relative_error(read(one), read(other)) < most
+    again = quantize_model(of_four, 8, 2)
+    assert [x.activation_bits for x in again.layers] == [2, 2, 2, 2]
+    same = quantize_model(of_four, 8)
+    assert [x.activation_bits for x in same.layers] == [4, 4, 4, 4]
+    np.testing.assert_array_equal(same(normal(9, 6)), of_four(normal(9, 6)))
+
+
+@pytest.mark.parametrize("wrong", [3, None])
+def test_k16_what_chooses_no_layer_is_refused(wrong):
+    for arguments in ({"bit_width": {wrong: 8}}, {"exclude": wrong}):
+        with pytest.raises(TypeError, match=f"by name, type or .*; found {wrong}"):
+            quantize_model(three(), **arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"bit_width": {"stam": 8}}, {"exclude": "stam"}])

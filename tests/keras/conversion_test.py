@@ -10,6 +10,8 @@ import pytest
 import tensorflow as tf
 from oracles.seeds import set_random_seed
 
+import tff_fedmpq
+import tff_fedmpq.export
 from tff_fedmpq.keras import (
     IntegerSGD,
     QuantActivation,
@@ -19,6 +21,7 @@ from tff_fedmpq.keras import (
     QuantReLU,
     quantize_model,
     quantized_kernels,
+    register_quantized_layer,
     resnet,
 )
 
@@ -702,3 +705,190 @@ def test_a_layer_may_give_two_outputs():
     assert quantized.get_layer("head_1").compute_dtype == "bfloat16"
     outputs = quantized([tf.ones([1, 4]), tf.zeros([1, 4])])
     assert [output.dtype for output in outputs] == [tf.float32, tf.float32]
+
+
+# --- models of all kinds ------------------------------------------------------
+
+
+def functions_without_a_name():
+    def shifted(x):
+        return tf.nn.softplus(x) - 0.5
+
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input([6]),
+            layers.Dense(5, shifted),
+            layers.Activation(lambda x: x * tf.sigmoid(x)),
+            layers.Dense(2, lambda x: 2 * x),
+        ]
+    )
+
+
+def with_dropout_in_cells():
+    cell = layers.GRUCell(3, dropout=0.1, recurrent_dropout=0.1)
+    both = layers.GRU(3, recurrent_dropout=0.1, return_sequences=True)
+    inputs = tf.keras.Input([2, 3])
+    return tf.keras.Model(inputs, layers.RNN(cell)(layers.Bidirectional(both)(inputs)))
+
+
+def of_sixteen_bits():
+    hidden = layers.Dense(5, "relu", dtype="float16")
+    return tf.keras.Sequential([tf.keras.Input([6]), hidden, layers.Dense(2)])
+
+
+@pytest.mark.parametrize(
+    "build", [functions_without_a_name, with_dropout_in_cells, of_sixteen_bits]
+)
+def test_models_of_which_keras_makes_trouble(build):
+    model = build()
+    x = np.random.default_rng(0).normal(size=[7, *model.input_shape[1:]])
+    model(x, training=True)  # Cells keep masks of dropout.
+    quantized = quantize_model(model, 8, representation="offset_binary")
+    num_kernels = sum("kernel" in v.name for v in model.weights)
+    assert len(quantized_kernels(quantized)) == num_kernels
+    expected = model(x).numpy()
+    assert 0 < np.abs(quantized(x) - expected).max() < 0.05 * np.abs(expected).max()
+    assert len(quantized_kernels(quantize_model(quantized, 2))) == num_kernels
+    tff_fedmpq.summary(quantized)
+
+
+def adapted(layer, data, *after):
+    layer.adapt(data)
+    inputs = tf.keras.Input(data.shape[1:], dtype=data.dtype)
+    return tf.keras.Sequential([inputs, layer, *after, layers.Dense(2)]), data
+
+
+ADAPTED = {
+    "words": lambda: adapted(
+        layers.TextVectorization(output_sequence_length=3),
+        tf.constant(["a b b", "c a"]),
+        layers.Embedding(9, 4),
+        layers.Flatten(),
+    ),
+    "frequencies": lambda: adapted(
+        layers.TextVectorization(output_mode="tf_idf"), tf.constant(["a b b", "c a"])
+    ),
+    "strings": lambda: adapted(
+        layers.StringLookup(output_mode="one_hot"), tf.constant([["a"], ["b"], ["a"]])
+    ),
+    "bins": lambda: adapted(
+        layers.Discretization(num_bins=3, output_mode="one_hot"),
+        tf.constant([[1.0], [2.0], [2.5], [9.0]]),
+    ),
+}
+
+
+def prelu(initializer):
+    return tf.keras.Sequential([tf.keras.Input([3]), layers.PReLU(initializer)])
+
+
+@pytest.mark.parametrize(("slope", "low"), [("ones", -6.0), ("zeros", -1.5)])
+def test_slopes_of_prelu_in_and_out_of_a_graph(slope, low):
+    """As on clients; one that is yet to be learned gets room."""
+    model = prelu(slope)
+    found = [quantize_model(model, 8, 4)]
+    with tf.Graph().as_default():
+        found.append(quantize_model(model, 8, 4, copy_weights=False))
+        if slope == "zeros":
+            found.append(quantize_model(prelu(slope), 8, 4, copy_weights=False))
+    assert {each.layers[0].activation.limits for each in found} == {(low, 6.0)}
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_what_preprocessing_was_adapted_to_is_kept(kind, tmp_path):
+    model, x = ADAPTED[kind]()
+    quantized = quantize_model(model, 8)
+    np.testing.assert_allclose(quantized(x), model(x), atol=0.02)
+    assert "1" in str(tff_fedmpq.summary(quantized))
+    tff_fedmpq.export.write_packed(quantized, tmp_path / "model")
+    loaded = tff_fedmpq.export.read_packed(tmp_path / "model")
+    np.testing.assert_array_equal(loaded(x), quantized(x))
+
+
+def test_a_wrapper_that_assigns_its_kernel_stays_float():
+    normalized = layers.SpectralNormalization(layers.Conv2D(2, 3), name="spectral")
+    model = tf.keras.Sequential(
+        [tf.keras.Input([4, 4, 1]), normalized, layers.Flatten(), layers.Dense(2)]
+    )
+    with warnings_of_absl() as messages:
+        quantized = quantize_model(model, 8)
+    assert "spectral" in messages[0]
+    x, y = np.ones([2, 4, 4, 1]), np.ones([2, 2])
+    quantized.compile(IntegerSGD(), "mse", run_eagerly=True)
+    quantized.fit(x, y, verbose=0)
+    assert len(quantized_kernels(quantized)) == 1
+
+
+def test_a_second_layer_of_bidirectional_is_saved_in_its_form(tmp_path):
+    forward, backward = layers.GRU(3), layers.LSTM(3, go_backwards=True)
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input([2, 3]),
+            layers.Bidirectional(forward, backward_layer=backward),
+        ]
+    )
+    quantized = quantize_model(model, 3)
+    quantized.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    clone = tf.keras.models.clone_model(quantized)
+    clone.set_weights(quantized.get_weights())
+    x = np.random.default_rng(0).normal(size=[4, 2, 3]).astype(np.float32)
+    for each in (loaded, clone):
+        assert [int(k.bit_width) for k in quantized_kernels(each)] == [3] * 4
+        np.testing.assert_array_equal(each(x), quantized(x))
+        names = [v.name for v in each.weights]
+        assert names == [v.name for v in quantized.weights]
+
+
+def test_variables_of_other_layers_are_refused():
+    words = tf.keras.Input([6], dtype="int32")
+    table = layers.Embedding(9, 4)
+    scores = tf.matmul(table(words), table.embeddings, transpose_b=True)
+    with pytest.raises(ValueError, match="embeddings:0 of another layer") as error:
+        quantize_model(tf.keras.Model(words, scores), 8)
+    assert "\n" not in str(error.value)
+
+
+def test_layers_that_cannot_be_made_again_are_named_in_a_sentence():
+    class Broken(layers.Dense):
+        def __init__(self, other, **kwargs):
+            super().__init__(3, **kwargs)
+
+    model = tf.keras.Sequential([tf.keras.Input([2]), Broken(1, name="broken")])
+    with pytest.raises(ValueError, match="broken cannot be copied") as error:
+        quantize_model(model, 8)
+    assert "\n" not in str(error.value)
+
+
+def test_registered_names_that_no_weight_has_are_said():
+    class Factor(layers.Layer):
+        def build(self, input_shape):
+            self.factor = self.add_weight("other", [input_shape[-1], 3])
+            super().build(input_shape)
+
+        def call(self, inputs):
+            return inputs @ self.factor
+
+    register_quantized_layer(Factor, "factor")
+    model = tf.keras.Sequential([tf.keras.Input([2]), Factor(name="mine")])
+    with warnings_of_absl() as messages:
+        report = quantize_model(model, 8).quantization_report
+    assert "100.0 % of the weights stay in float, in 1 Factor (mine)" in messages[0]
+    assert "add_weight" in report.layers[0].remark
+
+
+def test_methods_that_keras_does_not_copy_are_said():
+    class Kept(tf.keras.Model):
+        pass
+
+    class Lost(tf.keras.Sequential):
+        pass
+
+    inputs = tf.keras.Input([2])
+    with warnings_of_absl() as messages:
+        kept = quantize_model(Kept(inputs, layers.Dense(3)(inputs)), 8)
+        quantize_model(kept, 4)
+        assert messages == []
+        quantize_model(Lost([inputs, layers.Dense(3)]), 8)
+    assert isinstance(kept, Kept)
+    assert messages == ["The copy is a Sequential without the methods of Lost."]

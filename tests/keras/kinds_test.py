@@ -81,6 +81,13 @@ def nested(x):
     return outer(outer(x))  # Shared: one layer in two places.
 
 
+def per_step(x):
+    """Of a model in a wrapper, with one in it."""
+    inner = tf.keras.Sequential([layers.Conv1D(3, 3), layers.BatchNormalization()])
+    model = tf.keras.Sequential([tf.keras.Input([6, 2]), inner, layers.GRU(3)])
+    return layers.TimeDistributed(model)(x)
+
+
 # Input shape, layers, and number of kernels without the head's.
 KINDS = {
     "Conv1DTranspose": ((6, 3), layers.Conv1DTranspose(4, 3), 1),
@@ -103,6 +110,7 @@ KINDS = {
         layers.TimeDistributed(layers.Bidirectional(layers.GRU(2))),
         4,
     ),
+    "TimeDistributed model": ((3, 6, 2), per_step, 3),
     "MultiHeadAttention": ((6, 8), attention, 4),
     "transformer": ((6,), transformer, 7),
     "nested": ((6, 3), nested, 4),

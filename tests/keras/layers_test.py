@@ -566,6 +566,18 @@ def test_a_deep_copy_of_a_layer_has_codes_of_its_own():
     assert own.codes is copied.trainable_variables[0]
 
 
+def test_a_layer_that_builds_its_parts_when_called_is_copied():
+    x = tf.random.normal([2, 5, 6])
+    layer = keras.QuantMultiHeadAttention(2, 3, bit_width=4)
+    expected = layer(x, x)
+    copied = copy.deepcopy(layer)
+    for kernel in quantized_kernels(layer):
+        kernel.codes.assign(tf.zeros_like(kernel.codes))
+    assert len(quantized_kernels(copied)) == 4
+    tf.debugging.assert_equal(copied(x, x), expected)
+    assert not copy.deepcopy(keras.QuantMultiHeadAttention(2, 3)).weights
+
+
 @pytest.mark.parametrize("clip_value", [0, -1.0, float("nan")])
 def test_relu_is_clipped_above_zero(clip_value):
     with pytest.raises(ValueError, match="clip_value has to be above 0"):

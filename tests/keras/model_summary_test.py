@@ -141,6 +141,17 @@ def test_multiply_accumulates_of_sequences_by_hand():
     )
 
 
+def test_multiply_accumulates_of_a_model_per_step_by_hand():
+    layers = tf.keras.layers
+    conv, dense = layers.Conv1D(3, 3, name="conv"), layers.Dense(5, name="dense")
+    frame = tf.keras.Sequential([tf.keras.Input([6, 2]), conv, layers.Flatten(), dense])
+    model = tf.keras.Sequential(
+        [tf.keras.Input([7, 6, 2]), layers.TimeDistributed(frame)]
+    )
+    expected = {"conv": 7 * 4 * (3 * 2 * 3), "dense": 7 * (12 * 5)}
+    assert _macs(quantize_model(model)) == expected
+
+
 def test_energy_by_the_published_numbers():
     """At 8 bits, Horowitz: 0.2 pJ, 0.1 pJ for the sum, and 5 pJ for 32 bits read."""
     row = summary(make_model()).layers[1]

@@ -26,7 +26,8 @@ def test_every_model_was_quantized_trained_and_loaded():
     for row in rows:
         assert row["quantized_share"] >= 0.95
         assert row["float_layers"] == []
-        assert row["relative_error"] < 0.05
+        assert row["relative_error_of_least_squares"][0] < 0.05
+        assert row["relative_error"][0] < 0.1  # Initial weights get room to grow.
         assert row["loaded_is_equal"]
         for kernels in (row["kernels_moved"], row["kernels_moved_after_loading"]):
             assert kernels > 0.8 * row["kernels"]

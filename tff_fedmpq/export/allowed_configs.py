@@ -80,7 +80,8 @@ def _check_class(config: dict[str, Any]) -> None:
         return
     # Names of classes begin with a capital; a function would be called with tensors.
     is_known = _is_activation(inner) if is_function else name[:1].isupper()
-    if module not in _MODULES or not is_known:
+    is_inner_model = (module, name) == ("keras", "Sequential")
+    if not is_inner_model and (module not in _MODULES or not is_known):
         raise UnsafeModelError(
             f"{inner if is_function else name!r} of {module!r} is neither Keras's nor "
             "registered by register_keras_serializable."

@@ -131,7 +131,7 @@ def run_file(
     python: PathLike | None = None,
 ) -> list[np.ndarray]:
     """Returns the outputs of a written file in the runtime "litert" or "micro"."""
-    names = [tensor.name.split(":")[0] for tensor in model.inputs]
+    names = _input_names(model)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         shutil.copyfile(path, folder / "device.tflite")
@@ -172,18 +172,43 @@ def _call(
 
 def _float_file(model: tf.keras.Model) -> bytes:
     """Returns the TFLite file of a model with weights in float32."""
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
     try:
-        return converter.convert()
+        return tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    except Exception:
+        pass  # Loops, of recurrent layers, are converted for batches of known size.
+    names = _input_names(model)
+    specs = [
+        tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype, name)
+        for tensor, name in zip(model.inputs, names)
+    ]
+    module = tf.Module()
+    module.model = model  # Keeps its variables.
+
+    @tf.function(input_signature=specs)
+    def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = tf.nest.flatten(model(list(inputs), training=False))
+        return {f"{i:04}": output for i, output in enumerate(outputs)}
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            tf.saved_model.save(module, folder, signatures=call)
+            return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
     except Exception as error:
-        raise ExportError(f"TensorFlow cannot convert {model.name}: {error}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"TensorFlow cannot convert {model.name}: {reason}"
+        ) from error
+
+
+def _input_names(model: tf.keras.Model) -> list[str]:
+    return [tensor.name.split(":")[0] for tensor in model.inputs]
 
 
 def _parts(model: tf.keras.Model) -> Iterator[tuple[QuantizedKernel, np.ndarray]]:
     """Yields kernels, whole and by gates, and codes less ``2**(b-1)``, int8."""
     gates = {
         id(kernel): number
-        for part in model.submodules
+        for part in quant_layers.parts_of(model)
         for form, number in _NUM_GATES.items()
         if isinstance(part, form)
         for kernel in part.quantized_kernels.values()
@@ -217,7 +242,8 @@ def _compare(
         difference = np.where(np.isfinite(difference), difference, np.inf)
         rows = difference.reshape(len(difference), -1).max(1)
         differences = np.maximum(differences, rows)
-    activations = (getattr(part, "activation", None) for part in model.submodules)
+    parts = quant_layers.parts_of(model)
+    activations = (getattr(part, "activation", None) for part in parts)
     rounds = any(hasattr(activation, "bits") for activation in activations)
     found = float(np.median(differences) if rounds else differences.max())
     if not found <= limit:

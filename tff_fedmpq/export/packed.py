@@ -204,7 +204,8 @@ def _build(config: dict[str, Any], num_weights: int) -> tf.keras.Model:
 
     def create(next_creator: Any, **kwargs: Any) -> tf.Variable:
         nonlocal left
-        left -= int(np.prod(kwargs.get("shape") or (), dtype=np.float64))
+        shape = [n or 1 for n in kwargs.get("shape") or ()]
+        left -= int(np.prod(shape, dtype=np.float64))
         if left < 0:
             raise ValueError(f"a model of more than {num_weights} weights")
         return next_creator(**kwargs)
@@ -222,7 +223,8 @@ def _assign(model: tf.keras.Model, values: list[tuple[int, np.ndarray]]) -> None
     if len(targets) != len(values):
         raise ValueError(f"{len(targets)} variables expected, found {len(values)}")
     for (variable, kernel), (bits, value) in zip(targets, values):
-        fits = tuple(variable.shape) == value.shape and variable.dtype == value.dtype
+        fits = variable.shape.is_compatible_with(value.shape)
+        fits = fits and variable.dtype == value.dtype
         if not fits or (kernel is None) != (bits == 0):
             raise ValueError(f"{variable.name} is {value.dtype}{list(value.shape)}")
         variable.assign(value)

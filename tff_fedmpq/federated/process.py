@@ -51,6 +51,7 @@ from tff_fedmpq.federated.round_sums import merge
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.server import Server
 from tff_fedmpq.federated.tasks import Task, check_loss, check_metrics, split_example
+from tff_fedmpq.keras.layers import parts_of
 from tff_fedmpq.keras.quantized_kernel import quantized_kernels
 from tff_fedmpq.keras.variables import ModelFn, ModelSpec, float_non_trainable_variables
 from tff_fedmpq.lookup import check_bool
@@ -383,7 +384,7 @@ def _forbid_cached_reads(model: tf.keras.Model) -> None:
     Copies made in the graph of a computation would read them once, before a client's
     are assigned: Keras keeps the cells' option of caching for multi-worker training.
     """
-    for part in model.submodules:  # Also the layer of which Bidirectional has copies.
+    for part in parts_of(model):  # Also the layer of which Bidirectional has copies.
         if hasattr(part, "_enable_caching_device"):
             part._enable_caching_device = False
 

@@ -29,6 +29,7 @@ from tff_fedmpq.keras.model_summary import LayerSummary, ModelSummary, summary
 from tff_fedmpq.keras.optimizers import IntegerSGD
 from tff_fedmpq.keras.quantization_report import LayerReport, QuantizationReport
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel, quantized_kernels
+from tff_fedmpq.keras.quantized_model import StopWhereNotFinite
 from tff_fedmpq.keras.resnets import resnet, resnet20, resnet44
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "QuantSimpleRNNCell",
     "QuantizationReport",
     "QuantizedKernel",
+    "StopWhereNotFinite",
     "load_float_weights",
     "quantize_model",
     "quantized_kernels",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +30,7 @@ from tff_fedmpq.keras.layers import (
     QUANTIZED_FORMS,
     QuantizedLayer,
     check_options,
+    parts_of,
     quantize_parts,
 )
 from tff_fedmpq.keras.quantization_report import (
@@ -35,13 +38,12 @@ from tff_fedmpq.keras.quantization_report import (
     QuantizationReport,
     warn_of_float_parts,
 )
-from tff_fedmpq.keras.quantized_kernel import check_weights
+from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
 from tff_fedmpq.keras.quantized_model import refusing_optimizers
-from tff_fedmpq.quantization import activations, representations, scales
+from tff_fedmpq.keras.representation_choice import representation_of
+from tff_fedmpq.quantization import activations, representations
 
-# Offset binary has a zero level: it is chosen where it has less than this share of the
-# squared error, as for sparse weights or outliers.
-_LESS_ERROR = 0.8
+_OURS = (QuantizedLayer, QuantActivation, QuantReLU)
 
 
 def quantize_model(
@@ -63,8 +65,8 @@ def quantize_model(
 
     Its `trainable_variables` are in the order of the original, with uint8 codes in
     place of each quantized kernel. Its `quantization_report` says what was done.
-    Quantized layers get the new bits. Other models raise TypeError, arguments out of
-    range ValueError.
+    Quantized layers get the new bits, representation and scales that are given. Other
+    models raise TypeError, arguments out of range ValueError.
 
     Args:
       model: Model to convert, with weights; it is not changed.
@@ -79,8 +81,9 @@ def quantize_model(
       per_channel: Whether each output channel has a scale, which is counted, instead of
         each kernel; None means in depthwise kernels.
       activation_range: Largest output of ReLUs, and of others without an upper limit.
-      calibration_data: Inputs of the model, a batch or a dataset of batches; the ranges
-        of activations without limits become what is found there.
+      calibration_data: Inputs of the model, a batch or a dataset of batches, with
+        labels or without; the ranges of activations without limits become what is found
+        there.
       lasso: Coefficient lambda of the model's group Lasso over bit planes (Eq. 12); a
         layer's `lasso_strength` is ``lambda M_l / M``, by its share of the weights.
       dtype_policy: Keras policy for all layers except those that give the output, such
@@ -108,12 +111,20 @@ def quantize_model(
             "dtype_policy has to keep variables in float32, as mixed_bfloat16 does; "
             f"found {dtype_policy!r}."
         )
+    if activation_range is not None and not (
+        isinstance(activation_range, numbers.Real) and 0 < activation_range < math.inf
+    ):
+        raise ValueError(
+            "activation_range has to be a number above 0 and finite; found "
+            f"{activation_range!r}."
+        )
     if not model.built:
         raise ValueError(f"{model.name} has no weights: build it, or give it an Input.")
+    inspection.check_nodes(model)
     layers = inspection.leaf_layers(model)
-    if isinstance(exclude, (str, type)) or callable(exclude):
+    if isinstance(exclude, str) or not isinstance(exclude, Iterable):
         exclude = [exclude]
-    bits_by_layer = layer_rules.bit_widths_of(layers, bit_width, tuple(exclude))
+    bits_by_layer, excluded = layer_rules.apply_rules(model, bit_width, tuple(exclude))
     num_weights = sum(inspection.count_kernel_weights(layer) for layer in layers)
     convert = _Converter(
         options={
@@ -122,8 +133,9 @@ def quantize_model(
             "per_channel": per_channel,
             "lasso_per_weight": lasso / max(num_weights, 1),
         },
+        given={"representation": representation, "per_channel": per_channel},
         bits_by_layer=bits_by_layer,
-        excluded=frozenset(id(x) for x in layers if layer_rules.fits_any(x, exclude)),
+        excluded=excluded,
         activation_bits=activation_bits,
         activation_range=activation_range,
         chooses_representation=representation is None and copy_weights,
@@ -131,6 +143,9 @@ def quantize_model(
         output_ids=frozenset(inspection.output_ids(model)),
     )
     quantized = tf.keras.models.clone_model(model, clone_function=convert)
+    kinds = type(quantized).__name__, type(model).__name__
+    if kinds[0] != kinds[1]:  # Keras copies no class with a constructor of its own.
+        logging.warning("The copy is a %s without the methods of %s.", *kinds)
     if copy_weights:
         for layer in layers:
             if layer.weights:
@@ -140,7 +155,8 @@ def quantize_model(
     quantized.quantization_report = report
     quantizers = convert.open_activations()
     is_chosen = activation_range is not None or calibration_data is not None
-    num_clipped = 0 if is_chosen else len(quantizers)
+    clipped = [q for q in quantizers if q.limits[1] == activations.CLIP_VALUE]
+    num_clipped = 0 if is_chosen else len(clipped)
     warn_of_float_parts(report, is_rule or bit_width is not None, num_clipped)
     logging.info("quantize_model:\n%s", report)
     if calibration_data is not None:
@@ -151,9 +167,17 @@ def quantize_model(
 
 def load_float_weights(model: tf.keras.Model, source: tf.keras.Model) -> None:
     """Sets a quantized model to the weights of the float model it was made from."""
-    for layer, target in zip(
-        inspection.leaf_layers(source), inspection.leaf_layers(model)
-    ):
+    pairs = [inspection.leaf_layers(each) for each in (source, model)]
+    shapes = [
+        [tuple(w.shape) for x in layers for w in inspection.logical_weights(x)]
+        for layers in pairs
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{model.name} was not made from {source.name}: their weights have other "
+            "numbers or shapes."
+        )
+    for layer, target in zip(*pairs):
         _copy_weights(layer, target)
 
 
@@ -161,8 +185,14 @@ def _calibrate(model: tf.keras.Model, data: Any, quantizers: list[Any]) -> None:
     """Sets ranges of activations to what a batch, or batches, of inputs give."""
     for quantizer in quantizers:
         quantizer.observed = (0.0, 0.0)
-    for batch in data if isinstance(data, (tf.data.Dataset, Iterator)) else [data]:
+    if isinstance(data, (tf.data.Dataset, Iterator)):
+        batches = (tf.keras.utils.unpack_x_y_sample_weight(x)[0] for x in data)
+    else:
+        batches = iter([data])
+    for batch in batches:
         model(batch, training=False)
+    if quantizers and not any(any(q.observed) for q in quantizers):
+        raise ValueError("calibration_data gives no activation above 0: is it empty?")
     for quantizer in quantizers:
         low, high = quantizer.observed
         if not math.isfinite(high - low):
@@ -180,6 +210,7 @@ class _Converter:
     """Maps a layer to its quantized form, or to a plain copy."""
 
     options: dict[str, Any]  # Of quantized layers.
+    given: dict[str, Any]  # Of layers that are quantized already.
     bits_by_layer: dict[int, int | None]  # By id of the layer.
     excluded: frozenset[int]
     activation_bits: int | None
@@ -200,44 +231,50 @@ class _Converter:
         """Returns the quantized activations whose outputs have no limit in float."""
         found: list[Any] = []
         for id_, converted in self.converted.items():
-            parts = (converted, *converted.submodules)
+            is_model = inspection.inner_model(converted) is not None
+            if id_ in self.limited or is_model:  # Its layers are here, too.
+                continue
+            parts = parts_of(converted)
             quantizers = (getattr(part, "activation", None) for part in parts)
-            if id_ not in self.limited and not isinstance(converted, tf.keras.Model):
-                found += [q for q in quantizers if _is_open(q)]
+            found += [q for q in quantizers if _is_open(q)]
         return found
 
     def _convert(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         if isinstance(layer, inspection.FUNCTIONAL):
             return tf.keras.models.clone_model(layer, clone_function=self)
-        config = layer.get_config()
-        if isinstance(layer, tf.keras.layers.Normalization):
-            config.update(_adapted_statistics(layer))
+        config = {**layer.get_config(), **inspection.adapted_state(layer)}
+        inner = inspection.inner_model(layer)
+        if inner is not None:
+            return type(layer)(**{**config, "layer": self(inner)})
+        function = getattr(layer, "activation", None)
+        if "activation" in config and isinstance(function, types.FunctionType):
+            config["activation"] = function  # Keras may not find it by its name.
         # The output keeps its policy, as logits and loss belong in float32.
         if self.dtype_policy is not None and id(layer) not in self.output_ids:
             if layer.dtype is None or tf.as_dtype(layer.dtype).is_floating:
                 config["dtype"] = self.dtype_policy
         if id(layer) in self.excluded:
-            return type(layer).from_config(config)
+            return _made_again(type(layer), config)
         bits = self.bits_by_layer[id(layer)]
+        if type(layer) in QUANTIZED_FORMS or isinstance(layer, _OURS):
+            config.update(self._activation_options_of(layer))
         if isinstance(layer, QuantizedLayer):
+            config.update({k: v for k, v in self.given.items() if v is not None})
             config["bit_width"] = bits or config["bit_width"]
-            return type(layer).from_config(config)
+            return _made_again(type(layer), config)
         if type(layer) in QUANTIZED_FORMS:
             config.update(self._options_of(layer, bits))
-            if self._quantizes_activation_of(layer):
-                config["activation_bits"] = self.activation_bits
-                config["activation_range"] = self._range_of(layer.activation)
-            converted = QUANTIZED_FORMS[type(layer)].from_config(config)
+            converted = _made_again(QUANTIZED_FORMS[type(layer)], config)
             converted.has_initial_weights = False
             return converted
         activation = self._quantized_activation(layer, config.get("dtype"))
         if activation is not None:
             return activation
-        copy = type(layer).from_config(config)
+        copy = _made_again(type(layer), config)
         if inspection.is_wrapper(layer) and inspection.count_kernel_weights(layer):
             options = self._options_of(layer, bits)
             quantize_parts(copy, options, self.activation_bits)
-            for part in copy.submodules:
+            for part in parts_of(copy):
                 if bits is not None and isinstance(part, QuantizedLayer):
                     part.change_bit_width(bits)
         return copy
@@ -254,8 +291,18 @@ class _Converter:
                 layer
             )
         if self.chooses_representation and bits is not None:
-            options["representation"] = _representation_of(layer, bits, options)
+            options["representation"] = representation_of(layer, bits, options)
         return options
+
+    def _activation_options_of(self, layer: tf.keras.layers.Layer) -> dict[str, Any]:
+        """Returns the arguments for the activation of a layer's quantized form."""
+        if isinstance(getattr(layer, "activation", None), ActivationOfBits):
+            # Quantized before: its range stays.
+            return {"activation_bits": self.activation_bits or layer.activation_bits}
+        if not self._quantizes_activation_of(layer):
+            return {}
+        limits = self._range_of(layer.activation)
+        return {"activation_bits": self.activation_bits, "activation_range": limits}
 
     def _quantizes_activation_of(self, layer: tf.keras.layers.Layer) -> bool:
         if self.activation_bits is None:
@@ -297,8 +344,7 @@ class _Converter:
         high = float(high or self.activation_range or activations.CLIP_VALUE)
         slope = getattr(layer, "negative_slope", getattr(layer, "alpha", 0.0))
         if isinstance(layer, tf.keras.layers.PReLU):
-            with tf.init_scope():  # In a graph, of a model that was built before.
-                slope = float(tf.reduce_max(tf.abs(layer.alpha)))
+            slope = inspection.slope_of(layer)
         is_elu = isinstance(layer, tf.keras.layers.ELU)
         low = -float(slope) * (1.0 if is_elu else high)
         inner = type(layer).from_config(layer.get_config())
@@ -322,7 +368,11 @@ class _Converter:
             and not inspection.is_activation_layer(converted)
         ):
             known = inspection.count_kernel_weights(layer)
-            remarks.append("bit_width=None" if known else "no quantized form")
+            is_wanted = self.bits_by_layer[id(layer)] is not None
+            if is_wanted and known:
+                remarks.append("no quantized form: add_weight has none of these names")
+            else:
+                remarks.append("bit_width=None" if known else "no quantized form")
         activation = getattr(converted, "activation", None)
         activation_bits = getattr(activation, "bits", None)
         if self.activation_bits is not None and activation_bits is None:
@@ -332,7 +382,7 @@ class _Converter:
         return LayerReport(
             layer.name,
             type(layer).__name__,
-            sum(v.shape.num_elements() for v in layer.weights),
+            inspection.count_weights(layer),
             type(converted).__name__,
             bits if kernels else None,
             activation_bits,
@@ -340,32 +390,13 @@ class _Converter:
         )
 
 
-def _representation_of(
-    layer: tf.keras.layers.Layer, bits: int, options: dict[str, Any]
-) -> str:
-    """Returns the name of the representation with a layer's least squared error."""
-    rule, bit_width = scales.get_scale_rule(options["scale_rule"]), tf.constant(bits)
-    kernels = []
-    for kernel, name, form in inspection.kernels_and_forms(layer):
-        if kernel.dtype.is_floating:
-            weights = tf.convert_to_tensor(kernel, tf.float32)
-            check_weights(weights, layer.name)
-            shape = form.scale_shape(name, tuple(kernel.shape), options["per_channel"])
-            kernels.append((weights, shape))
-
-    def error_of(representation: representations.Representation) -> float:
-        total = 0.0
-        for weights, shape in kernels:
-            arguments = weights, bit_width, representation
-            scale = scales.scale_of_shape(shape, rule, *arguments)
-            codes = representation.quantize(weights, scale, bit_width)
-            restored = representation.dequantize(codes, scale, bit_width)
-            total += float(tf.reduce_sum(tf.math.squared_difference(weights, restored)))
-        return total
-
-    default, other = representations.SIGN_MAGNITUDE, representations.OFFSET_BINARY
-    is_better = error_of(other) < _LESS_ERROR * error_of(default)
-    return other.name if is_better else default.name
+def _made_again(form: Any, config: dict[str, Any]) -> tf.keras.layers.Layer:
+    """Returns a layer of a configuration; ValueError says why if it cannot be."""
+    try:
+        return form.from_config(config)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{config['name']} cannot be copied: {reason}") from None
 
 
 def _is_open(activation: Any) -> bool:
@@ -376,16 +407,11 @@ def _is_open(activation: Any) -> bool:
     return high != 1.0 and activation.function is not tf.nn.relu6
 
 
-def _adapted_statistics(layer: tf.keras.layers.Normalization) -> dict[str, Any]:
-    """Returns a layer's adapted statistics as arguments; as weights they do nothing."""
-    is_known = layer.built and hasattr(layer.mean, "numpy")  # Else built in a graph.
-    if layer.input_mean is not None or not is_known:
-        return {}
-    mean, variance = layer.mean.numpy(), layer.variance.numpy()
-    if not mean.any() and (variance == 1).all():
-        return {}
-    shape = layer.adapt_mean.shape
-    return {"mean": mean.reshape(shape), "variance": variance.reshape(shape)}
+def _has_levels_of(kernel: QuantizedKernel, other: QuantizedKernel) -> bool:
+    """Returns whether codes and scale mean the same weights in both kernels."""
+    same_bits = int(kernel.bit_width) == int(other.bit_width)
+    same_names = kernel.representation.name == other.representation.name
+    return same_bits and same_names and kernel.scale.shape == other.scale.shape
 
 
 def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
@@ -398,7 +424,7 @@ def _copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) 
         kernel = getattr(other, "quantized_kernel", None)
         if kernel is None:
             other.assign(one)
-        elif ours is not None and int(ours.bit_width) == int(kernel.bit_width):
+        elif ours is not None and _has_levels_of(kernel, ours):
             for name in ("codes", "scale"):
                 getattr(kernel, name).assign(getattr(ours, name))
         else:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tff_fedmpq.keras.inspection import leaf_layers
+from tff_fedmpq.keras.inspection import inner_model
+from tff_fedmpq.keras.layers import parts_of
 
 _ACTIVATION_BITS = 8
 _MULTIPLY, _ADD, _READ = 3.1, 0.1, 5.0  # pJ, of 32-bit integers.
@@ -33,17 +34,24 @@ def energy(macs: int, num_weights: int, bit_width: int) -> float:
     return 1e-3 * (macs * operation + num_weights * _READ * bit_width / 32)
 
 
-def macs_by_kernel(model: tf.keras.Model) -> dict[int, int]:
+def macs_by_kernel(model: tf.keras.Model, times: int = 1) -> dict[int, int]:
     """Returns multiply-accumulates of one example by the id of a kernel's codes.
 
-    An axis of unknown length, as of words, counts as one position.
+    An axis of unknown length, as of words, counts as one position; `times` is how often
+    the model is called.
     """
-    return {
-        id(kernel.codes): kernel.size * _positions(layer, part, kernel)
-        for layer in leaf_layers(model)
-        for part in (layer, *layer.submodules)
-        for kernel in vars(part).get("quantized_kernels", {}).values()
-    }
+    found = {}
+    for layer in model.layers:
+        inner = inner_model(layer)
+        if inner is not None:
+            steps = 1 if inner is layer else _size(_shape(layer, "input_shape")[1:2])
+            found.update(macs_by_kernel(inner, times * steps))
+            continue
+        for part in parts_of(layer):
+            for kernel in vars(part).get("quantized_kernels", {}).values():
+                positions = times * _positions(layer, part, kernel)
+                found[id(kernel.codes)] = kernel.size * positions
+    return found
 
 
 def _positions(layer: Any, part: Any, kernel: Any) -> int:

@@ -253,9 +253,11 @@ class QuantizedLayer(_Layer):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedLayer:
         copy = type(self).from_config(self.get_config())
-        if self.built:
-            copy.build_from_config(self.get_build_config())
-            copy.set_weights(self.get_weights())
+        # Parts may be built where they are called, as those of attention are.
+        for layer, target in zip(self._flatten_layers(), copy._flatten_layers()):
+            if layer.built and not target.built:
+                target.build_from_config(layer.get_build_config())
+        copy.set_weights(self.get_weights())
         return copy
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -280,7 +282,10 @@ class QuantizedLayer(_Layer):
 
 def check_strategy(name: str) -> None:
     """Raises ValueError where a strategy would copy the codes to several devices."""
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    strategy = tf.distribute.get_strategy()
+    is_one = isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    is_other = tf.distribute.has_strategy() and not is_one
+    if is_other or strategy.num_replicas_in_sync > 1:
         raise ValueError(
             f"{name}: quantized layers train on one device, without a distribution "
             "strategy such as MirroredStrategy."
@@ -329,6 +334,8 @@ def register_quantized_layer(
         is needed for a layer whose kernels are those of layers it sets as attributes.
       channel_axes: Axes of a kernel that have a scale of their own if `per_channel`.
     """
+    if not (isinstance(stock, type) and issubclass(stock, tf.keras.layers.Layer)):
+        raise TypeError(f"The class of a Keras layer is registered; found {stock!r}.")
     attributes: dict[str, Any] = {name: _KernelView(name) for name in kernel_names}
     attributes.update(
         __doc__=f"`{stock.__name__}` on integer codes; arguments: see the module.",
@@ -344,18 +351,32 @@ def register_quantized_layer(
     return form
 
 
+def parts_of(layer: tf.keras.layers.Layer) -> list[Any]:
+    """Returns a layer and the layers that it is made of."""
+    # `submodules` raises ValueError where a cell keeps masks of dropout.
+    parts = list(layer._flatten_layers())
+    # Bidirectional does not track the pattern of its two layers, but saves it.
+    patterns = (vars(x).get("layer") for x in parts if hasattr(x, "forward_layer"))
+    return parts + [part for pattern in patterns for part in parts_of(pattern)]
+
+
 def quantize_parts(
     layer: tf.keras.layers.Layer,
     options: dict[str, Any],
     activation_bits: int | None = None,
 ) -> None:
     """Gives a layer, and layers that it is made of, their quantized forms in place."""
-    for part in (layer, *layer.submodules):
+    for part in parts_of(layer):
         form = QUANTIZED_FORMS.get(type(part))
         if form is not None and not part.built:
             part.__class__ = form
             bits = activation_bits if can_quantize_activation(part) else None
             part._set_options(options, bits)
+    given = getattr(layer, "_backward_layer_config", None)
+    if given is not None:  # Bidirectional saves the layer that it was given.
+        config = tf.keras.layers.serialize(layer.backward_layer)
+        config["config"]["name"] = given["config"]["name"]
+        layer._backward_layer_config = config
 
 
 _layers, _register = tf.keras.layers, register_quantized_layer

@@ -120,6 +120,6 @@ def summary(model: tf.keras.Model) -> ModelSummary:
         rows.append(LayerSummary(name, kernel.size, bits, num_bytes, operations))
     quantized = {id(v) for k in kernels for v in (k.codes, k.scale, k.bit_width)}
     others = (v for v in model.variables if id(v) not in quantized)
-    size = sum(variable.shape.num_elements() for variable in others)
+    size = sum(int(tf.size(variable)) for variable in others)
     rest = LayerSummary("(float parameters)", size, 32, _FLOAT_BYTES * size)
     return ModelSummary(tuple(rows), rest)

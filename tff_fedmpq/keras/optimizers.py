@@ -14,9 +14,11 @@ and 21 eta sigma**2 at 1, 2, 4 and 8 bits: in a wide layer far below SGD's usual
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
 from tff_fedmpq.quantization.code_updates import step_gain, traced_integer_update
@@ -28,10 +30,19 @@ _Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
 def _first_rate(rate: Any) -> tf.Tensor:
     """Returns the rate at the first step, or that after warm-up; float32[]."""
     if isinstance(rate, _Schedule):
-        config = rate.get_config()
+        try:
+            config = rate.get_config()
+        except NotImplementedError:  # Of a schedule that cannot be saved.
+            config = {}
         first = config.get("warmup_target") or config.get("initial_learning_rate")
         rate = rate(0) if first is None else first
     return tf.cast(rate, tf.float32)
+
+
+def are_finite(variables: Iterable[tf.Variable]) -> bool:
+    """Returns whether all floating point variables are finite."""
+    floats = (v for v in variables if v.dtype.is_floating)
+    return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in floats)
 
 
 @tf.keras.utils.register_keras_serializable(package="tff_fedmpq")
@@ -69,6 +80,11 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         if isinstance(float_learning_rate, dict):
             deserialize = tf.keras.optimizers.schedules.deserialize
             float_learning_rate = deserialize(float_learning_rate)
+        for rate in (learning_rate, float_learning_rate):
+            if callable(rate) and not isinstance(rate, _Schedule):
+                raise TypeError(
+                    f"A learning rate is a number or a schedule of Keras; found {rate}."
+                )
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum has to be in [0, 1), found {momentum!r}.")
         if learning_rate_unit not in LEARNING_RATE_UNITS:
@@ -164,6 +180,16 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             velocity.assign(tf.zeros_like(velocity))
         self.iterations.assign(0)
         self.rounding_seed.assign(seed)
+
+    def finalize_variable_values(self, var_list: list[tf.Variable]) -> None:
+        """Ends a fit of any model; logs an error if it diverged. Keras calls it."""
+        super().finalize_variable_values(var_list)
+        if not are_finite((*var_list, *getattr(self, "velocities", ()))):
+            logging.error(
+                "Training diverged: weights or momentum are not finite. With "
+                "tff_fedmpq.keras.StopWhereNotFinite() among its callbacks, fit stops "
+                "there and the model has its weights of before that epoch."
+            )
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Moves codes by their gradient ``dL/du``, or a float variable by its own."""

@@ -112,8 +112,8 @@ class QuantizedKernel:
         return attach_code_gradient(self.codes, step * levels, step)
 
     def quantize(self, weights: tf.Tensor) -> None:
-        """Sets scale and codes to weights, float32 of the kernel's shape."""
-        weights = tf.convert_to_tensor(weights, tf.float32)
+        """Sets scale and codes to weights, floating point of the kernel's shape."""
+        weights = tf.cast(weights, tf.float32)
         check_weights(weights, self.name)
         shape = tuple(self.scale.shape)
         layer = weights, self.bit_width, self.representation

@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq.keras.layers import check_codes, check_strategy
-from tff_fedmpq.keras.optimizers import IntegerSGD
+from tff_fedmpq.keras.optimizers import IntegerSGD, are_finite
 from tff_fedmpq.keras.quantized_kernel import OptimizerError
 
 
@@ -18,8 +18,8 @@ class StopWhereNotFinite(tf.keras.callbacks.Callback):
     """Ends a fit whose loss, weights or momentum are not finite.
 
     They become what they were before that epoch, which is named. Codes show no
-    divergence: they stay in their range. Every fit of a quantized model has this
-    callback.
+    divergence: they stay in their range. Every fit of what `quantize_model` returns has
+    this callback; other models take it.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -27,7 +27,8 @@ class StopWhereNotFinite(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         loss = (logs or {}).get("loss", 0.0)
-        if np.isfinite(loss) and self._is_finite():
+        # Momentum keeps what activations such as ReLU hide from the loss.
+        if np.isfinite(loss) and are_finite(self._variables()):
             self._keep()
             return
         logging.error(
@@ -47,10 +48,14 @@ class StopWhereNotFinite(tf.keras.callbacks.Callback):
     def _keep(self) -> None:
         self._kept = {v.ref(): v.numpy() for v in self._variables()}
 
-    def _is_finite(self) -> bool:
-        # Momentum keeps what activations such as ReLU hide from the loss.
-        floats = (v for v in self._variables() if v.dtype.is_floating)
-        return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in floats)
+
+def _check_checkpoint(model: Any, path: str) -> None:
+    """Raises ValueError for a checkpoint without codes, of which biases would fit."""
+    has_codes = any(hasattr(v, "quantized_kernel") for v in model.weights)
+    if has_codes and tf.io.gfile.exists(f"{path}.index"):
+        dtypes = tf.train.load_checkpoint(path).get_variable_to_dtype_map()
+        if tf.uint8 not in dtypes.values():
+            raise ValueError("it holds no codes.")
 
 
 def refusing_optimizers(base: Any) -> type:
@@ -74,10 +79,21 @@ def refusing_optimizers(base: Any) -> type:
         guard = StopWhereNotFinite()
         if isinstance(others, tf.keras.callbacks.CallbackList):
             others.append(guard)
+            guard.set_model(self)
         else:
             # First, so that others find weights that are finite.
             bound.arguments["callbacks"] = [guard, *tf.nest.flatten(others)]
         return base.fit(*bound.args, **bound.kwargs)
+
+    def load_weights(self, filepath, *args, **kwargs):
+        try:
+            _check_checkpoint(self, str(filepath))
+            return base.load_weights(self, filepath, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(
+                f"{filepath} does not fit {self.name}; weights of a float model are "
+                f"set by load_float_weights: {error}"
+            ) from None
 
     def set_weights(self, weights):
         check_codes(self.weights, weights)
@@ -86,6 +102,7 @@ def refusing_optimizers(base: Any) -> type:
     attributes = {
         "compile": compile,
         "fit": fit,
+        "load_weights": load_weights,
         "set_weights": set_weights,
         "refuses_optimizers": True,
         "__doc__": base.__doc__,
