@@ -159,7 +159,7 @@ class RoundSums(NamedTuple):
         """
 
         def if_good(value: tf.Tensor) -> tf.Tensor:
-            return tf.where(is_good, value, tf.zeros([], value.dtype))
+            return either(is_good, value, tf.zeros_like(value))
 
         def add_row(table: tf.Tensor, row: tf.Tensor, index: Any = None) -> tf.Tensor:
             if table.shape.num_elements() == 0:
@@ -169,7 +169,8 @@ class RoundSums(NamedTuple):
 
         weight = if_good(contribution.weight)
         # A weight of zero takes away what is not finite, too.
-        weighted = tf.math.multiply_no_nan(contribution.weights, weight)
+        weights = contribution.weights
+        weighted = either(weight > 0, weight * weights, tf.zeros_like(weights))
         bit_widths = weight * tf.cast(contribution.bit_widths, tf.float32)
         num_statistics = self.statistics.shape[1]
         training = tf.nest.map_structure(if_good, contribution.training)
@@ -264,6 +265,15 @@ class RoundSums(NamedTuple):
         )
 
 
+def either(condition: tf.Tensor, value: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """Returns `value`, or `other` of its shape unless a condition bool[] holds.
+
+    Copies nothing; `tf.where` would go through all numbers, which took TFF's worker
+    several percent of a short round.
+    """
+    return tf.compat.v1.where(condition, value, other)
+
+
 def merge(a: RoundSums, b: RoundSums) -> RoundSums:
     """Returns the sums over two disjoint sets of clients."""
     latest = tf.maximum(a.round, b.round)
@@ -279,12 +289,12 @@ def only_of_round(sums: RoundSums, round_number: tf.Tensor) -> RoundSums:
     """
     is_same = tf.equal(sums.round, round_number)
     kept = tf.nest.map_structure(
-        lambda total: tf.where(is_same, total, tf.zeros([], total.dtype)), sums
+        lambda total: either(is_same, total, tf.zeros_like(total)), sums
     )
     late = tf.where(sums.participations > 0, int(Rejection.ROUND), sums.rejected)
     num_late = tf.reduce_sum(sums.participations - kept.participations)
     return kept._replace(
-        rejected=tf.where(is_same, sums.rejected, late),
+        rejected=either(is_same, sums.rejected, late),
         num_rejected=sums.num_rejected + num_late,
         round=round_number,
     )

@@ -39,7 +39,12 @@ from tff_fedmpq.federated.aggregation import Aggregated, Aggregation
 from tff_fedmpq.federated.answer_checks import AnswerChecks
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
-from tff_fedmpq.federated.round_sums import Contribution, RoundSums, only_of_round
+from tff_fedmpq.federated.round_sums import (
+    Contribution,
+    RoundSums,
+    either,
+    only_of_round,
+)
 from tff_fedmpq.federated.scheme import Scheme
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
@@ -269,7 +274,10 @@ class Server:
         present = self.spec.split(tuple(model.trainable), tuple(model.non_trainable))
         trained = self.scheme.uplink.apply(present, sums.mean_weights(self.spec))
         changes = [
-            [tf.where(sums.is_empty, 0.0, new - old) for new, old in zip(*pair)]
+            [
+                either(sums.is_empty, tf.zeros_like(old), new - old)
+                for new, old in zip(*pair)
+            ]
             for pair in zip(self.spec.join(trained), self.spec.join(present))
         ]
         parts = collections.OrderedDict(zip(("weights", "statistics"), changes))
@@ -299,7 +307,7 @@ class Server:
         is_kept = sums.num_contributions >= min_clients
         is_kept &= acceptance.all_finite(following)
         flat = [
-            tf.where(is_kept, new, old)
+            either(is_kept, new, old)
             for new, old in zip(tf.nest.flatten(following), tf.nest.flatten(state))
         ]
         next_state = tf.nest.pack_sequence_as(following, flat)
