@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracles import allocation as oracle
+from oracles.problem import device_bit_widths
 
 from tff_fedmpq.allocation import uniform_bit_widths
 from tff_fedmpq.allocation.pruning_growing import (
@@ -20,6 +22,7 @@ from tff_fedmpq.keras import (
     quantize_model,
     quantized_kernels,
 )
+from tff_fedmpq.quantization import gaussian
 from tff_fedmpq.quantization.representations import OFFSET_BINARY, SIGN_MAGNITUDE
 from tff_fedmpq.quantization.scales import (
     get_scale_rule,
@@ -256,3 +259,39 @@ def test_nothing_is_pruned_after_the_end(runtime, problem):
         np.average(sent, axis=0, weights=process.budgets * examples),
         rtol=1e-6,
     )
+
+
+def uneven_model() -> tf.keras.Model:
+    """Layers of 108 and 576 weights."""
+    layers = tf.keras.layers
+    inputs, conv = layers.Input((8, 8, 3)), layers.Conv2D(4, 3, strides=2)
+    return tf.keras.Sequential([inputs, conv, layers.Flatten(), layers.Dense(16)])
+
+
+def tables_of_bits(problem, budget, **options):
+    """Yields the bits of clients of one budget, in the first round and the next."""
+    budgets = dict.fromkeys(problem.budgets, budget)
+    config = FedMPQConfig(epochs=1, batch_size=4, **options)
+    process = build_fedmpq(uneven_model, budgets, problem.client_data, config)
+    state = process.initialize()
+    yield device_bit_widths(process, state)
+    state = process.next(state, problem.client_ids).state
+    yield device_bit_widths(process, state)
+
+
+def test_clients_of_one_budget_get_mixed_bits(runtime, problem):
+    """Those of least error, in the first round and, as nothing is pruned, ever after.
+
+    Started from whole bits, which use all of a budget, they would stay uniform.
+    """
+    sizes, unpruned = np.array([108, 576]), np.zeros(2, int)
+    values = oracle.distortion_values(gaussian.DISTORTIONS, unpruned, sizes)
+    expected = oracle.by_value(values, np.ones(2), sizes, budget=3)
+    assert expected == [8, 2]
+    for table in tables_of_bits(problem, 3):
+        assert table.tolist() == len(problem.budgets) * [expected]
+
+
+def test_the_papers_order_starts_from_whole_bits(runtime, problem):
+    for table in tables_of_bits(problem, 3, order="size"):
+        assert (table == 3).all()

@@ -25,7 +25,8 @@ Deviations by default, each an option:
 * saturating pruning (`pruning_saturates`): weights that held the removed bit keep the
   largest value left;
 * no pruning in the last quarter of the rounds (`pruning_end`);
-* Pruning-Growing in the order of the quantization error that bits remove (`order`);
+* Pruning-Growing in the order of the quantization error that bits remove (`order`),
+  from one bit on before there is an average;
 * a learning rate of weights instead of codes, which decays to zero
   (`learning_rate_unit`, `learning_rate_decay`);
 * error feedback at the server (`error_feedback`);
@@ -126,7 +127,13 @@ class FedMPQConfig(CodeTrainingConfig):
         allocations: dict[str, Any] = {"pruning_growing": grow, "uniform": uniform}
         allocation = lookup(self.allocation, allocations, "allocation")
         return compose_code_scheme(
-            self, lasso=self.lasso, pruning=pruning, allocation=allocation
+            self,
+            lasso=self.lasso,
+            pruning=pruning,
+            allocation=allocation,
+            # The paper's order of layers would fill up one after the other.
+            starts_from_one_bit=allocation is grow
+            and order is not pruning_growing.size_order,
         )
 
 

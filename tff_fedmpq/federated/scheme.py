@@ -56,6 +56,8 @@ class Scheme:
       lasso: Coefficient lambda of the group Lasso.
       pruning: MSB pruning; None prunes nothing.
       allocation: Rule of clients' bit-widths, from the average of the last round.
+      starts_from_one_bit: Whether the rule starts from one bit in every layer before
+        the first average; else from the whole bits of the budget.
       statistics_per_budget: Whether each budget has BatchNorm statistics of its own.
       common_budget: Bits per weight of every client, whatever its own budget.
       min_budget: Smallest budget that the scheme can serve, in bits per weight.
@@ -70,6 +72,7 @@ class Scheme:
     lasso: float = 0.0
     pruning: Pruning | None = None
     allocation: AllocationPolicy = uniform_bit_widths
+    starts_from_one_bit: bool = False
     statistics_per_budget: bool = False
     common_budget: float | None = None
     min_budget: float = 1.0

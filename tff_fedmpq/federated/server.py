@@ -176,7 +176,9 @@ class Server:
     def bit_widths(self, state: State, keys: Any = None) -> tf.Tensor:
         """Returns the next round's bit-widths of some clients, or of all; int32[n, L].
 
-        Before the first average, Pruning-Growing starts from whole, uniform bits.
+        Before the first average an allocation starts from whole, uniform bits, or from
+        one: of equal budgets, whose clients have all of theirs used, whole bits leave
+        nothing to prune or grow, in this round and in all others.
         """
         mean = state.distributor["mean_bit_widths"]
         reductions = state.distributor["bit_reductions"]
@@ -185,8 +187,10 @@ class Server:
             reductions, budgets = tf.gather(reductions, keys), tf.gather(budgets, keys)
         if not self.spec.kernel_shapes:
             return tf.zeros(tf.shape(reductions), tf.int32)
-        uniform = tf.cast(tf.floor(budgets), tf.float32)[:, tf.newaxis]
-        means = tf.where(mean > 0, mean, uniform)
+        first = tf.cast(tf.floor(budgets), tf.float32)[:, tf.newaxis]
+        if self.scheme.starts_from_one_bit:
+            first = tf.ones_like(first)
+        means = tf.where(mean > 0, mean, first)
         return self.scheme.allocation(means, reductions, self.spec.layer_sizes, budgets)
 
     def statistics_of(
