@@ -76,7 +76,7 @@ def test_the_error_names_all_routes(monkeypatch):
     assert "python -m tff_fedmpq.doctor" in str(error.value)
 
 
-# Each line is tried in one process, as importing TensorFlow takes seconds.
+# All lines are tried in one process, as importing TensorFlow takes seconds.
 _LOWER = [
     "import tff_fedmpq.quantization, tff_fedmpq.keras, tff_fedmpq.allocation",
     "from tff_fedmpq import quantize_model, summary, prune_and_grow, IntegerSGD",
@@ -102,13 +102,33 @@ print(json.dumps([error_of(line) for line in LINES]))
 """
 
 
+_LOAD = """
+import tensorflow as tf, tff_fedmpq
+for path in PATHS:
+    model = tf.keras.models.load_model(path)
+    print(tff_fedmpq.summary(model).layers[0].bit_width)
+"""
+
+
 @pytest.fixture(scope="module")
-def errors():
-    """Line -> message of the ImportError that it raises without TFF, or None."""
+def printed(tmp_path_factory):
+    """What a program without TFF prints, which first loads models of each format."""
+    model = tf.keras.Sequential([tf.keras.Input([3]), QuantDense(2, bit_width=4)])
+    folder = tmp_path_factory.mktemp("models")
+    paths = [str(folder / name) for name in ("model.keras", "model.h5", "model")]
+    for path in paths:
+        model.save(path)
     lines = [*_LOWER, *_UPPER]
-    finished = _run_python(_BLOCK_TFF + f"LINES = {lines!r}\n{_TRY}")
+    settings = f"PATHS, LINES = {paths!r}, {lines!r}\n"
+    finished = _run_python(_BLOCK_TFF + settings + _LOAD + _TRY)
     assert finished.returncode == 0, finished.stderr
-    return dict(zip(lines, json.loads(finished.stdout.splitlines()[-1])))
+    return finished.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def errors(printed):
+    """Line -> message of the ImportError that it raises without TFF, or None."""
+    return dict(zip([*_LOWER, *_UPPER], json.loads(printed[-1])))
 
 
 @pytest.mark.parametrize("line", _LOWER)
@@ -122,19 +142,9 @@ def test_the_upper_layers_without_tff_name_the_fix(errors, line):
     assert "uv sync --extra federated" in errors[line]
 
 
-def test_a_saved_model_loads_after_importing_the_package_alone(tmp_path):
+def test_a_saved_model_loads_after_importing_the_package_alone(printed):
     """In each of Keras's formats."""
-    model = tf.keras.Sequential([tf.keras.Input([3]), QuantDense(2, bit_width=4)])
-    paths = [str(tmp_path / name) for name in ("model.keras", "model.h5", "model")]
-    for path in paths:
-        model.save(path)
-    finished = _run_python(
-        _BLOCK_TFF + "import tensorflow as tf, tff_fedmpq\n"
-        f"for path in {paths!r}:\n"
-        "    model = tf.keras.models.load_model(path)\n"
-        "    print(tff_fedmpq.summary(model).layers[0].bit_width)"
-    )
-    assert finished.stdout.split() == ["4", "4", "4"], finished.stderr
+    assert printed[:-1] == ["4", "4", "4"]
 
 
 def test_public_names_exist():
