@@ -263,6 +263,9 @@ def test_the_rows_of_table_4_differ_in_three_settings_alone():
     }
     parts = ("lasso", "pruning", "allocation")
     found = {row: tuple(settings[row].pop(part) for part in parts) for row in settings}
+    for row in settings:  # Belongs to the allocation.
+        starts = settings[row].pop("starts_from_one_bit")
+        assert starts == (found[row][2] != UNIFORM)
     pruning = Pruning(THRESHOLD, saturates=True, end=0.75)
     assert found == {
         "AQFL": (0.0, None, UNIFORM),

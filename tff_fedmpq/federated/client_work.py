@@ -114,7 +114,7 @@ def build_client_work(
                 rates,
                 kept[2],
                 deadline,
-                received["ticket"].round,
+                received["ticket"].round if scheme.needs_round else 0,
             )
             if deadline is not None:
                 is_late = tf.equal(fault, 0) & ~is_before(deadline, trained)

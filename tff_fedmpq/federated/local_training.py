@@ -66,12 +66,15 @@ class Pruning(NamedTuple):
     saturates: bool
     end: float = 1.0  # Share of the rounds after which nothing is pruned.
 
-    def threshold_at(self, round_number: tf.Tensor, rounds: int | None) -> tf.Tensor:
-        """Returns the threshold of a round, from 0: one that nothing is below at last.
+    def ends(self, rounds: int | None) -> bool:
+        """Returns whether it does: not if the number of rounds is not known."""
+        return rounds is not None and self.end < 1
 
-        It does not end where the number of rounds is not known.
-        """
-        if rounds is None or self.end >= 1:
+    def threshold_at(
+        self, round_number: tf.Tensor | int, rounds: int | None
+    ) -> tf.Tensor:
+        """Returns the threshold of a round, from 0; at last, nothing is below it."""
+        if rounds is None or not self.ends(rounds):
             return tf.constant(self.threshold)
         goes_on = tf.cast(round_number, tf.float32) < self.end * rounds
         return tf.where(goes_on, self.threshold, _PRUNES_NOTHING)

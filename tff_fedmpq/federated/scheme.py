@@ -77,6 +77,11 @@ class Scheme:
     common_budget: float | None = None
     min_budget: float = 1.0
 
+    @property
+    def needs_round(self) -> bool:
+        """Whether a client has to know the number of the round."""
+        return self.pruning is not None and self.pruning.ends(self.training.rounds)
+
     def usable_budgets(self, budgets: np.ndarray) -> np.ndarray:
         """Returns the bits per weight that the scheme can use of budgets."""
         uniform = self.weights is not None and self.allocation is uniform_bit_widths

@@ -139,6 +139,7 @@ class Server:
         model = messages.pack_model(self.model_for(state, key))
         (flat,) = acceptance.joined([model["scales"], *model["float_parameters"]])
         statistics = flat[tf.size(flat) - self.spec.num_statistics :]
+        headers = [seed, rates, *([round_number] if self.scheme.needs_round else [])]
         ticket = Ticket(
             tf.convert_to_tensor(key),
             round_number,
@@ -147,7 +148,7 @@ class Server:
             model["scales"],
             tf.maximum(tf.reduce_max(tf.abs(flat)), 1.0),
             self._checks.variances(statistics),
-            messages.count_model_bits(model, [seed, rates]),
+            messages.count_model_bits(model, headers),
             acceptance.fingerprint(model, self.secret),
             tag=(),
         )
