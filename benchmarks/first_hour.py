@@ -31,9 +31,7 @@ _TEST_BAR = 300.0
 
 def readme_commands() -> list[str]:
     """Returns the README's shell commands."""
-    return re.findall(
-        r"```bash\n(.*?)```", (_ROOT / "README.md").read_text(), re.DOTALL
-    )
+    return re.findall(r"```bash\n(.*?)\n```", (_ROOT / "README.md").read_text())
 
 
 def newcomer(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:

@@ -67,13 +67,13 @@ class Pruning(NamedTuple):
     end: float = 1.0  # Share of the rounds after which nothing is pruned.
 
     def ends(self, rounds: int | None) -> bool:
-        """Returns whether it does: not if the number of rounds is not known."""
+        """Returns whether pruning ends before the last of so many rounds, if known."""
         return rounds is not None and self.end < 1
 
     def threshold_at(
         self, round_number: tf.Tensor | int, rounds: int | None
     ) -> tf.Tensor:
-        """Returns the threshold of a round, from 0; at last, nothing is below it."""
+        """Returns the threshold in a round, from 0; after the end nothing is below."""
         if rounds is None or not self.ends(rounds):
             return tf.constant(self.threshold)
         goes_on = tf.cast(round_number, tf.float32) < self.end * rounds
@@ -141,9 +141,10 @@ class LocalTrainer:
 
         Examples are any structures of tensors [n, ...]; n may be 0, which trains
         nothing. `seed` is stateless, int32[2]. `learning_rates` are those of
-        `learning_rates_at`, by default those of the round, int32[] from 0. No step
-        begins after `deadline`, a `tf.timestamp`, float64[]. Returns trained weights,
-        sums, and the layers' MSB densities before pruning, float32[L].
+        `learning_rates_at`. `round_number`, int32[] from 0, decides them by default,
+        and whether pruning has ended. No step begins after `deadline`, a
+        `tf.timestamp`, float64[]. Returns trained weights, sums, and the layers' MSB
+        densities before pruning, float32[L].
         """
         assign_quantized_weights(self._model, weights)
         seeds = tf.random.split(seed, 2)

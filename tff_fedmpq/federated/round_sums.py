@@ -268,8 +268,7 @@ class RoundSums(NamedTuple):
 def either(condition: tf.Tensor, value: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     """Returns `value`, or `other` of its shape unless a condition bool[] holds.
 
-    Copies nothing; `tf.where` would go through all numbers, which took TFF's worker
-    several percent of a short round.
+    Copies nothing, where `tf.where` would go through all numbers.
     """
     return tf.compat.v1.where(condition, value, other)
 

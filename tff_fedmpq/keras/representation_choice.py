@@ -1,8 +1,8 @@
 """Choice of the representation with the least error for a layer's weights.
 
-Offset binary has a zero level: it is chosen for sparse weights or outliers, where it
-has less than this share of the squared error. Of a few other weights it may have that
-by chance, and another model's codes would not fit the layer.
+Offset binary has a zero level: it is chosen for sparse weights and outliers, if its
+squared error is below four fifths of the other's. For a few weights of another kind
+that may happen by chance, and then another model's codes would not fit the layer.
 """
 
 from __future__ import annotations
