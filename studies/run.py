@@ -35,6 +35,8 @@ from tff_fedmpq.simulation.config import Workers  # noqa: E402
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Changes the rounding of a run, not what it is.
 _IMMATERIAL = ("compute",)
+# Settings that came later, and what earlier runs did.
+_BEFORE = {"step_rounding": "nearest"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,9 @@ def describe_state(run: Run) -> str:
 
 def find_difference(run: Run, record: dict[str, Any]) -> str:
     """Returns how the settings of a result file differ from the run's, or ""."""
-    present, wanted = record["settings"], run.settings()
+    wanted = run.settings()
+    before = {name: _BEFORE[name] for name in _BEFORE if name in wanted}
+    present = {**before, **record["settings"]}
     names = sorted((present.keys() | wanted.keys()) - set(_IMMATERIAL))
     differing = [
         f"{name}: {present.get(name)!r} there, {wanted.get(name)!r} here"

@@ -31,6 +31,7 @@ from tff_fedmpq.federated.process import build_process
 from tff_fedmpq.federated.scheme import AGGREGATION_WEIGHTS
 from tff_fedmpq.keras import quantized_kernels
 from tff_fedmpq.keras.optimizers import LEARNING_RATE_UNITS
+from tff_fedmpq.quantization.code_updates import STEP_ROUNDINGS
 from tff_fedmpq.quantization.representations import REPRESENTATIONS
 from tff_fedmpq.quantization.scales import SCALE_RULES
 from tff_fedmpq.simulation.config import ExperimentConfig
@@ -52,6 +53,7 @@ REGISTRIES = {
     "scale_rule": SCALE_RULES,
     "representation": REPRESENTATIONS,
     "learning_rate_unit": dict.fromkeys(LEARNING_RATE_UNITS),
+    "step_rounding": STEP_ROUNDINGS,
     "allocation": dict.fromkeys(["pruning_growing", "uniform"]),
     "order": ORDERS,
     "norm": NORMS,
@@ -188,7 +190,9 @@ def test_an_own_norm_is_the_scale_of_updates():
     np.testing.assert_array_equal(message["scales"], [6.0])
 
 
-@pytest.mark.parametrize("name", ["representation", "learning_rate_unit"])
+@pytest.mark.parametrize(
+    "name", ["representation", "learning_rate_unit", "step_rounding"]
+)
 def test_some_options_have_names_only(name):
     with pytest.raises(ValueError, match=name):
         FedMPQConfig(**{name: object()})
@@ -218,6 +222,7 @@ OUT_OF_RANGE = {
         "float_learning_rate": [-0.1, NAN, INFINITY, None],
         "float_learning_rate_decay": ["linear", None],
         "learning_rate_unit": ["bit", None],
+        "step_rounding": ["ceiling", None],
         "activation_bits": [0, 9, 2.5, "4"],
         "representation": ["ternary", 1, None],
         "scale_rule": ["min", None],

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from oracles import allocation as oracle
-from oracles.problem import device_bit_widths
+from oracles.problem import device_bit_widths, small_model
 
 from tff_fedmpq.allocation import uniform_bit_widths
 from tff_fedmpq.allocation.pruning_growing import (
     distortion_order,
     prune_and_grow_graph,
 )
+from tff_fedmpq.baselines.aqfl import AQFLConfig
 from tff_fedmpq.federated.fedmpq import FedMPQConfig, build_fedmpq
 from tff_fedmpq.federated.local_training import LocalTrainer, Pruning
 from tff_fedmpq.federated.messages import ModelChangeUplink, ModelUplink
@@ -73,6 +74,14 @@ def test_keras_pieces_have_the_defaults_of_fedmpqs_clients():
     for layer in (QuantDense(3), quantized.layers[-1]):
         assert layer.representation == scheme.weights.representation.name
         assert get_scale_rule(layer.scale_rule) is scheme.weights.scale_rule
+
+
+@pytest.mark.parametrize("config", [FedMPQConfig, FedMPQConfig.literal, AQFLConfig])
+def test_how_steps_are_rounded_reaches_the_optimizer(config):
+    for name in ("nearest", "up"):
+        training = config(step_rounding=name).compose().training
+        settings = optimizer_settings(training, small_model())
+        assert settings["step_rounding"] == name
 
 
 def test_options_reach_the_scheme():

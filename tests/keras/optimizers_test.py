@@ -7,6 +7,7 @@ of the rounding is pinned by replacing TensorFlow's generator.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -297,6 +298,23 @@ def test_codes_and_float_variables_together():
     np.testing.assert_allclose(bias, [0.25, 1.25])
 
 
+def test_steps_rounded_up():
+    """1.2 / 1024 is 1 / 1024 to the nearest power of two, 2 / 1024 up (Eq. 6)."""
+    moved = {}
+    for name in ("nearest", "up"):
+        kernel = make_kernel(8)
+        kernel.codes.assign(tf.fill(kernel.codes.shape, tf.constant(200, tf.uint8)))
+        gradient = tf.fill(kernel.codes.shape, 1.2 / 1024)
+        optimizer = code_sgd(1.0, momentum=0.0, step_rounding=name)
+        optimizer.apply_gradients([(gradient, kernel.codes)])
+        moved[name] = set((200 - kernel.codes.numpy().astype(int)).flat)
+    step = oracle.step_gain(8) / 1024  # 21.33
+    assert moved == {
+        "nearest": {math.floor(step), math.ceil(step)},
+        "up": {math.floor(2 * step), math.ceil(2 * step)},
+    }
+
+
 # --- configuration ----------------------------------------------------------
 
 
@@ -308,6 +326,7 @@ def test_config_round_trip():
         1e-4,
         "code",
         seed=12,
+        step_rounding="up",
         clipnorm=3.0,
     )
     config = optimizer.get_config()
@@ -318,6 +337,7 @@ def test_config_round_trip():
         "weight_decay": 1e-4,
         "learning_rate_unit": "code",
         "seed": 12,
+        "step_rounding": "up",
         "clipnorm": 3.0,
     }
     assert {key: config[key] for key in given} == pytest.approx(given)
@@ -354,6 +374,7 @@ def test_learning_rate_schedule():
         ({"momentum": -0.1}, "momentum.*found -0.1"),
         ({"momentum": float("nan")}, "momentum.*found nan"),
         ({"learning_rate_unit": "bit"}, "learning_rate_unit.*code, weight.*'bit'"),
+        ({"step_rounding": "down"}, "step_rounding.*'down'.*nearest.*up"),
     ],
     ids=str,
 )

@@ -20,7 +20,11 @@ from oracles import quantization as oracle
 from oracles import strategies
 from oracles.strategies import BIT_WIDTHS, SETTINGS
 
-from tff_fedmpq.quantization.code_updates import integer_update, step_gain
+from tff_fedmpq.quantization.code_updates import (
+    integer_update,
+    power_of_two_above,
+    step_gain,
+)
 
 every_bit_width = pytest.mark.parametrize("bit_width", BIT_WIDTHS)
 
@@ -237,6 +241,44 @@ def test_one_trace_serves_every_bit_width():
         safe &= ~oracle.is_near_whole_step(gradients, bit_width, rate, uniform)
         np.testing.assert_array_equal(result.numpy()[safe], want[safe])
     assert len(traces) == 1
+
+
+@SETTINGS
+@given(
+    mantissa=st.floats(1, 2, exclude_max=True, width=32),
+    exponent=st.integers(-126, 126),
+)
+def test_the_ceiling_of_equation_6(mantissa, exponent):
+    """2^ceil(log2 x): x itself if it is a power of two, else the next one above."""
+    x = np.float32(mantissa) * np.float32(2.0) ** np.float32(exponent)
+    want = 2.0 ** (exponent if mantissa == 1 else exponent + 1)
+    found = power_of_two_above(tf.constant([x, -x]))
+    np.testing.assert_array_equal(found, [want, -want])
+
+
+def test_the_ceiling_of_what_is_no_number():
+    found = power_of_two_above(
+        tf.constant([0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan])
+    )
+    np.testing.assert_array_equal(found, [0, 0, np.inf, -np.inf, np.inf, np.inf])
+
+
+@every_bit_width
+def test_steps_rounded_up(bit_width):
+    """A gradient just above a power of two takes twice the step of that power."""
+    power = 2.0 ** -(2 * bit_width)
+    codes = np.full(4, 2**bit_width - 1, np.uint8)
+    uniform = np.float32([0.0, 0.3, 0.6, 0.9])
+    found = integer_update(
+        tf.constant(codes),
+        tf.constant(np.full(4, 1.01 * power, np.float32)),
+        width(bit_width),
+        1.0,
+        tf.constant(uniform),
+        "up",
+    )
+    moved = np.floor(uniform - 2 * power * float(oracle.step_gain(bit_width)))
+    np.testing.assert_array_equal(found, codes + moved)
 
 
 @pytest.mark.parametrize(

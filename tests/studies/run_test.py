@@ -237,6 +237,18 @@ def test_results_of_other_settings_are_not_taken_for_finished(world, capsys):
     assert "rounds: 3 there, 4 here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value, code", [("nearest", 0), ("up", 1)])
+def test_results_from_before_a_setting_existed(world, value, code):
+    world.main()
+    study, calls = world.path / "small.toml", len(world.calls)
+    setting = f'[protocol]\nstep_rounding = "{value}"'
+    study.write_text(STUDY.replace("[protocol]", setting))
+
+    assert world.main() == code
+
+    assert len(world.calls) == calls
+
+
 def test_damaged_result_file_is_named(world, capsys):
     path = world.path / "results/small/aqfl/seed0.json"
     path.parent.mkdir(parents=True)

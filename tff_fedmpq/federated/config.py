@@ -30,6 +30,7 @@ AggregationWeight = Union[
 ScaleRule = Union[Literal["widening", "least_squares", "max"], Callable[..., Any]]
 Representation = Literal["sign_magnitude", "offset_binary"]
 LearningRateUnit = Literal["weight", "code"]
+StepRounding = Literal["nearest", "up"]
 OnClientError = Literal["skip", "raise"]
 
 
@@ -161,6 +162,8 @@ class CodeTrainingConfig(LocalTrainingConfig):
       learning_rate_unit: Unit of `learning_rate`: "weight" moves a weight by the rate
         times its gradient, "code" moves its code as Eq. 6-10 are printed, by steps that
         grow with the square of its scale: it suits "least_squares" and "max".
+      step_rounding: Power of two that a step of the codes is rounded to (Eq. 6):
+        "nearest", or "up", the ceiling that the paper prints.
       activation_bits: Bits of ReLU outputs on clients, 1 to 8; None leaves them float.
       representation: Meaning of the codes: "sign_magnitude", or "offset_binary" as the
         paper reads literally.
@@ -177,6 +180,7 @@ class CodeTrainingConfig(LocalTrainingConfig):
     float_learning_rate: LearningRate = 0.1
     float_learning_rate_decay: Decay = "none"
     learning_rate_unit: LearningRateUnit = "weight"
+    step_rounding: StepRounding = "nearest"
     activation_bits: Optional[int] = 4
     representation: Representation = "sign_magnitude"
     scale_rule: ScaleRule = "widening"

@@ -34,7 +34,14 @@ Deviations by default, each an option:
 
 `FedMPQConfig.literal()` has none of them. Even there, Algorithm 2 also grows the first
 layer, stays within budgets and rounds the averaged bits; SGD has momentum; activations
-are clipped at 6; pruning keeps the step size.
+are clipped at 6; pruning keeps the step size. Where the paper leaves a choice:
+
+* steps are rounded to the nearest power of two, and `step_rounding="up"` is the ceiling
+  that Eq. 6 prints;
+* Eq. 7 holds for every plane, with q_i for the q that it prints;
+* a client's scales stay as it received them;
+* the Lasso's gradient is taken to first order (`quantization.group_lasso`);
+* layers of equal m (db + 1) keep the order of the model.
 """
 
 import dataclasses

@@ -21,7 +21,12 @@ import tensorflow as tf
 from absl import logging
 
 from tff_fedmpq.keras.quantized_kernel import QuantizedKernel
-from tff_fedmpq.quantization.code_updates import step_gain, traced_integer_update
+from tff_fedmpq.lookup import check_name
+from tff_fedmpq.quantization.code_updates import (
+    STEP_ROUNDINGS,
+    step_gain,
+    traced_integer_update,
+)
 
 LEARNING_RATE_UNITS = ("code", "weight")
 _Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
@@ -60,6 +65,8 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
       learning_rate_unit: "weight" or "code" (module docstring).
       seed: Seed of the stochastic rounding.
       rates_move_together: Whether `float_learning_rate` changes with `learning_rate`.
+      step_rounding: Power of two that a step is rounded to (Eq. 6): "nearest", or "up",
+        the ceiling that the paper prints.
       **kwargs: Arguments of `tf.keras.optimizers.Optimizer`; those that clip gradients
         or average weights only for models without quantized layers.
     """
@@ -73,6 +80,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         learning_rate_unit: str = "weight",
         seed: int = 0,
         rates_move_together: bool = True,
+        step_rounding: str = "nearest",
         name: str = "IntegerSGD",
         **kwargs: Any,
     ):
@@ -99,7 +107,9 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         self.momentum = momentum
         # Not `self.weight_decay`: Keras applies decoupled decay by that attribute.
         self.l2_decay = weight_decay or 0.0
+        check_name(step_rounding, STEP_ROUNDINGS, "step_rounding")
         self.learning_rate_unit = learning_rate_unit
+        self.step_rounding = step_rounding
         self.seed = seed
 
     def build(self, var_list: list[tf.Variable]) -> None:
@@ -218,9 +228,10 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
         uniform = self._draw_uniform(velocity.shape, index)
         rate = self._rate_of_codes(kernel)
         codes, bit_width = kernel.codes.value(), kernel.bit_width.value()
-        kernel.codes.assign(
-            traced_integer_update(codes, velocity, bit_width, rate, uniform)
+        update = traced_integer_update(
+            codes, velocity, bit_width, rate, uniform, self.step_rounding
         )
+        kernel.codes.assign(update)
 
     def _draw_uniform(self, shape: tf.TensorShape, index: int) -> tf.Tensor:
         """Returns this step's random numbers for a variable, float32 in [0, 1)."""
@@ -249,6 +260,7 @@ class IntegerSGD(tf.keras.optimizers.Optimizer):
             "momentum": self.momentum,
             "weight_decay": self.l2_decay,
             "learning_rate_unit": self.learning_rate_unit,
+            "step_rounding": self.step_rounding,
             "seed": self.seed,
             "rates_move_together": self.rates_move_together,
         }
