@@ -120,13 +120,13 @@ class LocalTrainer:
         self._kernels = quantized_kernels(model)
         self._float_parameters = float_parameter_variables(model)
         rates = [0.0 if callable(r) else r for r, _ in config.learning_rates()]
-        of_codes = {
+        of_codes: dict[str, Any] = {
             name: getattr(config, name)
             for name in ("learning_rate_unit", "step_rounding")
             if hasattr(config, name)
         }
         self._optimizer = IntegerSGD(
-            *rates, config.momentum, config.weight_decay, **of_codes
+            rates[0], rates[1], config.momentum, config.weight_decay, **of_codes
         )
         self._optimizer.build(model.trainable_variables)
 
