@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from oracles import allocation as allocation_oracle
 from oracles import quantization as oracle
+from oracles import statistics as statistics_oracle
 
 from tff_fedmpq.federated.client_work import build_client_work
 from tff_fedmpq.federated.tasks import Task
@@ -78,16 +79,16 @@ def _client_computation(problem: Any) -> tff.Computation:
 
 
 def _statistics_by_oracle(problem: Any, state: Any, key: int) -> list[np.ndarray]:
-    """Returns those of the nearest budget that took part, else the common ones."""
+    """Returns those of similar budgets that took part, else the common ones."""
     budgets = sorted(set(problem.budgets.values()))
-    seen = [
-        b for b, known in zip(budgets, state.distributor["has_statistics"]) if known
-    ]
-    if not seen:
+    weights = dict(zip(budgets, state.distributor["statistics_weights"]))
+    if not any(weights.values()):
         return list(state.global_model_weights.non_trainable)
     own = problem.budgets[problem.client_ids[key]]
-    row = budgets.index(min(seen, key=lambda budget: abs(budget - own)))
-    return [rows[row] for rows in state.distributor["statistics"]]
+    return [
+        statistics_oracle.sent(own, rows, weights).astype(np.float32)
+        for rows in state.distributor["statistics"]
+    ]
 
 
 def _message_by_oracle(problem: Any, state: Any, key: int) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from oracles import statistics as statistics_oracle
 from oracles.problem import device_bit_widths
 from oracles.seeds import set_random_seed
 
@@ -245,13 +246,18 @@ def test_a_state_is_carried_over_to_clients_that_come_and_go(abc, others):
     )
     used = device_bit_widths(new, carried) @ new.spec.layer_sizes
     assert (used <= np.array([8, 3, 8]) * new.spec.layer_sizes.sum()).all()
-    # 3 bits have the statistics of the 2 bits of "a", 8 bits those of "c".
+    # "a" and "c" took part: 3 bits are more like the 8 of "c" than the 2 of "a".
     levels = process._server.levels.tolist()
     assert levels == [2, 4, 8] and new._server.levels.tolist() == [3, 8]
+    weights = dict(zip(levels, state.distributor["statistics_weights"]))
+    assert weights[2] > 0 and weights[4] == 0 and weights[8] > 0
     for rows, old in zip(
         carried.distributor["statistics"], state.distributor["statistics"]
     ):
-        np.testing.assert_array_equal(rows, old[[0, 2]])
+        for budget, row in zip([3, 8], rows):
+            expected = statistics_oracle.sent(budget, old, weights)
+            np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
+    assert (carried.distributor["statistics_weights"] > 0).all()
     after = new.next(carried, ["b", "d"])
     assert after.state.distributor["round"] == 2
     with pytest.raises(ValueError, match="other clients or budgets"):

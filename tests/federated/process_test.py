@@ -472,10 +472,10 @@ def test_model_weights_go_out_and_in(runtime, process, recorded_round):
     changed = process.set_model_weights(state, doubled)
     assert_equal(process.get_model_weights(changed), doubled)
     # Statistics of a budget belong to weights that are gone.
-    assert state.distributor["has_statistics"].any()
-    assert not changed.distributor["has_statistics"].any()
+    assert state.distributor["statistics_weights"].any()
+    assert not changed.distributor["statistics_weights"].any()
     for name, value in changed.distributor.items():
-        if name != "has_statistics":
+        if name != "statistics_weights":
             assert_equal(value, state.distributor[name])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from oracles import quantization as oracle
+from oracles import statistics as oracle_of_statistics
 
 from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.client_work import ClientResult
@@ -211,18 +212,31 @@ def sent_statistics(server, state, key):
     return server.model_for(state, key).float_parameters[-1].numpy()
 
 
-def test_clients_are_sent_the_statistics_of_their_budget(results):
+def test_clients_are_sent_the_statistics_of_similar_budgets(results):
     server = server_of_budgets()
     values = [result.message["float_parameters"][-1] for result in results]
-    trained = dict(zip(KEYS, values))
     sums = add_up(results, server)
     state, _ = server.update(start(server), sums)
-    # Nobody of 8 bits took part: 6 bits are the nearest.
-    nearest = {0: 0, 1: 4, 2: 0, 3: 3, 4: 4, 5: 3}
-    for key, source in nearest.items():
+    # Nobody of 8 bits took part.
+    weights = {BUDGETS[key]: weight for key, weight in zip(KEYS, WEIGHTS)}
+    for key, budget in enumerate(BUDGETS):
         np.testing.assert_allclose(
-            sent_statistics(server, state, key), trained[source], rtol=1e-6
+            sent_statistics(server, state, key),
+            oracle_of_statistics.sent(budget, values, weights),
+            rtol=1e-5,
+            atol=1e-6,
         )
+    # 2 bits are unlike all others, of which 4 to 8 are alike.
+    trained = dict(zip(KEYS, values))
+    np.testing.assert_allclose(
+        sent_statistics(server, state, 0), trained[0], rtol=0.02, atol=0.02
+    )
+    np.testing.assert_allclose(
+        sent_statistics(server, state, 5),
+        sent_statistics(server, state, 3),
+        rtol=0.02,
+        atol=0.02,
+    )
     # The global model has the mean over all clients of the round.
     expected = np.average(values, axis=0, weights=WEIGHTS)
     np.testing.assert_allclose(
@@ -238,16 +252,16 @@ def test_clients_of_one_budget_are_averaged_and_others_keep_theirs(results):
     second = add_up(again, server, round_number=1)
     following, _ = server.update(state, second)
     values = [result.message["float_parameters"][-1] for result in again]
+    before, after = (s.distributor["statistics"][0] for s in (state, following))
+    levels = server.levels.tolist()
+    of_two, others = levels.index(2), [levels.index(b) for b in (4, 6, 8)]
     np.testing.assert_allclose(
-        sent_statistics(server, following, 0),
-        np.average(values, axis=0, weights=[3, 5]),
-        rtol=1e-5,
-        atol=1e-6,
+        after[of_two], np.average(values, axis=0, weights=[3, 5]), rtol=1e-5, atol=1e-6
     )
-    for key in (1, 3):
-        assert_equal(
-            sent_statistics(server, following, key), sent_statistics(server, state, key)
-        )
+    assert_equal(tf.gather(after, others), tf.gather(before, others))
+    weights = following.distributor["statistics_weights"].numpy()
+    np.testing.assert_allclose(weights[of_two], 3 + 5, rtol=1e-6)
+    assert weights[others].tolist() == [2.0, 7.5, 0.0]
 
 
 def test_before_anyone_took_part_all_get_the_initial_statistics():

@@ -173,7 +173,8 @@ class CodeTrainingConfig(LocalTrainingConfig):
       error_feedback: Whether the server adds clients' changes to its float weights, so
         that quantization errors do not accumulate; False averages the clients' models.
       statistics_per_budget: Whether the server keeps BatchNorm statistics for each
-        budget, averaged over its clients and sent to them; False keeps common ones.
+        budget, and a client is sent those of clients of similar budgets; False keeps
+        common ones.
     """
 
     aggregation_weight: AggregationWeight = "budget_and_examples"

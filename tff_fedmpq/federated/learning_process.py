@@ -27,6 +27,7 @@ from tff_fedmpq.federated.evaluation import assign_global_weights
 from tff_fedmpq.federated.messages import BIT_ITEMS, assign_quantized_weights
 from tff_fedmpq.federated.population import Population
 from tff_fedmpq.federated.server import Server, State
+from tff_fedmpq.federated.similar_budgets import similarity
 
 
 class FederatedProcess(tff.learning.templates.LearningProcess):
@@ -168,7 +169,7 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
 
     For clients that join or leave, and budgets that change: weights, round and averaged
     bit-widths stay, and so does what a client pruned. Clients that join have pruned
-    nothing. A budget gets the statistics of the nearest one that has any.
+    nothing. A budget gets the statistics of those that are similar.
     """
     old.check_state(state)
     # Keras numbers the names of layers.
@@ -184,12 +185,14 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
         if client_id in rows:
             reductions[row] = former["bit_reductions"][rows[client_id]]
     statistics = server.statistics_of(state, old._server.levels, server.levels)
+    alike = similarity(server.levels, old._server.levels)
+    weights = np.float32(alike @ former["statistics_weights"])
     distributor = collections.OrderedDict(
         bit_reductions=reductions,
-        has_statistics=np.full(len(server.levels), np.any(former["has_statistics"])),
         mean_bit_widths=former["mean_bit_widths"],
         population=np.int64(server.population),
         round=former["round"],
         statistics=[rows.numpy() for rows in statistics],
+        statistics_weights=weights,
     )
     return state._replace(distributor=distributor)

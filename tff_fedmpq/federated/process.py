@@ -283,8 +283,9 @@ def build_process(
     @tff.tensorflow.computation(state_type, get_model_weights.type_signature.result)
     def set_model_weights(state, weights):
         distributor = collections.OrderedDict(state.distributor)
-        unknown = tf.zeros_like(distributor["has_statistics"])
-        distributor["has_statistics"] = unknown  # Those of other weights.
+        # Those of other weights.
+        unknown = tf.zeros_like(distributor["statistics_weights"])
+        distributor["statistics_weights"] = unknown
         return state._replace(global_model_weights=weights, distributor=distributor)
 
     computations = initialize, next_fn, get_model_weights, set_model_weights

@@ -11,9 +11,9 @@ part for the first time also profit from what the others found. Client results a
 one at a time, so the server never holds more than one client's model beside its own.
 
 Activations of coarser weights have other means and variances, so BatchNorm statistics
-are averaged over the clients of each budget and sent to these. A budget of which no
-client took part yet gets those of the nearest one that did. The global model has the
-average over the clients of the last round, whatever their budget.
+are averaged over the clients of each budget, and a client is sent those of its own and
+of similar budgets (`similar_budgets`). The global model has the average over the
+clients of the last round, whatever their budget.
 
 A result that fails a check of `acceptance` adds nothing to any sum; its reason is in
 the measurements. A round of fewer contributions than `min_clients`, or whose next state
@@ -46,6 +46,7 @@ from tff_fedmpq.federated.round_sums import (
     only_of_round,
 )
 from tff_fedmpq.federated.scheme import Scheme
+from tff_fedmpq.federated.similar_budgets import similarity
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
@@ -103,7 +104,8 @@ class Server:
         average of the last round, 0 before the first; and ``bit_reductions`` int32[N,
         L], the bits that each client's training pruned when it last took part. For G
         budgets, ``statistics`` holds float32[G, ...] for each tensor of statistics, and
-        ``has_statistics`` bool[G] whether a client of the budget took part.
+        ``statistics_weights`` float32[G] the sum of p_n over the clients that they are
+        of, 0 where none took part yet.
         ``population`` int64[] is the digest of client ids and budgets. The finalizer is
         the state of the server's optimizer, () without one; the aggregator's is added
         by the process.
@@ -112,11 +114,11 @@ class Server:
         copies = [np.stack(num_budgets * [value]) for value in non_trainable]
         distributor = collections.OrderedDict(
             bit_reductions=tf.zeros([len(self.budgets), num_layers], tf.int32),
-            has_statistics=tf.zeros([num_budgets], tf.bool),
             mean_bit_widths=tf.zeros([num_layers]),
             population=tf.constant(self.population, tf.int64),
             round=tf.constant(0),
             statistics=list(map(tf.constant, copies)),
+            statistics_weights=tf.zeros([num_budgets]),
         )
         model = tff.learning.models.ModelWeights(
             list(map(tf.constant, trainable)), list(map(tf.constant, non_trainable))
@@ -199,16 +201,25 @@ class Server:
     ) -> list[tf.Tensor]:
         """Returns what clients of some budgets are sent, float32[G, ...] each.
 
-        `known_levels` are the budgets of the state's rows. These are the statistics of
-        the nearest budget that has any, or else the global model's.
+        `known_levels` are the budgets of the state's rows. Where none of them took part
+        yet these are the global model's.
         """
-        common = state.global_model_weights.non_trainable
-        known = state.distributor["has_statistics"]
-        distances = np.abs(levels[:, np.newaxis] - known_levels)
-        nearest = tf.argmin(tf.where(known, distances, np.inf), axis=1)
+        # In float64: the same numbers in whatever order a runtime adds them.
+        known = tf.cast(state.distributor["statistics_weights"], tf.float64)
+        weights = similarity(levels, known_levels) * known
+        total = tf.reduce_sum(weights, axis=1, keepdims=True)
+        shares = tf.math.divide_no_nan(weights, total)
+
+        def mean(rows: tf.Tensor) -> tf.Tensor:
+            sums = tf.tensordot(shares, tf.cast(rows, tf.float64), 1)
+            return tf.cast(sums, tf.float32)
+
         return [
-            tf.where(tf.reduce_any(known), tf.gather(rows, nearest), value)
-            for rows, value in zip(state.distributor["statistics"], common)
+            tf.where(tf.reduce_any(known > 0), mean(rows), value)
+            for rows, value in zip(
+                state.distributor["statistics"],
+                state.global_model_weights.non_trainable,
+            )
         ]
 
     def float_weights(self, state: State) -> FloatWeights:
@@ -334,16 +345,20 @@ class Server:
         took_part = sums.participations[:, tf.newaxis] > 0
         pruned = self.bit_widths(state) - sums.bit_widths
         mean_bit_widths = sums.mean_bit_widths()
+        new_weights = sums.budget_weights
         if self.aggregation is not None and self.aggregation.is_private:
-            # The average depends on numbers of examples.
+            # Averages and weights depend on numbers of examples.
             mean_bit_widths = bits["mean_bit_widths"]
+            new_weights = tf.sign(new_weights)
         distributor = collections.OrderedDict(
             bit_reductions=tf.where(took_part, pruned, bits["bit_reductions"]),
-            has_statistics=bits["has_statistics"] | (sums.budget_weights > 0),
             mean_bit_widths=mean_bit_widths,
             population=bits["population"],
             round=bits["round"],
             statistics=rows,
+            statistics_weights=tf.where(
+                new_weights > 0, new_weights, bits["statistics_weights"]
+            ),
         )
         finalizer = state.finalizer
         if self.optimizer is not None:
