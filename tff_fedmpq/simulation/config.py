@@ -216,8 +216,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "rounds": 30,
             "batch_size": 16,
             "learning_rate": 0.2,
-            # Two or three clients of a few classes each know too little of the others'.
-            "statistics_per_budget": False,
             "num_clients": 10,
             "clients_per_round": 10,
         },
