@@ -157,7 +157,8 @@ def test_aggregation_weights_go_by_name(name):
     ):
         scheme = compose(name, aggregation_weight=identifier)
         assert float(scheme.aggregation_weight(budget, count)) == expected
-    default = 40 if name in ("aqfl", "fedmpq") else 10
+    # v_n |D_n| where the paper states it, else |D_n|.
+    default = 40 if name == "fedmpq_literal" else 10
     assert float(compose(name).aggregation_weight(budget, count)) == default
     with pytest.raises(ValueError, match="'budget_and_examples', 'examples'"):
         SCHEMES[name](aggregation_weight="loss")
@@ -280,14 +281,12 @@ def test_the_rows_of_table_4_differ_in_three_settings_alone():
 
 @pytest.mark.parametrize("reading", ["", "_literal"])
 def test_the_first_row_of_table_4_is_the_scheme_aqfl(reading):
-    """Literal AQFL weighs clients in its own way, too."""
+    """The paper does not state how AQFL weighs clients."""
     aqfl = settings_of(compose(f"aqfl{reading}"))
     options = {**_NOTHING, "aggregation_weight": aqfl["training"]["aggregation_weight"]}
     first_row = settings_of(compose(f"fedmpq{reading}", **options))
     assert {**aqfl, "name": "fedmpq"} == first_row
-    assert aqfl["training"]["aggregation_weight"] == (
-        "examples" if reading else "budget_and_examples"
-    )
+    assert aqfl["training"]["aggregation_weight"] == "examples"
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,10 @@ def test_the_settings_of_a_scheme_survive_the_command_line(parse, scheme):
         ("allocation", "Default: pruning_growing"),
         ("order", "Default: distortion, only in fedmpq, fedmpq_literal."),
         ("activation_bits", "8 (fpq8), 4 (aqfl), 4 (fedmpq)"),
-        ("aggregation_weight", "examples (fpq8), budget_and_examples (aqfl)"),
+        (
+            "aggregation_weight",
+            "Default: examples, budget_and_examples (fedmpq_literal)",
+        ),
         ("learning_rate", "Default: 0.1, 0.4 (quick), 0.2 (quick on digits)."),
     ],
 )

@@ -30,6 +30,7 @@ OPTIONS = {
     "learning_rate": 0.1,
     "learning_rate_unit": "code",
     "learning_rate_decay": "none",
+    "aggregation_weight": "budget_and_examples",
     "error_feedback": False,
     "allocation": "pruning_growing",
     "order": "size",

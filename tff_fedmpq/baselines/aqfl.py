@@ -4,8 +4,7 @@ The baseline of FedMPQ's Table 1 (after Abdelmoniem & Canini, "Towards Mitigatin
 Device Heterogeneity in Federated Learning via Adaptive Model Quantization", 2021):
 client n trains and sends codes of v_n bits. It is FedMPQ without the group Lasso, MSB
 pruning and the allocation of bits, and nothing else, so the rows of the paper's Table 4
-lie between the two. The paper does not state AQFL's aggregation weights: FedMPQ's are
-the default, |D_n| those of `AQFLConfig.literal`.
+lie between the two. The paper does not state AQFL's aggregation weights: they are |D_n|.
 """
 
 import dataclasses
@@ -27,8 +26,7 @@ class AQFLConfig(CodeTrainingConfig):
     @classmethod
     def literal(cls, **changes: Any) -> "AQFLConfig":
         """Returns AQFL as the paper reads literally, with `changes` of its fields."""
-        literal = {**LITERAL_CODE_TRAINING, "aggregation_weight": "examples"}
-        return cls(**{**literal, **changes})
+        return cls(**{**LITERAL_CODE_TRAINING, **changes})
 
     def compose(self) -> "Scheme":
         from tff_fedmpq.federated.scheme import compose_code_scheme

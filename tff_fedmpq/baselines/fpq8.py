@@ -7,7 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from tff_fedmpq.federated.builder import builder
-from tff_fedmpq.federated.config import AggregationWeight, CodeTrainingConfig
+from tff_fedmpq.federated.config import CodeTrainingConfig
 
 if TYPE_CHECKING:
     from tff_fedmpq.federated.scheme import Scheme
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class FPQ8Config(CodeTrainingConfig):
-    """Settings of FPQ8: those of training codes; clients weigh by |D_n|."""
+    """Settings of FPQ8: those of training codes."""
 
     name: ClassVar[str] = "fpq8"
 
-    aggregation_weight: AggregationWeight = "examples"
     activation_bits: Optional[int] = 8
 
     def compose(self) -> "Scheme":

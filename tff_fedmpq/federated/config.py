@@ -177,7 +177,6 @@ class CodeTrainingConfig(LocalTrainingConfig):
         common ones.
     """
 
-    aggregation_weight: AggregationWeight = "budget_and_examples"
     float_learning_rate: LearningRate = 0.1
     float_learning_rate_decay: Decay = "none"
     learning_rate_unit: LearningRateUnit = "weight"

@@ -30,6 +30,7 @@ Deviations by default, each an option:
 * a learning rate of weights instead of codes, which decays to zero
   (`learning_rate_unit`, `learning_rate_decay`);
 * error feedback at the server (`error_feedback`);
+* weights |D_n| of clients (`aggregation_weight`): what those of 2 bits learn counts;
 * BatchNorm statistics per budget (`statistics_per_budget`).
 
 `FedMPQConfig.literal()` has none of them. Even there, Algorithm 2 also grows the first
@@ -114,6 +115,7 @@ class FedMPQConfig(CodeTrainingConfig):
             "pruning_saturates": False,
             "pruning_end": 1.0,
             "order": "size",
+            "aggregation_weight": "budget_and_examples",
         }
         return cls(**(LITERAL_CODE_TRAINING | literal | changes))
 
