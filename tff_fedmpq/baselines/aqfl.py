@@ -4,7 +4,8 @@ The baseline of FedMPQ's Table 1 (after Abdelmoniem & Canini, "Towards Mitigatin
 Device Heterogeneity in Federated Learning via Adaptive Model Quantization", 2021):
 client n trains and sends codes of v_n bits. It is FedMPQ without the group Lasso, MSB
 pruning and the allocation of bits, and nothing else, so the rows of the paper's Table 4
-lie between the two. The paper does not state AQFL's aggregation weights: they are |D_n|.
+lie between the two. The paper does not state AQFL's aggregation weights: they are
+|D_n|.
 """
 
 import dataclasses
