@@ -21,7 +21,7 @@ def test_it_is_aqfl_at_eight_bits():
     training, other = (dataclasses.asdict(s.training) for s in (scheme, aqfl))
     differing = {name for name in other if training[name] != other[name]}
     assert training.keys() == other.keys()
-    assert differing == {"activation_bits", "aggregation_weight"}
+    assert differing == {"activation_bits"}
     assert (scheme.lasso, scheme.pruning) == (aqfl.lasso, aqfl.pruning) == (0, None)
     assert type(scheme.uplink) is type(aqfl.uplink)
     assert scheme.allocation is aqfl.allocation

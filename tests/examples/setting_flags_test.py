@@ -129,10 +129,7 @@ def test_the_settings_of_a_scheme_survive_the_command_line(parse, scheme):
         ("allocation", "Default: pruning_growing"),
         ("order", "Default: distortion, only in fedmpq, fedmpq_literal."),
         ("activation_bits", "8 (fpq8), 4 (aqfl), 4 (fedmpq)"),
-        (
-            "aggregation_weight",
-            "Default: examples, budget_and_examples (fedmpq_literal)",
-        ),
+        ("aggregation_weight", "Default: examples."),
         ("learning_rate", "Default: 0.1, 0.4 (quick), 0.2 (quick on digits)."),
     ],
 )

@@ -54,7 +54,7 @@ def test_defaults_are_the_papers_but_for_how_codes_learn():
     assert scheme.allocation.keywords == {"order": distortion_order}
     assert scheme.weights.representation is SIGN_MAGNITUDE
     assert scheme.weights.scale_rule is widening_scale
-    assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 40
+    assert scheme.aggregation_weight(np.float32(4), np.float32(10)) == 10
 
 
 def test_keras_pieces_have_the_defaults_of_fedmpqs_clients():
@@ -187,6 +187,7 @@ def test_the_literal_reading_can_be_changed(changes):
         "pruning_saturates": False,
         "pruning_end": 1.0,
         "order": "size",
+        "aggregation_weight": "budget_and_examples",
         **changes,
     }
     assert literal == FedMPQConfig(**expected)
