@@ -276,6 +276,7 @@ def test_private_bit_widths_do_not_depend_on_examples(runtime, private):
     assert_equal(
         state.distributor["mean_bit_widths"], start.distributor["mean_bit_widths"]
     )
+    assert state.distributor["statistics_weights"].tolist() == [1.0]
     variances = state.global_model_weights.non_trainable[1]
     assert (variances >= 0).all()
 

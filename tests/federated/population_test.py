@@ -254,14 +254,44 @@ def test_a_state_is_carried_over_to_clients_that_come_and_go(abc, others):
     for rows, old in zip(
         carried.distributor["statistics"], state.distributor["statistics"]
     ):
-        for budget, row in zip([3, 8], rows):
-            expected = statistics_oracle.sent(budget, old, weights)
-            np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
-    assert (carried.distributor["statistics_weights"] > 0).all()
+        expected = statistics_oracle.sent(3, old, weights)
+        np.testing.assert_allclose(rows[0], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(rows[1], old[2])  # 8 bits were there before.
+    carried_weights = carried.distributor["statistics_weights"]
+    assert carried_weights[1] == weights[8]
+    lowest, highest = sorted([weights[2], weights[8]])
+    assert lowest <= carried_weights[0] <= highest
     after = new.next(carried, ["b", "d"])
     assert after.state.distributor["round"] == 2
     with pytest.raises(ValueError, match="other clients or budgets"):
         carry_over(carried, process, new)
+
+
+def test_what_is_carried_over_to_the_same_clients_is_sent_as_before(abc):
+    process, state = abc
+    same = build({"a": 2, "b": 4, "c": 8}, seed=9)
+    carried = carry_over(state, process, same)
+    for name in process.client_ids:
+        for mine, before in zip(
+            same.device_model(carried, name).get_weights(),
+            process.device_model(state, name).get_weights(),
+        ):
+            np.testing.assert_allclose(mine, before, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.faults
+def test_a_state_of_another_version_is_refused(abc):
+    process, state = abc
+    former = dict(state.distributor)
+    former["has_statistics"] = former.pop("statistics_weights") > 0
+    old = state._replace(distributor=former)
+    for use in (
+        lambda: process.next(old, ["a"]),
+        lambda: process.device_model(old, "a"),
+        lambda: carry_over(old, process, process),
+    ):
+        with pytest.raises(ValueError, match="another version of tff_fedmpq"):
+            use()
 
 
 def test_a_state_is_not_carried_over_to_another_model(abc):

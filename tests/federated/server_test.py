@@ -41,8 +41,9 @@ class UplinkWithSymbols(ModelUplink):
 
 UPLINK = UplinkWithSymbols(SIGN_MAGNITUDE)
 NUM_CLIENTS = 6
+WEIGHTED = {"aggregation_weight": "budget_and_examples"}
 SERVER_SCHEME = dataclasses.replace(
-    FedMPQConfig(scale_rule="max").compose(), uplink=UPLINK
+    FedMPQConfig(scale_rule="max", **WEIGHTED).compose(), uplink=UPLINK
 )
 SERVER = Server(SERVER_SCHEME, SPEC, np.full(NUM_CLIENTS, 4.0), seed=0)
 KEYS = (4, 0, 3)
@@ -196,7 +197,7 @@ BUDGETS = np.array([2, 4, 2, 6, 4, 8.0])  # The results are of rows 4, 0, 3.
 
 def server_of_budgets(**settings) -> Server:
     scheme = dataclasses.replace(
-        FedMPQConfig(scale_rule="max", **settings).compose(), uplink=UPLINK
+        FedMPQConfig(scale_rule="max", **WEIGHTED, **settings).compose(), uplink=UPLINK
     )
     return Server(scheme, SPEC, BUDGETS, seed=0)
 
@@ -242,6 +243,21 @@ def test_clients_are_sent_the_statistics_of_similar_budgets(results):
     np.testing.assert_allclose(
         state.global_model_weights.non_trainable[0], expected, rtol=1e-5, atol=1e-6
     )
+
+
+def test_what_a_scheme_cannot_use_of_a_budget_has_no_statistics_of_its_own():
+    """Uniform bit-widths of a budget of 2.9 are 2."""
+    budgets = np.array([2.9, 3.2, 2.0])
+    for allocation, of_clients in (
+        ("uniform", [2, 3, 2]),
+        ("pruning_growing", [2.9, 3.2, 2]),
+    ):
+        scheme = FedMPQConfig(allocation=allocation).compose()
+        server = Server(scheme, SPEC, budgets, seed=0)
+        levels = server.levels
+        assert levels.tolist() == sorted(set(of_clients))
+        found = [levels[int(server._level_of(key))] for key in range(3)]
+        assert found == of_clients
 
 
 def test_clients_of_one_budget_are_averaged_and_others_keep_theirs(results):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -78,6 +78,7 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
         self, model: tf.keras.Model, state: State, client_id: Any
     ) -> None:
         """Sets a model of `device_model` to what another client would receive."""
+        self._check_fields(state)
         weights = self._server.model_for(state, self._population.row(client_id))
         assign_quantized_weights(model, weights)
 
@@ -94,12 +95,26 @@ class FederatedProcess(tff.learning.templates.LearningProcess):
                 f"{type(state).__name__}."
             )
         expected = self.initialize.type_signature.result.member
+        self._check_fields(state)
         self._check_weights(state.global_model_weights)
         digest = dict(state.distributor).get("population")
         if digest != self._population.digest or shapes_of(state) != shapes_of(expected):
             raise ValueError(
                 "The state is of a process of other clients or budgets; bring it to "
                 "this one by tff_fedmpq.carry_over(state, old_process, new_process)."
+            )
+
+    def _check_fields(self, state: State) -> None:
+        """Raises ValueError for a state of a version with other fields."""
+        wanted = tff.structure.name_list(
+            self.initialize.type_signature.result.member.distributor
+        )
+        found = list(dict(state.distributor))
+        if found != wanted:
+            raise ValueError(
+                "The state is of another version of tff_fedmpq: its distributor has "
+                f"{found}; expected {wanted}. Start again from its global model, by "
+                "process.set_model_weights(process.initialize(), weights)."
             )
 
     def _check_weights(self, weights: Any) -> None:
@@ -169,7 +184,7 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
 
     For clients that join or leave, and budgets that change: weights, round and averaged
     bit-widths stay, and so does what a client pruned. Clients that join have pruned
-    nothing. A budget gets the statistics of those that are similar.
+    nothing. Budgets that are new get the statistics of those that are similar.
     """
     old.check_state(state)
     # Keras numbers the names of layers.
@@ -184,15 +199,36 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
     for row, client_id in enumerate(new.client_ids):
         if client_id in rows:
             reductions[row] = former["bit_reductions"][rows[client_id]]
-    statistics = server.statistics_of(state, old._server.levels, server.levels)
-    alike = similarity(server.levels, old._server.levels)
-    weights = np.float32(alike @ former["statistics_weights"])
+    statistics, weights = _carry_statistics(former, old._server.levels, server.levels)
     distributor = collections.OrderedDict(
         bit_reductions=reductions,
         mean_bit_widths=former["mean_bit_widths"],
         population=np.int64(server.population),
         round=former["round"],
-        statistics=[rows.numpy() for rows in statistics],
+        statistics=statistics,
         statistics_weights=weights,
     )
     return state._replace(distributor=distributor)
+
+
+def _carry_statistics(
+    former: Mapping[str, Any], old_levels: np.ndarray, levels: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Returns rows and weights of statistics of other budgets than a state's.
+
+    Those of a budget that stays, or else the mean of similar ones that took part.
+    """
+    known = np.asarray(former["statistics_weights"], np.float64)
+
+    def normalized(shares: np.ndarray) -> np.ndarray:
+        total = shares.sum(axis=1, keepdims=True)
+        return np.divide(shares, total, where=total > 0, out=np.zeros_like(shares))
+
+    stays = levels[:, np.newaxis] == old_levels
+    alike = normalized(similarity(levels, old_levels) * (known > 0))
+    shares = np.where(stays.any(axis=1, keepdims=True), stays, alike)
+    rows = [
+        np.tensordot(normalized(shares * known), old, 1) for old in former["statistics"]
+    ]
+    weights = shares @ known
+    return [row.astype(np.float32) for row in rows], weights.astype(np.float32)

@@ -79,9 +79,16 @@ class Server:
 
     @property
     def levels(self) -> np.ndarray:
-        """Budgets that have statistics of their own, ascending, float64[G]."""
-        own = self.scheme.statistics_per_budget
-        return np.unique(self.budgets) if own else self.budgets[:1]
+        """Budgets that have statistics of their own, ascending, float64[G].
+
+        What a scheme cannot use of a budget has no effect on activations.
+        """
+        usable = self._usable_budgets
+        return np.unique(usable) if self.scheme.statistics_per_budget else usable[:1]
+
+    @property
+    def _usable_budgets(self) -> np.ndarray:
+        return self.scheme.usable_budgets(self.budgets)
 
     @property
     def _checks(self) -> AnswerChecks:
@@ -93,7 +100,7 @@ class Server:
         """Returns the index of a client's budget among `levels`, int64[]."""
         if not self.scheme.statistics_per_budget:
             return tf.constant(0, tf.int64)
-        return tf.gather(np.searchsorted(self.levels, self.budgets), key)
+        return tf.gather(np.searchsorted(self.levels, self._usable_budgets), key)
 
     def initial_state(
         self, trainable: Sequence[np.ndarray], non_trainable: Sequence[np.ndarray]
@@ -164,10 +171,7 @@ class Server:
 
     def model_for(self, state: State, key: Any) -> messages.QuantizedWeights:
         """Returns the model of the client of row `key`, at its own bit-widths."""
-        level = self._level_of(key)
-        statistics = [
-            rows[level] for rows in self.statistics_of(state, self.levels, self.levels)
-        ]
+        statistics = self.statistics_of(state, self._level_of(key))
         trainable = tuple(state.global_model_weights.trainable)
         weights = self.spec.split(trainable, statistics)
         bit_widths = self.bit_widths(state, [key])[0]
@@ -196,18 +200,17 @@ class Server:
         means = tf.where(mean > 0, mean, first)
         return self.scheme.allocation(means, reductions, self.spec.layer_sizes, budgets)
 
-    def statistics_of(
-        self, state: State, known_levels: np.ndarray, levels: np.ndarray
-    ) -> list[tf.Tensor]:
-        """Returns what clients of some budgets are sent, float32[G, ...] each.
+    def statistics_of(self, state: State, level: Any = None) -> list[tf.Tensor]:
+        """Returns what clients are sent, for each tensor of statistics.
 
-        `known_levels` are the budgets of the state's rows. Where none of them took part
-        yet these are the global model's.
+        For all `levels`, float32[G, ...], or for one, float32[...]. Where nobody took
+        part yet these are the global model's.
         """
-        # In float64: the same numbers in whatever order a runtime adds them.
+        alike = similarity(self.levels, self.levels)
         known = tf.cast(state.distributor["statistics_weights"], tf.float64)
-        weights = similarity(levels, known_levels) * known
-        total = tf.reduce_sum(weights, axis=1, keepdims=True)
+        # In float64: then runtimes that add in another order send the same numbers.
+        weights = known * (alike if level is None else tf.gather(alike, level))
+        total = tf.reduce_sum(weights, axis=-1, keepdims=True)
         shares = tf.math.divide_no_nan(weights, total)
 
         def mean(rows: tf.Tensor) -> tf.Tensor:
@@ -403,7 +406,7 @@ class Server:
             for rows in sums.statistics_of(self.spec)
         ]
         following = self.scheme.uplink.apply(
-            FloatWeights((), self.statistics_of(state, self.levels, self.levels)),
+            FloatWeights((), self.statistics_of(state)),
             FloatWeights((), means),
         )
         return [
