@@ -5,7 +5,7 @@ Device Heterogeneity in Federated Learning via Adaptive Model Quantization", 202
 client n trains and sends codes of v_n bits. It is FedMPQ without the group Lasso, MSB
 pruning and the allocation of bits, and nothing else, so the rows of the paper's Table 4
 lie between the two. The paper does not state AQFL's aggregation weights: they are
-|D_n|.
+|D_n|, also in the literal reading, where FedMPQ's are v_n |D_n|.
 """
 
 import dataclasses

@@ -30,15 +30,16 @@ Deviations by default, each an option:
 * a learning rate of weights instead of codes, which decays to zero
   (`learning_rate_unit`, `learning_rate_decay`);
 * error feedback at the server (`error_feedback`);
-* weights |D_n| of clients (`aggregation_weight`): what those of 2 bits learn counts;
+* weights |D_n| of clients (`aggregation_weight`): those of 2 bits, a fifth of the
+  paper's, have a fifth of the average, not a twelfth;
 * BatchNorm statistics per budget (`statistics_per_budget`).
 
 `FedMPQConfig.literal()` has none of them. Even there, Algorithm 2 also grows the first
 layer, stays within budgets and rounds the averaged bits; SGD has momentum; activations
-are clipped at 6; pruning keeps the step size. Where the paper leaves a choice:
+are clipped at 6; pruning keeps the step size; steps are rounded to the nearest power of
+two, and `step_rounding="up"` is the ceiling that Eq. 6 prints. Where the paper leaves a
+choice:
 
-* steps are rounded to the nearest power of two, and `step_rounding="up"` is the ceiling
-  that Eq. 6 prints;
 * Eq. 7 holds for every plane, with q_i for the q that it prints;
 * a client's scales stay as it received them;
 * the Lasso's gradient is taken to first order (`quantization.group_lasso`);

@@ -58,7 +58,8 @@ class Scheme:
       allocation: Rule of clients' bit-widths, from the average of the last round.
       starts_from_one_bit: Whether the rule starts from one bit in every layer before
         the first average; else from the whole bits of the budget.
-      statistics_per_budget: Whether each budget has BatchNorm statistics of its own.
+      statistics_per_budget: Whether BatchNorm statistics are kept for each budget,
+        and shared among similar ones.
       common_budget: Bits per weight of every client, whatever its own budget.
       min_budget: Smallest budget that the scheme can serve, in bits per weight.
     """

@@ -10,7 +10,7 @@ those of these clients' examples. A device of budget v is sent::
 
 over all budgets h, where S_h is the mean over the clients of h in the last round in
 which any took part, and p_h the sum of their weights. Where no similar budget took part
-yet, the nearest one prevails.
+yet, the least unlike ones prevail: k is small but never 0.
 """
 
 from __future__ import annotations

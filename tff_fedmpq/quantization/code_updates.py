@@ -55,7 +55,7 @@ def nearest_power_of_two(x: tf.Tensor) -> tf.Tensor:
 
 
 def power_of_two_above(x: tf.Tensor) -> tf.Tensor:
-    """Returns ``sign(x) 2**ceil(log2 |x|)``; 0 for 0, +-inf for NaN.
+    """Returns ``sign(x) 2**ceil(log2 |x|)``; 0 for 0, inf for NaN.
 
     A mantissa that is not 0 carries into the exponent. Subnormals become 2**-126.
     """
