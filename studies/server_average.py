@@ -91,7 +91,8 @@ def main() -> None:
 
 def run(population: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns a run's heading, and name -> measurements for each of its last rounds."""
-    cell = load_study("mechanisms").cells[0]
+    cells = {cell.run: cell for cell in load_study("mechanisms").cells}
+    cell = cells["examples"]  # The default.
     settings = {**cell.settings, "budgets": POPULATIONS[population]}
     config = build_config(dataclasses.replace(cell, settings=settings), seed)
     dataset = experiment.load_dataset(config, None)
@@ -237,15 +238,25 @@ def _rows(population: str) -> Iterator[Mapping[str, str]]:
             column = (
                 "global model, %" if budget is analysis.GLOBAL else f"{budget} bits"
             )
-            value = analysis.mean_over_seeds(of_seeds, "accuracy", budget)
+            means = {s: _mean_accuracy(r, budget) for s, r in of_seeds.items()}
+            sent = {s: _mean_accuracy(r, budget) for s, r in runs[_AS_SENT].items()}
+            if None in means.values():
+                continue  # A diagnosis is of the global model.
+            value = analysis.estimate(list(means.values()))
             mean[column] = format_estimate(value, "accuracy")
-            paired = analysis.paired_difference(
-                of_seeds, runs[_AS_SENT], "accuracy", (budget, budget)
-            )
+            paired = analysis.estimate([means[s] - sent[s] for s in means])
             difference[column] = format_estimate(paired, "accuracy", "+")
         yield mean
         if name != _AS_SENT:
             yield difference
+
+
+def _mean_accuracy(record: Any, budget: analysis.Budget) -> float | None:
+    """Returns the mean over the rounds of a file, which has the last six alone."""
+    if budget is analysis.GLOBAL:
+        return float(np.mean([r["test_accuracy"] for r in record["rounds"]]))
+    devices = [r["devices"].get(budget) for r in record["rounds"]]
+    return None if None in devices else float(np.mean([d["accuracy"] for d in devices]))
 
 
 if __name__ == "__main__":
