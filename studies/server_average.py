@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import json
 import pathlib
 import sys
 import tempfile
@@ -225,7 +226,7 @@ def _rows(population: str) -> Iterator[Mapping[str, str]]:
     """Yields a row of accuracies and one of differences for each way."""
     runs = {
         name: {
-            int(path.stem.removeprefix("seed")): results.read_record(path)
+            int(path.stem.removeprefix("seed")): json.loads(path.read_text())
             for path in sorted((RESULTS / f"{population}-{name}").glob("seed*.json"))
         }
         for name in _TITLES
