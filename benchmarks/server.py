@@ -87,7 +87,7 @@ def client_result(
     """Returns the result of a client that sends back what it received."""
     weights = messages.unpack_model(received, spec)
     budget = tf.constant(budget, tf.float32)
-    num_examples = 1.0 / budget  # Of weight 1.
+    num_examples = tf.constant(1.0)  # Of weight 1.
     message = scheme.uplink.encode(weights, weights, budget, received["seed"])
     weight = scheme.aggregation_weight(budget, num_examples)
     result = ClientResult(
