@@ -227,8 +227,7 @@ def _carry_statistics(
     stays = levels[:, np.newaxis] == old_levels
     alike = normalized(similarity(levels, old_levels) * (known > 0))
     shares = np.where(stays.any(axis=1, keepdims=True), stays, alike)
-    rows = [
-        np.tensordot(normalized(shares * known), old, 1) for old in former["statistics"]
-    ]
     weights = shares @ known
+    of_rows = normalized(shares * known)
+    rows = [np.tensordot(of_rows, old, 1) for old in former["statistics"]]
     return [row.astype(np.float32) for row in rows], weights.astype(np.float32)
