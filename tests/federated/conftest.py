@@ -86,7 +86,7 @@ def _statistics_by_oracle(problem: Any, state: Any, key: int) -> list[np.ndarray
         return list(state.global_model_weights.non_trainable)
     own = problem.budgets[problem.client_ids[key]]
     return [
-        statistics_oracle.sent(own, rows, weights).astype(np.float32)
+        statistics_oracle.mixed(own, rows, weights).astype(np.float32)
         for rows in state.distributor["statistics"]
     ]
 

@@ -254,7 +254,7 @@ def test_a_state_is_carried_over_to_clients_that_come_and_go(abc, others):
     for rows, old in zip(
         carried.distributor["statistics"], state.distributor["statistics"]
     ):
-        expected = statistics_oracle.sent(3, old, weights)
+        expected = statistics_oracle.mixed(3, old, weights)
         np.testing.assert_allclose(rows[0], expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(rows[1], old[2])  # 8 bits were there before.
     carried_weights = carried.distributor["statistics_weights"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from oracles import allocation as allocation_oracle
 from oracles import quantization as oracle
+from oracles import statistics
 from oracles.problem import device_bit_widths
 
 from tff_fedmpq.allocation import prune_and_grow
@@ -113,6 +115,27 @@ def test_training_starts_from_model_fns_weights_and_uniform_bits(
 # --- a round ----------------------------------------------------------------
 
 
+def statistics_of_float_weights(problem, recorded_round):
+    """The mean over budgets: of who took part now, else of who did before.
+
+    Every budget of the problem is that of one client.
+    """
+    state = recorded_round.before.distributor
+    budgets = sorted(set(problem.budgets.values()))
+    weights = dict(zip(budgets, state["statistics_weights"]))
+    rows = [list(rows) for rows in state["statistics"]]
+    for name in recorded_round.participants:
+        num_examples = len(problem.examples[name][1])
+        if num_examples:
+            budget = problem.budgets[name]
+            weights[budget] = budget * num_examples
+            model = model_by_oracle(problem, recorded_round.results[name].message)
+            for kind, values in zip(rows, list(model)[-len(rows) :]):
+                kind[budgets.index(budget)] = values
+    assert sum(weight > 0 for weight in weights.values()) == 3
+    return [statistics.mixed(math.inf, kind, weights) for kind in rows]
+
+
 def test_weights_are_the_mean_of_what_clients_sent(recorded_round, problem):
     """Eq. 15 with p_n = v_n |D_n|, from the messages of clients run one by one."""
     results = [recorded_round.results[name] for name in recorded_round.participants]
@@ -123,6 +146,7 @@ def test_weights_are_the_mean_of_what_clients_sent(recorded_round, problem):
     ]
     assert weights.count(0) == 1
     expected = [np.average(list(t), axis=0, weights=weights) for t in zip(*models)]
+    expected[-2:] = statistics_of_float_weights(problem, recorded_round)
     mine = as_list(problem, recorded_round.after)
     assert len(mine) == len(expected)
     for value, mean in zip(mine, expected):
@@ -146,7 +170,7 @@ def test_error_feedback_adds_the_mean_change(runtime, recorded_round, problem):
     pairs = zip(as_list(problem, before), trained, mean_model(recorded_round.messages))
     expected = [old + (new - sent) for old, new, sent in pairs]
     # Statistics were sent as they are, and come back as they are.
-    expected[-2:] = trained[-2:]
+    expected[-2:] = statistics_of_float_weights(problem, recorded_round)
     for value, wanted in zip(as_list(problem, output.state), expected):
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
     # It neither costs bits nor decides about them.

@@ -1,4 +1,4 @@
-"""BatchNorm statistics that a device is sent, one number at a time."""
+"""BatchNorm statistics of a device or of the float model, one number at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _TOLERANCE = 0.03
 
 
 def error_at(budget: float) -> float:
-    """Geometric between whole bit-widths."""
+    """Geometric between whole bit-widths; float weights have none."""
+    if math.isinf(budget):
+        return 0.0
     below = min(int(budget), 7)
     first, second = _ERRORS[below - 1], _ERRORS[below]
     return first * (second / first) ** (budget - below)
@@ -27,10 +29,13 @@ def similarity(budget: float, other: float) -> float:
     return math.exp(-(distance**2) / 2)
 
 
-def sent(
+def mixed(
     budget: float, rows: Sequence[np.ndarray], weights: Mapping[float, float]
 ) -> np.ndarray:
-    """The mean of budgets' statistics, `rows` in the order of `weights`' budgets."""
+    """The mean of budgets' statistics, `rows` in the order of `weights`' budgets.
+
+    `budget` is that of the model which the mean is for, `math.inf` for float weights.
+    """
     total, mass = np.zeros(np.shape(rows[0])), 0.0
     for row, (other, weight) in zip(rows, weights.items()):
         share = similarity(budget, other) * weight

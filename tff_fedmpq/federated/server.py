@@ -46,7 +46,11 @@ from tff_fedmpq.federated.round_sums import (
     only_of_round,
 )
 from tff_fedmpq.federated.scheme import Scheme
-from tff_fedmpq.federated.similar_budgets import similarity
+from tff_fedmpq.federated.similar_budgets import (
+    FLOAT_BUDGET,
+    similarity,
+    statistics_for,
+)
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
@@ -207,23 +211,12 @@ class Server:
         part yet these are the global model's.
         """
         alike = similarity(self.levels, self.levels)
-        known = tf.cast(state.distributor["statistics_weights"], tf.float64)
-        # In float64: then runtimes that add in another order send the same numbers.
-        weights = known * (alike if level is None else tf.gather(alike, level))
-        total = tf.reduce_sum(weights, axis=-1, keepdims=True)
-        shares = tf.math.divide_no_nan(weights, total)
-
-        def mean(rows: tf.Tensor) -> tf.Tensor:
-            sums = tf.tensordot(shares, tf.cast(rows, tf.float64), 1)
-            return tf.cast(sums, tf.float32)
-
-        return [
-            tf.where(tf.reduce_any(known > 0), mean(rows), value)
-            for rows, value in zip(
-                state.distributor["statistics"],
-                state.global_model_weights.non_trainable,
-            )
-        ]
+        alike = alike if level is None else tf.gather(alike, level)
+        weights = state.distributor["statistics_weights"]
+        means = statistics_for(alike, state.distributor["statistics"], weights)
+        is_known = tf.reduce_any(weights > 0)
+        common = state.global_model_weights.non_trainable
+        return [tf.where(is_known, *pair) for pair in zip(means, common)]
 
     def float_weights(self, state: State) -> FloatWeights:
         """Returns the global model of a state."""
@@ -344,24 +337,26 @@ class Server:
     ) -> State:
         """Returns the next state of a round that is not abandoned."""
         bits = state.distributor
-        trainable, rows, common = self._next_weights(state, sums, aggregated)
         took_part = sums.participations[:, tf.newaxis] > 0
         pruned = self.bit_widths(state) - sums.bit_widths
         mean_bit_widths = sums.mean_bit_widths()
-        new_weights = sums.budget_weights
+        weights = sums.budget_weights
         if self.aggregation is not None and self.aggregation.is_private:
             # Averages and weights depend on numbers of examples.
             mean_bit_widths = bits["mean_bit_widths"]
-            new_weights = tf.sign(new_weights)
+            weights = tf.sign(weights)
+        weights = tf.where(weights > 0, weights, bits["statistics_weights"])
+        trainable, rows = self._next_weights(state, sums, aggregated)
+        common = statistics_for(
+            similarity(np.array([FLOAT_BUDGET]), self.levels)[0], rows, weights
+        )
         distributor = collections.OrderedDict(
             bit_reductions=tf.where(took_part, pruned, bits["bit_reductions"]),
             mean_bit_widths=mean_bit_widths,
             population=bits["population"],
             round=bits["round"],
             statistics=rows,
-            statistics_weights=tf.where(
-                new_weights > 0, new_weights, bits["statistics_weights"]
-            ),
+            statistics_weights=weights,
         )
         finalizer = state.finalizer
         if self.optimizer is not None:
@@ -378,22 +373,19 @@ class Server:
 
     def _next_weights(
         self, state: State, sums: RoundSums, aggregated: Aggregated | None
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
-        """Returns trainable weights, and statistics of each budget and in common."""
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Returns trainable weights, and statistics of each budget."""
         if aggregated is None:
             present = self.float_weights(state)
             weights = self.scheme.uplink.apply(present, sums.mean_weights(self.spec))
-            rows = self._next_statistics(state, sums)
-            shares = tf.math.divide_no_nan(sums.budget_weights, sums.total_weight)
-            common = [tf.tensordot(shares, new, 1) for new in rows]
-            return list(self.spec.join(weights)[0]), rows, common
+            return list(self.spec.join(weights)[0]), self._next_statistics(state, sums)
         model, changes = state.global_model_weights, aggregated.changes
         trainable = list(map(tf.add, model.trainable, changes["weights"]))
         common = list(map(tf.add, model.non_trainable, changes.get("statistics", [])))
         # Noise may take variances below zero.
         flags = self.is_variance or itertools.repeat(False)
         common = [tf.maximum(t, 0) if v else t for t, v in zip(common, flags)]
-        return trainable, [value[tf.newaxis] for value in common], common
+        return trainable, [value[tf.newaxis] for value in common]
 
     def _next_statistics(self, state: State, sums: RoundSums) -> list[tf.Tensor]:
         """Returns the statistics of each budget after a round, float32[G, ...] each."""
