@@ -214,7 +214,7 @@ def sent_statistics(server, state, key):
     return server.model_for(state, key).float_parameters[-1].numpy()
 
 
-def test_clients_are_sent_the_statistics_of_similar_budgets(results):
+def test_clients_are_sent_statistics_that_are_fitted_over_budgets(results):
     server = server_of_budgets()
     values = [result.message["float_parameters"][-1] for result in results]
     sums = add_up(results, server)
@@ -228,17 +228,6 @@ def test_clients_are_sent_the_statistics_of_similar_budgets(results):
             rtol=1e-5,
             atol=1e-6,
         )
-    # 2 bits are unlike all others, of which 4 to 8 are alike.
-    trained = dict(zip(KEYS, values))
-    np.testing.assert_allclose(
-        sent_statistics(server, state, 0), trained[0], rtol=0.02, atol=0.02
-    )
-    np.testing.assert_allclose(
-        sent_statistics(server, state, 5),
-        sent_statistics(server, state, 3),
-        rtol=0.02,
-        atol=0.02,
-    )
     # The global model, whose weights are float, has those of precise clients.
     np.testing.assert_allclose(
         state.global_model_weights.non_trainable[0],

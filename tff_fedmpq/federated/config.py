@@ -173,7 +173,7 @@ class CodeTrainingConfig(LocalTrainingConfig):
       error_feedback: Whether the server adds clients' changes to its float weights, so
         that quantization errors do not accumulate; False averages the clients' models.
       statistics_per_budget: Whether the server keeps BatchNorm statistics for each
-        budget, and a client is sent those of clients of similar budgets; False keeps
+        budget, and a client is sent a fit over them (`budget_statistics`); False keeps
         common ones.
     """
 

@@ -18,6 +18,10 @@ from absl import logging
 
 from tff_fedmpq._tff import tff
 from tff_fedmpq.federated import left_out
+from tff_fedmpq.federated.budget_statistics import (
+    mean_statistics,
+    statistics_shares,
+)
 from tff_fedmpq.federated.checked_computation import (
     CheckedComputation,
     is_reference,
@@ -27,7 +31,6 @@ from tff_fedmpq.federated.evaluation import assign_global_weights
 from tff_fedmpq.federated.messages import BIT_ITEMS, assign_quantized_weights
 from tff_fedmpq.federated.population import Population
 from tff_fedmpq.federated.server import Server, State
-from tff_fedmpq.federated.similar_budgets import similarity
 
 
 class FederatedProcess(tff.learning.templates.LearningProcess):
@@ -184,7 +187,7 @@ def carry_over(state: State, old: FederatedProcess, new: FederatedProcess) -> St
 
     For clients that join or leave, and budgets that change: weights, round and averaged
     bit-widths stay, and so does what a client pruned. Clients that join have pruned
-    nothing. Budgets that are new get the statistics of those that are similar.
+    nothing. Budgets that are new get the statistics that their devices would be sent.
     """
     old.check_state(state)
     # Keras numbers the names of layers.
@@ -216,18 +219,12 @@ def _carry_statistics(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Returns rows and weights of statistics of other budgets than a state's.
 
-    Those of a budget that stays, or else the mean of similar ones that took part.
+    Those of a budget that stays, or else the mean that a new one would be sent.
     """
     known = np.asarray(former["statistics_weights"], np.float64)
-
-    def normalized(shares: np.ndarray) -> np.ndarray:
-        total = shares.sum(axis=1, keepdims=True)
-        return np.divide(shares, total, where=total > 0, out=np.zeros_like(shares))
-
     stays = levels[:, np.newaxis] == old_levels
-    alike = normalized(similarity(levels, old_levels) * (known > 0))
-    shares = np.where(stays.any(axis=1, keepdims=True), stays, alike)
+    shares = statistics_shares(levels, old_levels, known).numpy()
+    shares = np.where(stays.any(axis=1, keepdims=True), stays, shares)
     weights = shares @ known
-    of_rows = normalized(shares * known)
-    rows = [np.tensordot(of_rows, old, 1) for old in former["statistics"]]
-    return [row.astype(np.float32) for row in rows], weights.astype(np.float32)
+    rows = mean_statistics(former["statistics"], shares)
+    return [row.numpy() for row in rows], weights.astype(np.float32)

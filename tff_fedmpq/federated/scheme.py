@@ -59,7 +59,7 @@ class Scheme:
       starts_from_one_bit: Whether the rule starts from one bit in every layer before
         the first average; else from the whole bits of the budget.
       statistics_per_budget: Whether BatchNorm statistics are kept for each budget,
-        and shared among similar ones.
+        and fitted over all of them.
       common_budget: Bits per weight of every client, whatever its own budget.
       min_budget: Smallest budget that the scheme can serve, in bits per weight.
     """

@@ -11,9 +11,9 @@ part for the first time also profit from what the others found. Client results a
 one at a time, so the server never holds more than one client's model beside its own.
 
 Activations of coarser weights have other means and variances, so BatchNorm statistics
-are averaged over the clients of each budget, and a client is sent those of its own and
-of similar budgets (`similar_budgets`). The global model has the average over the
-clients of the last round, whatever their budget.
+are averaged over the clients of each budget, and a client is sent what a fit over all
+budgets gives for its own (`budget_statistics`); the global model has that for float
+weights.
 
 A result that fails a check of `acceptance` adds nothing to any sum; its reason is in
 the measurements. A round of fewer contributions than `min_clients`, or whose next state
@@ -37,6 +37,11 @@ from tff_fedmpq.federated import acceptance, messages
 from tff_fedmpq.federated.acceptance import Check, Rejection, Ticket
 from tff_fedmpq.federated.aggregation import Aggregated, Aggregation
 from tff_fedmpq.federated.answer_checks import AnswerChecks
+from tff_fedmpq.federated.budget_statistics import (
+    FLOAT_BUDGET,
+    mean_statistics,
+    statistics_shares,
+)
 from tff_fedmpq.federated.client_work import ClientResult
 from tff_fedmpq.federated.local_training import TrainingSums, learning_rates_at
 from tff_fedmpq.federated.round_sums import (
@@ -46,11 +51,6 @@ from tff_fedmpq.federated.round_sums import (
     only_of_round,
 )
 from tff_fedmpq.federated.scheme import Scheme
-from tff_fedmpq.federated.similar_budgets import (
-    FLOAT_BUDGET,
-    similarity,
-    statistics_for,
-)
 from tff_fedmpq.federated.tasks import Metrics
 from tff_fedmpq.keras.variables import FloatWeights, ModelSpec
 
@@ -210,10 +210,10 @@ class Server:
         For all `levels`, float32[G, ...], or for one, float32[...]. Where nobody took
         part yet these are the global model's.
         """
-        alike = similarity(self.levels, self.levels)
-        alike = alike if level is None else tf.gather(alike, level)
         weights = state.distributor["statistics_weights"]
-        means = statistics_for(alike, state.distributor["statistics"], weights)
+        shares = statistics_shares(self.levels, self.levels, weights)
+        shares = shares if level is None else tf.gather(shares, level)
+        means = mean_statistics(state.distributor["statistics"], shares)
         is_known = tf.reduce_any(weights > 0)
         common = state.global_model_weights.non_trainable
         return [tf.where(is_known, *pair) for pair in zip(means, common)]
@@ -347,9 +347,8 @@ class Server:
             weights = tf.sign(weights)
         weights = tf.where(weights > 0, weights, bits["statistics_weights"])
         trainable, rows = self._next_weights(state, sums, aggregated)
-        common = statistics_for(
-            similarity(np.array([FLOAT_BUDGET]), self.levels)[0], rows, weights
-        )
+        shares = statistics_shares(np.array([FLOAT_BUDGET]), self.levels, weights)
+        common = mean_statistics(rows, shares[0])
         distributor = collections.OrderedDict(
             bit_reductions=tf.where(took_part, pruned, bits["bit_reductions"]),
             mean_bit_widths=mean_bit_widths,
