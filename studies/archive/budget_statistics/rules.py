@@ -94,7 +94,7 @@ def main(population: str, seed: int) -> None:
             dict(zip(map(str, range(config.num_clients)), config.budgets)),
             build_client_data(pathlib.Path(directory), dataset, partition),
             config.scheme,
-            augment=dataset.augment,
+            augment=dataset.augment if config.augment else None,
             dtype_policy=config.dtype_policy,
             seed=seed,
         )
