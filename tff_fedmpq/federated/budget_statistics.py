@@ -2,9 +2,10 @@
 
 Weights of Gaussian distribution that are quantized to b bits lose the share D(b) of
 their variance (`quantization.gaussian`), and activations with them, so statistics of 8
-bits do not suit 2. But those of few clients are the statistics of their examples. Each
-of them is therefore taken as a linear function of D, fitted to the budgets whose
-clients took part, and read off at a device's own budget v: ridge regression::
+bits do not suit 2. But those of few clients are the statistics of their examples. So
+each moving mean and variance is taken as a linear function of D, fitted by ridge
+regression to the budgets whose clients took part, and read off at a device's own
+budget v::
 
     min over S, beta of sum_h p_h (S_h - S - beta (D(h) - m))**2 + rho**2 beta**2
 
@@ -27,8 +28,7 @@ import tensorflow as tf
 
 from tff_fedmpq.quantization.gaussian import DISTORTIONS
 
-# rho: budgets whose D differ by much less, such as those from 4 to 8 bits, share one
-# mean.
+# rho; budgets whose D differ by less, such as those of 4 to 8 bits, nearly share a mean.
 _RIDGE = 0.02
 
 FLOAT_BUDGET = np.inf
@@ -37,7 +37,7 @@ FLOAT_BUDGET = np.inf
 def statistics_shares(
     budgets: np.ndarray, others: np.ndarray, weights: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the share of the statistics of each budget in those for a budget.
+    """Returns the weights w(v, h) by which budgets' statistics become those for others.
 
     Args:
       budgets: Bits per weight of the models that the statistics are for, float64[G];
