@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from tff_fedmpq.quantization.gaussian import DISTORTIONS
 
-# rho; budgets whose D differ by less, such as those of 4 to 8 bits, nearly share a mean.
+# rho; budgets whose D differ by less, such as 4 to 8 bits, nearly share a mean.
 _RIDGE = 0.02
 
 FLOAT_BUDGET = np.inf
